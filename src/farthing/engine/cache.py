@@ -1,0 +1,170 @@
+"""The paged key/value cache: memory in pages of a few tokens, shared between sequences that begin alike.
+
+Kwon et al., arXiv:2309.06180 (pages); a full page of prompt is found again by its tokens and the page before it,
+so the samples of a prompt, and prompts with the same beginning, store and compute it once.
+
+Shapes: B sequences, M pages a sequence, S tokens a page, G key/value heads, D head width, T = M * S.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from farthing.model import ModelConfig
+
+
+class PagedCache:
+    """Keys and values of every layer in `pages` pages of `page_size` tokens, with a count of users for each page."""
+
+    def __init__(
+        self, config: ModelConfig, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (pages, page_size, config.num_kv_heads, config.head_dim)
+        self.page_size = page_size
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.users = [0] * pages
+        self._free = list(range(pages - 1, -1, -1))
+        # remembered prefixes, least recently used first: (name of the page before, its tokens) -> (page, its name).
+        # Names are never reused, so a chain cannot lead through a page that has been given away.
+        self._prefixes: OrderedDict[tuple[int, tuple[int, ...]], tuple[int, int]] = OrderedDict()
+        self._remembered: set[int] = set()
+        self._names = itertools.count(1)
+
+    @property
+    def available(self) -> int:
+        """Pages that can be had: free ones, and remembered prefixes nobody uses."""
+        return len(self._free) + sum(self.users[page] == 0 for page in self._remembered)
+
+    def take(self, count: int) -> list[int]:
+        """`count` pages of one's own; forgets unused prefixes, oldest first, when none is free."""
+        while len(self._free) < count:
+            key = next(key for key, (page, _) in self._prefixes.items() if self.users[page] == 0)
+            page, _ = self._prefixes.pop(key)
+            self._remembered.discard(page)
+            self._free.append(page)
+        pages = [self._free.pop() for _ in range(count)]
+        for page in pages:
+            self.users[page] = 1
+        return pages
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Give up a use of each page; a page nobody uses is free unless it is a remembered prefix."""
+        for page in pages:
+            self.users[page] -= 1
+            assert self.users[page] >= 0
+            if self.users[page] == 0 and page not in self._remembered:
+                self._free.append(page)
+
+    def _chunks(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
+        size = self.page_size
+        return [tuple(ids[start : start + size]) for start in range(0, len(ids) - size + 1, size)]
+
+    def find_prefix(self, ids: Sequence[int]) -> list[int]:
+        """Pages that already hold the beginning of ids (used once more each); at least one token is left to compute."""
+        pages: list[int] = []
+        name = 0
+        for chunk in self._chunks(ids[: len(ids) - 1]):
+            if (name, chunk) not in self._prefixes:
+                break
+            self._prefixes.move_to_end((name, chunk))
+            page, name = self._prefixes[name, chunk]
+            self.users[page] += 1
+            pages.append(page)
+        return pages
+
+    def remember(self, ids: Sequence[int], pages: Sequence[int]) -> None:
+        """Make the full pages of a computed prompt findable."""
+        name = 0
+        for chunk, page in zip(self._chunks(ids), pages, strict=False):
+            if (name, chunk) not in self._prefixes:
+                self._prefixes[name, chunk] = (page, next(self._names))
+                self._remembered.add(page)
+            name = self._prefixes[name, chunk][1]
+
+    def forget(self) -> None:
+        """Drop all remembered prefixes: the weights changed, so their keys are stale."""
+        self._free += [page for page in self._remembered if self.users[page] == 0]
+        self._remembered.clear()
+        self._prefixes.clear()
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy one page in every layer (a partly filled page cannot be shared by sequences that differ after it)."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target] = tensor[source]
+
+    def _write(self, layer: int, slots_N: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> None:
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots_N, k_NGD)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots_N, v_NGD)
+
+
+class Decode:
+    """One new token for each of B sequences: store its key and value, attend to everything before (an `Attend`).
+
+    The heads that share a key/value head are laid out as rows of one small matrix product.
+    """
+
+    def __init__(self, cache: PagedCache, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+        size, device = cache.page_size, cache.keys[0].device
+        self.cache = cache
+        pages = -(-(max(lengths) + 1) // size)  # the pages the longest sequence needs for its new token
+        table = torch.tensor([list(t[:pages]) + [0] * (pages - len(t)) for t in tables], device=device)
+        at = torch.tensor(list(lengths), device=device)
+        self.slots_B = table.gather(1, (at // size)[:, None])[:, 0] * size + at % size
+        self.pages_BM = table.flatten()
+        self.shape = (len(tables), pages * size)
+        self.mask = None
+        if min(lengths) + 1 < self.shape[1]:
+            visible = torch.arange(self.shape[1], device=device) <= at[:, None]
+            self.mask = visible[:, None, None, :]
+
+    def __call__(self, layer: int, q_BHD: Tensor, k_BGD: Tensor, v_BGD: Tensor) -> Tensor:
+        rows, groups, width = k_BGD.shape
+        self.cache._write(layer, self.slots_B, k_BGD, v_BGD)
+        k, v = (
+            store.index_select(0, self.pages_BM).view(*self.shape, groups, width).transpose(1, 2)
+            for store in (self.cache.keys[layer], self.cache.values[layer])
+        )
+        q = q_BHD.view(rows, groups, -1, width)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(q_BHD.shape)
+
+
+class Prefill:
+    """The new tokens of several prompts, each after what the cache already holds of it (an `Attend`)."""
+
+    def __init__(self, cache: PagedCache, tables: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> None:
+        size, device = cache.page_size, cache.keys[0].device
+        self.cache, self.spans = cache, list(spans)
+        self.tables = [torch.tensor(list(t), device=device) for t in tables]
+        self.positions = torch.cat([torch.arange(start, end, device=device) for start, end in spans])
+        self.slots = torch.cat(
+            [
+                table[torch.arange(start, end, device=device) // size] * size
+                + torch.arange(start, end, device=device) % size
+                for table, (start, end) in zip(self.tables, spans, strict=True)
+            ]
+        )
+
+    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> Tensor:
+        self.cache._write(layer, self.slots, k_NGD, v_NGD)
+        outs, at = [], 0
+        for table, (start, end) in zip(self.tables, self.spans, strict=True):
+            new = end - start
+            q, k, v = (t[at : at + new] for t in (q_NHD, k_NGD, v_NGD))
+            mask = None
+            if start:
+                k, v = (
+                    store[table].flatten(0, 1)[:end] for store in (self.cache.keys[layer], self.cache.values[layer])
+                )
+                mask = torch.ones(new, end, dtype=torch.bool, device=q.device).tril(diagonal=start)
+            q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+            outs.append(out[0].transpose(0, 1))
+            at += new
+        return torch.cat(outs)

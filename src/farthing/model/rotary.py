@@ -1,0 +1,68 @@
+"""Rotary position embedding: pairs (i, i + D/2) of a head are rotated by position * frequency_i.
+
+Shapes: T positions, N tokens, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farthing.model.config import Rope
+
+
+def frequencies(rope: Rope, head_dim: int) -> Tensor:
+    """Rotation speeds in radians a position, [D/2] float32 (arXiv:2104.09864 section 3.2.2; Llama 3.1 for `llama3`).
+
+    Raises:
+        ValueError: for a scaling kind that is not known here.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    freq = 1.0 / rope.theta**exponents
+    if rope.kind == "default":
+        return freq
+    if rope.kind == "linear":
+        return freq / rope.factor
+    if rope.kind == "llama3":
+        wavelength = 2 * math.pi / freq
+        turns = rope.original_max_positions / wavelength
+        ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        keep = ramp.clamp(0, 1)  # 0: slow pair, stretched by factor; 1: fast pair, kept
+        return freq * (keep + (1 - keep) / rope.factor)
+    raise ValueError(f"rope scaling {rope.kind!r} is not supported; known are default, linear and llama3")
+
+
+def tables(rope: Rope, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
+    """(cos, sin) for positions 0..length-1, each [T, D] float32; sin carries the sign of its half, so that
+    `rotate` is x * cos + swap_halves(x) * sin."""
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(rope, head_dim))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def _turn(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
+    return torch.addcmul(x_NHD * cos_N1D, x_NHD.roll(x_NHD.shape[-1] // 2, -1), sin_N1D)
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the rotation by the opposite angle: nothing but the tables is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
+    """x rotated by its tokens' positions. [N, H, D] in, the same out; tables in x's dtype."""
+    if torch.is_grad_enabled():
+        return _Rotate.apply(x_NHD, cos_N1D, sin_N1D)  # type: ignore[no-untyped-call]
+    return _turn(x_NHD, cos_N1D, sin_N1D)

@@ -1,0 +1,150 @@
+"""The engine against plain forward passes: what it caches, shares and schedules must never show in its output."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from farthing.engine import Engine, Request, Sampling
+from farthing.errors import UserError
+from farthing.model import Decoder, ModelConfig
+
+CONFIG = ModelConfig(
+    vocab_size=61, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+    tied_head=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    model = Decoder(CONFIG)
+    model.init_weights(seed=5, std=0.3)
+    return model.eval()
+
+
+def greedy(decoder, ids, count):
+    """Greedy decoding the slow way: the whole sequence again for every token."""
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(int(decoder(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[-count:]
+
+
+def score(decoder, prompt, completion, temperature=1.0):
+    logits = decoder(torch.tensor([[*prompt, *completion]]))[0] / temperature
+    logprobs = logits.log_softmax(-1)
+    return [float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(completion)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("max_batch", [1, 3, 8])
+def test_greedy_equals_plain_decoding_in_a_mixed_batch(decoder, max_batch):
+    torch.manual_seed(0)
+    shared = torch.randint(0, 61, (9,)).tolist()
+    prompts = [torch.randint(0, 61, (n,)).tolist() for n in (1, 4, 5, 17, 30)] + [[*shared, 1, 2], [*shared, 3]]
+    engine = Engine(decoder, max_batch=max_batch, cache_tokens=400, page_size=4)
+    news = [3, 12, 1, 7, 20, 9, 9]
+    requests = [
+        Request(p, Sampling(max_new_tokens=n, temperature=0)) for p, n in zip(prompts, news, strict=True)
+    ]
+    for _ in range(2):  # the second time every prompt is already cached
+        for prompt, new, (sample,) in zip(prompts, news, engine.generate(requests), strict=True):
+            assert sample.ids == greedy(decoder, prompt, new)
+            torch.testing.assert_close(sample.logprobs, score(decoder, prompt, sample.ids), atol=1e-4, rtol=0)
+    assert engine.cache.available == len(engine.cache.users)
+
+
+@torch.no_grad()
+def test_samples_do_not_depend_on_the_batch_they_ran_in(decoder):
+    prompt = list(range(10))
+    sampling = Sampling(max_new_tokens=15, temperature=1.3, seed=4)
+    together = Engine(decoder, max_batch=8, page_size=4).generate([Request(prompt, sampling, samples=6)])[0]
+    narrow = Engine(decoder, max_batch=2, page_size=4).generate([Request(prompt, sampling, samples=6)])[0]
+    alone = [
+        Engine(decoder, max_batch=1, page_size=4).generate([Request(prompt, sampling, first_sample=i)])[0][0]
+        for i in range(6)
+    ]
+    assert [s.ids for s in together] == [s.ids for s in narrow] == [s.ids for s in alone]
+    assert len({tuple(s.ids) for s in together}) > 1
+    for sample in together:
+        torch.testing.assert_close(sample.logprobs, score(decoder, prompt, sample.ids, 1.3), atol=1e-4, rtol=0)
+
+
+def test_prompt_is_computed_once_for_its_samples(decoder):
+    engine = Engine(decoder, max_batch=8, page_size=4)
+    engine.generate([Request(list(range(20)), Sampling(max_new_tokens=1), samples=8)])
+    assert engine.work.computed_tokens == 20
+    assert engine.work.prompt_tokens == 160
+    engine.generate([Request([*range(20), 7], Sampling(max_new_tokens=1))])
+    assert engine.work.computed_tokens == 21
+
+
+@torch.no_grad()
+def test_new_weights_are_used_at_once(decoder):
+    changed = Decoder(CONFIG)
+    changed.init_weights(seed=5, std=0.3)
+    engine = Engine(changed, page_size=4)
+    request = Request(list(range(12)), Sampling(max_new_tokens=6, temperature=0))
+    before = engine.generate([request])[0][0].ids
+    assert before == greedy(changed, request.ids, 6)
+    for parameter in changed.parameters():
+        if parameter.dim() == 2:
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+    after = engine.generate([request])[0][0].ids
+    assert after == greedy(changed, request.ids, 6)
+    assert after != before
+
+
+@torch.no_grad()
+def test_bfloat16_repacks_after_an_update(decoder):
+    model = Decoder(CONFIG).to(torch.bfloat16)
+    model.init_weights(seed=5, std=0.3)
+    ids = torch.arange(8)[None]
+    model(ids)
+    model.layers[0].feedforward.down.weight.mul_(-3)
+    fresh = Decoder(CONFIG).to(torch.bfloat16)
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(ids), fresh(ids), atol=0, rtol=0)
+
+
+def test_stop_ids_stop_strings_and_streaming(decoder):
+    request = Request([3, 1, 4], Sampling(max_new_tokens=30, temperature=1.0, seed=9))
+    engine = Engine(decoder, decode=lambda ids: "".join(chr(65 + i) for i in ids))
+    ids = engine.generate([request])[0][0].ids
+    stop = Sampling(max_new_tokens=30, temperature=1.0, seed=9, stop_ids=frozenset([ids[10]]))
+    sample = engine.generate([Request([3, 1, 4], stop)])[0][0]
+    cut = ids.index(ids[10]) + 1
+    assert sample.ids == ids[:cut]
+    assert sample.finish_reason == "stop"
+    text = "".join(chr(65 + i) for i in ids[4:6])
+    strings = Sampling(max_new_tokens=30, temperature=1.0, seed=9, stop=(text,))
+    assert len(engine.generate([Request([3, 1, 4], strings)])[0][0].ids) <= 6
+    streamed = list(engine.stream(request))
+    assert sum(streamed, []) == ids
+    assert len(streamed) == 30
+    half = engine.stream(request)
+    next(half)
+    half.close()
+    assert engine.cache.available == len(engine.cache.users)
+
+
+def test_a_prompt_that_cannot_fit_is_refused(decoder):
+    engine = Engine(decoder, cache_tokens=32)
+    with pytest.raises(UserError, match="there are 32"):
+        engine.generate([Request(list(range(30)), Sampling(max_new_tokens=10))])
+    with pytest.raises(UserError, match="empty"):
+        engine.generate([Request([], Sampling())])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=6))
+def test_pages_are_never_lost(decoder, shapes):
+    engine = Engine(decoder, max_batch=5, cache_tokens=64, page_size=4)
+    requests = [
+        Request([7] * length, Sampling(max_new_tokens=new, stop_ids=frozenset(range(9))), samples=count)
+        for length, new, count in shapes
+    ]
+    results = engine.generate(requests)
+    assert [len(r) for r in results] == [count for _, _, count in shapes]
+    assert engine.cache.available == len(engine.cache.users)
+    assert all(users == 0 for users in engine.cache.users)
