@@ -1,0 +1,141 @@
+"""Says in a sentence what pydantic found wrong with a recipe: where, what is wanted, what was given."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Container, Iterator, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+# What other trainers call the same thing: where spelling alone would not find the right key.
+_OTHER_NAMES = {
+    "learning_rate": "lr", "num_generations": "group", "group_size": "group", "batch_size": "prompts",
+    "beta": "kl", "kl_coef": "kl", "epsilon": "clip_low", "epsilon_high": "clip_high", "max_steps": "steps",
+    "max_completion_length": "max_new_tokens", "max_tokens": "max_new_tokens", "scheduler": "schedule",
+    "loss_type": "loss", "scale_rewards": "advantage", "mask_truncated_completions": "mask_truncated",
+    "dynamic_sampling": "refill", "lora_rank": "lora", "lora_r": "lora", "model": "base", "eval": "evaluate",
+    "system_prompt": "system", "type": "kind",
+}  # fmt: skip
+
+# Types of pydantic's errors; the second is a key that is no text.
+UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+
+_WANTS = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "string_type": "text", "dict_type": "a table", "list_type": "a list",
+    "model_type": "a table", "tuple_type": "a list of two numbers", "finite_number": "a finite number",
+}  # fmt: skip
+_BOUNDS = {
+    "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"), "less_than_equal": ("le", "at most"),
+}  # fmt: skip
+
+
+def sentence(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
+    """One pydantic error as "path: what is wrong, and what is wanted"."""
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    path = _path(problem["loc"], data, keep_last=kind == "missing" or kind in UNKNOWN_KEY)
+    where = ".".join(path)
+    if kind in UNKNOWN_KEY:
+        return f"{where}: no such key; {_right_key(root, path)}"
+    if kind == "missing":
+        models = [model for model in _models_at(root, path[:-1]) if path[-1] in model.model_fields]
+        meaning = models[0].model_fields[path[-1]].description if models else None
+        return f"{where}: is missing" + (f" ({meaning})" if meaning else "")
+    if kind == "literal_error":
+        words = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
+        hint = nearest(str(value), words)
+        return f"{where}: must be {context['expected']}, got {given(value)}" + (f"; {hint}" if hint else "")
+    if kind == "value_error":
+        return f"{where}: {context['error']}"
+    if kind == "string_pattern_mismatch":
+        return f"{where}: must be letters, digits, '.', '_' and '-' only, at most 64, got {given(value)}"
+    if kind in _BOUNDS:
+        key, word = _BOUNDS[kind]
+        bound = context[key] if isinstance(context[key], int) else f"{context[key]:g}"
+        return f"{where}: must be {word} {bound}, got {given(value)}"
+    if kind in ("too_short", "string_too_short"):
+        return f"{where}: must not be empty"
+    wanted = _WANTS.get(kind)
+    said = f"must be {wanted}" if wanted else problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{where}: {said}, got {given(value)}"
+
+
+def _path(loc: Sequence[int | str], data: Any, keep_last: bool) -> list[str]:
+    """The error's path as the user counts (from 1), without the branches of unions that pydantic adds."""
+    path: list[str] = []
+    for depth, part in enumerate(loc):
+        is_list = isinstance(data, list)
+        known: Container[Any] = range(len(data)) if is_list else data if isinstance(data, dict) else ()
+        if part in known:
+            data = data[part]
+        elif not (keep_last and depth == len(loc) - 1):
+            continue
+        path.append(str(part + 1) if is_list and isinstance(part, int) else str(part))
+    return path
+
+
+def _models_at(root: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
+    """The models whose keys may stand at `path`."""
+    hints: list[Any] = [root]
+    for part in path:
+        hints = [inner for hint in hints for inner in _inside(hint, part)]
+    return [
+        model
+        for hint in hints
+        for model in _variants(hint)
+        if isinstance(model, type) and issubclass(model, BaseModel)
+    ]
+
+
+def _variants(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) in (Union, types.UnionType):
+        for variant in get_args(hint):
+            yield from _variants(variant)
+    elif get_origin(hint) is Annotated:
+        yield from _variants(get_args(hint)[0])
+    else:
+        yield hint
+
+
+def _inside(hint: Any, part: str) -> Iterator[Any]:
+    for variant in _variants(hint):
+        if get_origin(variant) in (list, dict):
+            yield get_args(variant)[-1]
+        elif isinstance(variant, type) and issubclass(variant, BaseModel) and part in variant.model_fields:
+            yield variant.model_fields[part].annotation
+
+
+def _right_key(root: type[BaseModel], path: Sequence[str]) -> str:
+    key = path[-1]
+    fields = [name for model in _models_at(root, path[:-1]) for name in model.model_fields]
+    if _OTHER_NAMES.get(key) in fields:
+        return f"did you mean {_OTHER_NAMES[key]}?"
+    if len(path) == 1:  # a key of a stage or of evaluate, written one level too far out
+        for parent in (["stages", "1"], ["evaluate"]):
+            for name in (key, _OTHER_NAMES.get(key)):
+                if any(name in model.model_fields for model in _models_at(root, parent)):
+                    return f"did you mean {'.'.join(parent)}.{name}?"
+    return nearest(key, fields) or f"there are {', '.join(fields)}"
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def given(value: Any) -> str:
+    """What the user wrote, short enough for a sentence."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (dict, BaseModel)):
+        return "a table"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:39] + "…")
+    return f"{value}"[:40]

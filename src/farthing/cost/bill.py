@@ -1,0 +1,137 @@
+"""The bill: a ledger's summary as a table that reads like a shop's."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from farthing.cost.flops import CONVENTION
+from farthing.cost.ledger import LOST, Row, Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_FLOP_UNITS = [(1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP"), (1e18, "EFLOP")]
+_ENERGY_UNITS = [(3.6, "mWh"), (3600.0, "Wh"), (3.6e6, "kWh"), (3.6e9, "MWh")]  # joules in each
+_NONE = "–"
+
+
+def bill_table(summary: Summary, title: str = "") -> Table:
+    """The bill as a rich table: a row an activity, a total, and at its foot the rate and where it is from."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    flop_scale, flop_unit = _unit(summary.total.flops, _FLOP_UNITS)
+    energy_scale, energy_unit = _unit(summary.total.joules, _ENERGY_UNITS)
+    money = _decimals(summary.total.usd, least=2)
+    rows = summary.by_activity()
+
+    def cells(row: Row, name: str, tokens: str, time: str) -> list[Text]:
+        flops = amount(row.flops / flop_scale, _decimals(summary.total.flops / flop_scale, digits=4))
+        joules = amount(row.joules / energy_scale, _decimals(summary.total.joules / energy_scale, digits=4))
+        return [Text(cell) for cell in (name, time, tokens, flops, joules, amount(row.usd, money))]
+
+    table = Table(
+        box=box.SIMPLE,
+        title=Text(title) if title else None,
+        title_justify="left",
+        caption=Text("\n".join(foot(summary))),
+        caption_justify="left",
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("")
+    energy = f"{energy_unit} (est.)" if summary.total.joules_are == "estimated" else energy_unit
+    for heading in ("time", "tokens", flop_unit, energy, "$"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        # What went in and what came out are added: both passed through the model.
+        table.add_row(*cells(row, _name(row, summary), tokens(row), human_seconds(row.seconds)))
+    table.add_section()
+    # No total of the tokens: the same ones are generated and then trained on.
+    table.add_row(*cells(summary.total, "total", "", human_seconds(summary.total.seconds)), style="bold")
+    return table
+
+
+def bill_text(summary: Summary, title: str = "", width: int = 100) -> str:
+    """The same as plain text without colours, `width` characters wide at most."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None, force_terminal=False).print(bill_table(summary, title))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def foot(summary: Summary) -> list[str]:
+    """What the figures rest on: rates and their sources, the kind of energy, coverage, the convention."""
+    lines = []
+    for rate in summary.rates:
+        each = f" each for {rate.devices}x" if rate.devices > 1 else " for"
+        lines.append(f"{rate.usd:.4g} $/h{each} {rate.device} ({rate.source})")
+    if summary.rows:
+        wall = human_seconds(summary.wall_seconds)
+        lines.append(f"{summary.covered:.1%} of {wall} on the clock is in this bill")
+        lines.append(f"energy {summary.total.joules_are}; {CONVENTION}")
+    return lines
+
+
+def human_seconds(seconds: float) -> str:
+    """0.4 s, 42 s, 8.2 min, 118 min, 3 h 12 min, 2 d 5 h."""
+    if seconds <= 0:
+        return _NONE
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f} s" if round(seconds, 1) > 0 else "<0.1 s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if round(minutes, 1) < 10:
+        return f"{minutes:.1f} min"
+    if round(minutes) < 120:
+        return f"{minutes:.0f} min"
+    hours, rest = divmod(round(minutes), 60)
+    return f"{hours} h {rest} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def human_count(count: float) -> str:
+    """950, 12.3 k, 6.1 M, 14.8 T."""
+    if count <= 0:
+        return _NONE
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * scale:
+            return f"{count / scale:.{1 if count < 100 * scale else 0}f} {unit}"
+    return f"{count:.0f}"
+
+
+def tokens(row: Row) -> str:
+    return human_count(row.tokens_in + row.tokens_out)
+
+
+def amount(value: float, decimals: int) -> str:
+    """A figure with so many decimals; one too small for them is not shown as zero."""
+    if value <= 0:
+        return _NONE
+    smallest = 10.0**-decimals
+    return f"<{smallest:.{decimals}f}" if value < smallest / 2 else f"{value:.{decimals}f}"
+
+
+def _decimals(total: float, digits: int = 3, least: int = 0) -> int:
+    """Decimals that give a total so many significant digits, and at least `least`."""
+    if total <= 0:
+        return least
+    return max(least, digits - 1 - math.floor(math.log10(total)))
+
+
+def _unit(total: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """The largest unit of which there is one, else the smallest."""
+    fitting = [unit for unit in units if total >= unit[0]]
+    return fitting[-1] if fitting else units[0]
+
+
+def _name(row: Row, summary: Summary) -> str:
+    if row.activity != LOST:
+        return row.activity
+    times = {1: "once", 2: "twice"}.get(summary.interruptions, f"{summary.interruptions} times")
+    return f"failed or interrupted {times}" if summary.failed else f"interrupted {times}"

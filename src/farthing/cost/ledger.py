@@ -1,0 +1,257 @@
+"""The ledger: reading its lines and adding them up.
+
+One JSON object a line, one line a span of time; `meter.py` writes them. A line may be torn (the machine
+died while it was written): reading skips and counts it, so that one bad line never costs the others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+ACTIVITIES = ("load", "compile", "generate", "train", "verify", "evaluate", "checkpoint", "idle")
+LOST = "lost"  # the summary's activity for work that was thrown away: interrupted, failed or done again
+STATUSES = ("ok", "failed", "interrupted")
+
+
+class Line(TypedDict):
+    """One span: what was done, for how long, on what, and what it cost."""
+
+    stage: str
+    activity: str
+    started: float
+    """Unix seconds."""
+    seconds: float
+    """Time of its own, without the spans inside it."""
+    device: str
+    devices: int
+    tokens_in: int
+    tokens_out: int
+    flops: int
+    """Model FLOPs, see `cost.flops`."""
+    joules: float
+    joules_are: Literal["measured", "estimated"]
+    usd: float
+    usd_rate: float
+    """Dollars for one device-hour."""
+    rate_source: str
+    status: Literal["ok", "failed", "interrupted"]
+    attempt: int
+    """1 for the first start of a run, one more each time it is continued."""
+    step: int | None
+
+
+@dataclass
+class Row:
+    """The sum of some lines. `activity` is one of ACTIVITIES, or LOST."""
+
+    stage: str
+    activity: str
+    seconds: float = 0.0
+    device_hours: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    flops: int = 0
+    joules: float = 0.0
+    joules_are: Literal["measured", "estimated"] = "measured"
+    """Estimated as soon as any part of it is."""
+    usd: float = 0.0
+
+    def add(self, other: Row) -> None:
+        for name in _ADDED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.joules_are == "estimated":
+            self.joules_are = "estimated"
+
+
+_ADDED = [f.name for f in fields(Row) if f.name not in ("stage", "activity", "joules_are")]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What an hour of a device was booked at, and who says so."""
+
+    device: str
+    devices: int
+    usd: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A ledger added up. The rows add up to the total."""
+
+    rows: list[Row]
+    """By stage in the order they came, in a stage by activity; lost work is a row at its end."""
+    total: Row
+    wall_seconds: float
+    covered: float
+    """Share of the wall clock that the ledger accounts for; 0 for an empty ledger."""
+    interruptions: int
+    """Attempts that were interrupted, failed, or had work done again."""
+    failed: bool
+    """Whether any of the lost lines failed, rather than being interrupted."""
+    rates: list[Rate] = field(default_factory=list)
+
+    def by_activity(self) -> list[Row]:
+        """The rows with the stages taken together."""
+        merged: dict[str, Row] = {}
+        for row in self.rows:
+            merged.setdefault(row.activity, Row("", row.activity)).add(row)
+        return sorted(merged.values(), key=_order)
+
+
+def read(path: Path) -> tuple[list[Line], int]:
+    """The ledger's valid lines, and how many were skipped because they were empty, torn or no ledger line.
+
+    A ledger that does not exist is empty.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    pieces = content.split(b"\n")
+    if not pieces[-1]:
+        pieces.pop()  # what follows the last line's end
+    lines = [line for piece in pieces if (line := parse(piece)) is not None]
+    return lines, len(pieces) - len(lines)
+
+
+def parse(text: bytes) -> Line | None:
+    """One line of the ledger, or None if it is not one."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        return None
+    return value if is_line(value) else None
+
+
+def is_line(value: Any) -> bool:
+    """Whether a JSON value has everything a line needs, of the right type, finite and not negative."""
+    if not isinstance(value, dict) or not value.keys() >= Line.__annotations__.keys():
+        return False
+    texts = all(isinstance(value[key], str) for key in ("stage", "device", "rate_source"))
+    amounts = all(_is_amount(value[key]) for key in ("started", "seconds", "joules", "usd", "usd_rate"))
+    counts = all(_is_count(value[key]) for key in ("devices", "tokens_in", "tokens_out", "flops", "attempt"))
+    return (
+        texts
+        and amounts
+        and counts
+        and value["activity"] in ACTIVITIES
+        and value["status"] in STATUSES
+        and value["joules_are"] in ("measured", "estimated")
+        and (value["step"] is None or _is_count(value["step"]))
+    )
+
+
+def last_attempt(lines: Iterable[Line]) -> int:
+    """The number of the latest attempt in the ledger, 0 when it is empty."""
+    return max((line["attempt"] for line in lines), default=0)
+
+
+def summarise(lines: Sequence[Line], wall_seconds: float | None = None) -> Summary:
+    """Add a ledger up by stage and activity, with the work that was lost in rows of its own.
+
+    Lost is a line that did not end well, and a line of an earlier attempt with a step that a later attempt
+    did again: the later one resumed from a checkpoint before it. `wall_seconds` is the run's wall clock if
+    the caller knows it; otherwise it is that of each attempt, first start to last end, without the gaps
+    between attempts when nothing ran.
+    """
+    redone_from = _redone_from(lines)
+    rows: dict[tuple[str, str], Row] = {}
+    lost_attempts: set[int] = set()
+    rates: dict[Rate, None] = {}
+    total = Row("", "total")
+    stages: dict[str, int] = {}
+    failed = False
+    for line in lines:
+        stages.setdefault(line["stage"], len(stages))
+        lost = _is_lost(line, redone_from)
+        if lost:
+            lost_attempts.add(line["attempt"])
+            failed = failed or line["status"] == "failed"
+        key = (line["stage"], LOST if lost else line["activity"])
+        cost = _cost(line)
+        rows.setdefault(key, Row(*key)).add(cost)
+        total.add(cost)
+        rates[Rate(line["device"], line["devices"], line["usd_rate"], line["rate_source"])] = None
+    wall = _wall_seconds(lines) if wall_seconds is None else wall_seconds
+    return Summary(
+        rows=sorted(rows.values(), key=lambda row: (stages[row.stage], _order(row))),
+        total=total,
+        wall_seconds=wall,
+        covered=total.seconds / wall if wall > 0 else 0.0,
+        interruptions=len(lost_attempts),
+        failed=failed,
+        rates=list(rates),
+    )
+
+
+def _cost(line: Line) -> Row:
+    return Row(
+        stage=line["stage"],
+        activity=line["activity"],
+        seconds=line["seconds"],
+        device_hours=line["seconds"] * line["devices"] / 3600,
+        tokens_in=line["tokens_in"],
+        tokens_out=line["tokens_out"],
+        flops=line["flops"],
+        joules=line["joules"],
+        joules_are=line["joules_are"],
+        usd=line["usd"],
+    )
+
+
+def _redone_from(lines: Iterable[Line]) -> Mapping[tuple[str, int], int]:
+    """For a stage and an attempt, the smallest step of that stage in any later attempt."""
+    first: dict[str, dict[int, int]] = defaultdict(dict)
+    for line in lines:
+        if line["step"] is not None:
+            steps = first[line["stage"]]
+            steps[line["attempt"]] = min(line["step"], steps.get(line["attempt"], line["step"]))
+    redone: dict[tuple[str, int], int] = {}
+    for stage, steps in first.items():
+        smallest: int | None = None
+        for attempt in sorted(steps, reverse=True):
+            if smallest is not None:
+                redone[stage, attempt] = smallest
+            smallest = steps[attempt] if smallest is None else min(smallest, steps[attempt])
+    return redone
+
+
+def _is_lost(line: Line, redone_from: Mapping[tuple[str, int], int]) -> bool:
+    if line["status"] != "ok":
+        return True
+    resumed = redone_from.get((line["stage"], line["attempt"]))
+    return resumed is not None and line["step"] is not None and line["step"] >= resumed
+
+
+def _wall_seconds(lines: Iterable[Line]) -> float:
+    attempts: dict[int, list[Line]] = defaultdict(list)
+    for line in lines:
+        attempts[line["attempt"]].append(line)
+    wall = 0.0
+    for own in attempts.values():
+        start = min(line["started"] for line in own)
+        end = max(line["started"] + line["seconds"] for line in own)
+        # A line's end is not written: that of a span with others inside lies later than started + seconds.
+        wall += max(end - start, sum(line["seconds"] for line in own))
+    return wall
+
+
+def _order(row: Row) -> int:
+    return ACTIVITIES.index(row.activity) if row.activity in ACTIVITIES else len(ACTIVITIES)
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= sys.float_info.max
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,137 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farthing.cost.bill import amount, bill_text, human_count, human_seconds
+from farthing.cost.ledger import is_line, read, summarise
+
+
+def make(tmp_path, *lines):
+    usual = {
+        "stage": "01-grpo",
+        "started": 0.0,
+        "device": "NVIDIA H100 SXM 80GB",
+        "devices": 1,
+        "tokens_in": 0,
+        "tokens_out": 0,
+        "flops": 0,
+        "joules_are": "measured",
+        "usd_rate": 2.95,
+        "rate_source": "market median, AIMultiple, 2026-05",
+        "status": "ok",
+        "attempt": 1,
+        "step": None,
+    }
+    path = tmp_path / "ledger.jsonl"
+    whole = [usual | line for line in lines]
+    for line in whole:
+        line.setdefault("joules", line["seconds"] * 300)
+        line.setdefault("usd", line["seconds"] * line["usd_rate"] / 3600)
+        assert is_line(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in whole))
+    return summarise(read(path)[0])
+
+
+def test_a_bill_reads_like_a_shop_s(tmp_path):
+    summary = make(
+        tmp_path,
+        {"activity": "load", "seconds": 240.0},
+        {"activity": "generate", "seconds": 7080.0, "tokens_out": 6_100_000, "flops": int(41.2e15)},
+        {"activity": "train", "seconds": 3120.0, "tokens_in": 5_400_000, "flops": int(77.9e15)},
+        {"activity": "evaluate", "seconds": 720.0, "tokens_out": 600_000, "flops": int(3.9e15)},
+        {"activity": "train", "seconds": 360.0, "flops": int(2e15), "status": "interrupted"},
+    )
+    text = bill_text(summary, "r1-zero   1x H100")
+    lines = text.splitlines()
+    assert lines[0] == "r1-zero   1x H100"
+    assert lines[1].split() == ["time", "tokens", "PFLOP", "Wh", "$"]
+    cells = {line.split("  ")[0]: line.split() for line in lines}
+    assert cells["load"] == ["load", "4.0", "min", "–", "–", "20.0", "0.20"]
+    assert cells["generate"] == ["generate", "118", "min", "6.1", "M", "41.2", "590.0", "5.80"]
+    assert cells["train"][1:5] == ["52", "min", "5.4", "M"]
+    assert cells["interrupted once"][-2:] == ["30.0", "0.29"]
+    assert cells["total"] == ["total", "3", "h", "12", "min", "125.0", "960.0", "9.44"]
+    assert "2.95 $/h for NVIDIA H100 SXM 80GB" in text
+    assert "2026-05" in text
+    assert "energy measured" in text
+    assert "causal" in text
+
+
+def test_a_small_run_shows_its_money_and_that_energy_is_estimated(tmp_path):
+    summary = make(
+        tmp_path,
+        {"activity": "train", "seconds": 12.0, "usd_rate": 0.08, "joules_are": "estimated", "flops": 10**9},
+        {"activity": "verify", "seconds": 0.001, "usd_rate": 0.08, "joules_are": "estimated"},
+    )
+    text = bill_text(summary)
+    assert "0.000267" in text
+    assert "<0.000001" in text
+    assert "0.00 " not in text
+    assert "Wh (est.)" in text
+    assert "energy estimated" in text
+
+
+def test_failures_several_devices_and_brackets_are_shown(tmp_path):
+    summary = make(
+        tmp_path,
+        {"activity": "train", "seconds": 10.0, "status": "failed", "devices": 8, "rate_source": "[red]x"},
+        {"activity": "train", "seconds": 10.0, "status": "interrupted", "attempt": 2, "devices": 8},
+        {"activity": "train", "seconds": 10.0, "attempt": 3},
+    )
+    text = bill_text(summary, "[bold]name", width=70)
+    assert "[bold]name" in text
+    assert "[red]x" in text
+    assert "failed or interrupted twice" in text
+    assert "each for 8x NVIDIA H100" in text
+    assert max(len(line) for line in text.splitlines()) <= 70
+
+
+def test_an_empty_bill(tmp_path):
+    assert "total" in bill_text(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "–"),
+        (0.01, "<0.1 s"),
+        (0.42, "0.4 s"),
+        (9.96, "10 s"),
+        (42, "42 s"),
+        (59.6, "1.0 min"),
+        (492, "8.2 min"),
+        (7080, "118 min"),
+        (7199, "2 h 0 min"),
+        (11520, "3 h 12 min"),
+        (190_800, "2 d 5 h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "–"),
+        (7, "7"),
+        (950, "950"),
+        (999, "999"),
+        (1000, "1.0 k"),
+        (12_340, "12.3 k"),
+        (600_000, "600 k"),
+        (999_900, "1.0 M"),
+        (6_100_000, "6.1 M"),
+        (14_800_000_000_000, "14.8 T"),
+    ],
+)
+def test_counts(count, text):
+    assert human_count(count) == text
+
+
+@given(st.floats(1e-12, 1e9), st.integers(0, 12))
+def test_an_amount_is_never_shown_as_zero(value, decimals):
+    shown = amount(value, decimals)
+    assert shown.startswith("<") or float(shown) > 0

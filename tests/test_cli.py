@@ -1,0 +1,362 @@
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+import farthing
+from farthing import cli
+from farthing.errors import UserError
+from farthing.recipe import load
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
+    """Run `farthing ARGUMENTS` in this process, in an empty folder: gives (exit code, stdout, stderr)."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def farthing_command(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["farthing", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, output.out, output.err
+
+    yield farthing_command
+    signal.signal(signal.SIGTERM, handler)
+
+
+def module(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
+    """Put a stand-in where the command will import the real, slow thing."""
+    stand_in = ModuleType(name)
+    vars(stand_in).update(contents)
+    monkeypatch.setitem(sys.modules, name, stand_in)
+
+
+def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, **options)
+
+
+# ---- starting ----
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, farthing.cli, farthing.recipe, farthing.chat; farthing.recipe.load('quickstart');"
+        "print([m for m in ('torch', 'transformers', 'reasoning_gym', 'numpy', 'rich') if m in sys.modules])"
+    )
+    assert python(code, stdout=subprocess.PIPE).communicate(timeout=60)[0] == "[]\n"
+
+
+def test_python_m_farthing_is_farthing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "farthing", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("farthing 0")
+
+
+def test_help_lists_the_commands(run: Run) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        assert [word for word in ("run", "chat", "eval", "recipes") if f"  {word} " not in out] == []
+    assert "--set" in run("run", "--help")[1]
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["walk"], "No such command 'walk' (see farthing --help)"),
+        (["run"], "Missing argument"),
+        (["run", "quickstart", "--sed", "1"], "(see farthing run --help)"),
+        (["run", "quickstart", "--seed", "x"], "(see farthing run --help)"),
+        (["chat", "x", "--temperature", "-1"], "(see farthing chat --help)"),
+        (["run", "quickstrat"], "did you mean quickstart?"),
+        (["run", "quickstart", "--set", "stages.1.learning_rate=1"], "did you mean lr?"),
+        (["run", "quickstart", "--set", "stages.1.learning_rate=1", "--json"], "did you mean lr?"),
+        (["eval", "x"], "needs either --tasks"),
+        (["eval", "x", "--tasks", "a", "--recipe", "quickstart"], "needs either --tasks"),
+        (["eval", "x", "--tasks", ","], "stages.1.tasks: must not be empty"),
+        (["eval", "", "--tasks", "a"], "base: must not be empty"),
+        (["eval", "x", "--tasks", "a=-1"], "stages.1.tasks.a: must be above 0"),
+        (["chat"], "no finished run under runs/"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(run: Run, arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("farthing: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("a bug, not a mistake")
+
+    module(monkeypatch, "farthing.run", run=broken)
+    with pytest.raises(ValueError, match="a bug"):
+        run("run", "quickstart")
+
+
+# ---- run ----
+
+
+def test_dry_run_prints_the_recipe_that_would_run(run: Run, tmp_path: Path) -> None:
+    changes = ["--set", "stages.grpo.lr=2e-5", "--set", "stages.1.steps=3", "--seed", "9"]
+    code, out, err = run("run", "quickstart", "--dry-run", *changes)
+    assert (code, err) == (0, "")
+    (tmp_path / "printed.yaml").write_text(out)
+    recipe = load("quickstart", ["stages.1.lr=2e-5", "stages.1.steps=3"], seed=9)
+    assert load(tmp_path / "printed.yaml") == recipe
+    code, out, _ = run("run", "quickstart", "--dry-run", "--json", *changes)
+    assert (
+        json.loads(out) == recipe.model_dump(mode="json") == yaml.safe_load(yaml.safe_dump(json.loads(out)))
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "printed.yaml"]
+
+
+def test_run_hands_over_and_prints_the_run_directory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def stand_in(recipe: Any, run_dir: Path | None, quiet: bool) -> Any:
+        seen.append((recipe, run_dir, quiet))
+        print("a library's chatter")
+        return SimpleNamespace(run_dir=Path("runs/quickstart"), results={"usd": 0.01})
+
+    module(monkeypatch, "farthing.run", run=stand_in)
+    assert run("run", "quickstart") == (0, "runs/quickstart\n", "a library's chatter\n")
+    code, out, _ = run("run", "quickstart", "--run-dir", "elsewhere", "--quiet", "--json", "--seed", "3")
+    assert code == 0
+    assert json.loads(out) == {"run_dir": "runs/quickstart", "usd": 0.01}
+    assert out.count("\n") == 1
+    assert seen == [
+        (load("quickstart"), None, False),
+        (load("quickstart", seed=3), Path("elsewhere"), True),
+    ]
+
+
+def test_an_interrupted_run_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    module(monkeypatch, "farthing.run", run=interrupted)
+    line = "farthing: interrupted; run the same command again to continue\n"
+    assert run("run", "quickstart") == (130, "", line)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_signals_unwind_and_exit_130(kind: signal.Signals, tmp_path: Path) -> None:
+    code = """
+import pathlib, sys, time, types
+def run(*_):
+    try:
+        print("started", file=sys.stderr, flush=True)
+        time.sleep(60)
+    finally:
+        pathlib.Path("tidy").write_text("tidied")
+sys.modules["farthing.run"] = types.ModuleType("farthing.run")
+sys.modules["farthing.run"].run = run
+import farthing.cli
+farthing.cli.main()
+"""
+    process = python(code, "run", "quickstart", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "started\n"
+    process.send_signal(kind)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err == "farthing: interrupted; run the same command again to continue\n"
+    assert (tmp_path / "tidy").read_text() == "tidied"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = python(
+        "import farthing.cli; farthing.cli.main()", "recipes", stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 1
+
+
+def test_a_pipe_that_breaks_elsewhere_is_a_bug(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise BrokenPipeError("a worker's pipe")
+
+    module(monkeypatch, "farthing.run", run=broken)
+    with pytest.raises(BrokenPipeError, match="a worker"):
+        run("run", "quickstart")
+
+
+# ---- eval ----
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    seen: list[Any] = []
+
+    def evaluate_source(source: str, tasks: Any, n: int, **settings: Any) -> dict[str, Any]:
+        seen.append((source, {name: setting.weight for name, setting in tasks.items()}, n, settings))
+        counts = {"n": n, "right": 1, "wrong": 2, "unparsed": 3, "cut_off": 4}
+        return {**counts, "accuracy": 0.1, "ci95": [0.05, 0.2]}
+
+    module(monkeypatch, "farthing.evaluate", evaluate_source=evaluate_source)
+    return seen
+
+
+def test_eval_with_tasks_asks_plainly(run: Run, evaluations: list[Any]) -> None:
+    code, out, err = run("eval", "some/folder", "--tasks", "chain_sum=2, gcd", "--n", "10")
+    assert (code, err) == (0, "")
+    assert out == (
+        "some/folder: 10.0% right of 10 (95% interval 5.0 to 20.0); 2 wrong, 3 unparsed, 4 cut off\n"
+    )
+    source, tasks, n, settings = evaluations[0]
+    assert (source, tasks, n) == ("some/folder", {"chain_sum": 2.0, "gcd": 1.0}, 10)
+    assert settings["prompt"] == "{question}"
+    assert (settings["answer"], settings["temperature"], settings["seed"]) == ("final", 0.0, 0)
+
+
+def test_eval_with_a_recipe_asks_as_it_does(run: Run, evaluations: list[Any]) -> None:
+    code, out, _ = run("eval", "some/folder", "--recipe", "r1-zero", "--seed", "5", "--json")
+    assert code == 0
+    assert json.loads(out)["accuracy"] == 0.1
+    _, tasks, n, settings = evaluations[0]
+    assert set(tasks) == {"gsm_symbolic", "countdown"}
+    assert n == 500
+    stage = load("r1-zero").stages[0]
+    assert settings == {
+        "answer": "tag",
+        "prompt": stage.prompt,
+        "system": stage.system,
+        "max_new_tokens": stage.max_new_tokens,
+        "temperature": 0.0,
+        "seed": 5,
+    }
+
+
+# ---- recipes ----
+
+
+def test_recipes_lists_them(run: Run) -> None:
+    code, out, err = run("recipes")
+    assert (code, err) == (0, "")
+    assert any(line.startswith("quickstart  ") for line in out.splitlines())
+    listed = json.loads(run("recipes", "--json")[1])
+    assert [row["name"] for row in listed["recipes"]] == sorted(row["name"] for row in listed["recipes"])
+
+
+# ---- chat ----
+
+
+@pytest.fixture
+def sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    seen: list[str] = []
+
+    class Model:
+        def stream(self, messages: list[dict[str, str]], **sampling: Any) -> Iterator[str]:
+            if messages[-1]["content"] == "mistake":
+                raise UserError("too\nlong")
+            yield f"you said {messages[-1]['content']}"
+
+    def load_model(source: str) -> Model:
+        seen.append(source)
+        return Model()
+
+    monkeypatch.setattr(farthing, "load", load_model, raising=False)
+    return seen
+
+
+def test_chat_reads_lines_from_a_pipe(run: Run, sources: list[str]) -> None:
+    assert run("chat", "some/folder", stdin="one\ntwo\n") == (0, "you said one\nyou said two\n", "")
+    assert sources == ["some/folder"]
+
+
+def test_chat_as_json_is_one_object(run: Run, sources: list[str]) -> None:
+    code, out, err = run("chat", "some/folder", "--json", "--system", "s", stdin="one")
+    assert (code, err) == (0, "you said one\n")
+    conversation = json.loads(out)
+    assert conversation["source"] == "some/folder"
+    assert [message["content"] for message in conversation["messages"]] == ["s", "one", "you said one"]
+
+
+def test_a_mistake_in_a_piped_chat_ends_it(run: Run, sources: list[str]) -> None:
+    assert run("chat", "some/folder", stdin="mistake\ntwo\n") == (2, "", "farthing: too long\n")
+
+
+def test_chat_takes_the_newest_run_or_one_by_name(run: Run, sources: list[str], tmp_path: Path) -> None:
+    for age, name in ((50, "older"), (10, "newer"), (0, "unfinished")):
+        (tmp_path / "runs" / name / "stages").mkdir(parents=True)
+        if name != "unfinished":
+            link = tmp_path / "runs" / name / "model"
+            link.symlink_to("stages")
+            os.utime(link, (time.time() - age,) * 2, follow_symlinks=False)
+    run("chat")
+    run("chat", "older")
+    run("chat", "pypi:older")
+    assert sources == ["runs/newer", "runs/older", "pypi:older"]
+
+
+def test_chat_in_a_terminal() -> None:
+    code = """
+import time, farthing, farthing.cli
+class Model:
+    def stream(self, messages, **sampling):
+        yield "<think>hm hm</think>hello"
+        if len(messages) == 1:
+            time.sleep(60)
+farthing.load = lambda source: Model()
+farthing.cli.main()
+"""
+    ours, theirs = pty.openpty()
+    process = python(code, "chat", "x", stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    shown = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal shown
+        until = time.monotonic() + 20
+        while text not in shown:
+            assert time.monotonic() < until, shown
+            if select.select([ours], [], [], 1)[0]:
+                shown += os.read(ours, 4096)
+        shown = shown[shown.index(text) + len(text) :]
+
+    try:
+        wait_for(b"> ")
+        os.write(ours, b"one\n")
+        wait_for(b"thought for 2 words")
+        wait_for(b"hello")
+        process.send_signal(signal.SIGINT)
+        wait_for(b"(stopped)")
+        wait_for(b"> ")
+        os.write(ours, b"two\n")
+        wait_for(b"hello")
+        wait_for(b"> ")
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
