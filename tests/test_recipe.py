@@ -292,11 +292,6 @@ def test_set_evaluate_null_leaves_it_out() -> None:
     assert recipe.evaluation_tasks() == recipe.stages[0].tasks
 
 
-def test_the_question_is_put_in_as_it_stands() -> None:
-    stage = Grpo(kind="grpo", tasks={"a": {"weight": 1}}, steps=1, prompt="{question} {x}")  # type: ignore[dict-item]
-    assert stage.ask("{0} {question}") == "{0} {question} {x}"
-
-
 def test_tasks_of_the_command_line() -> None:
     assert parse_tasks("a, b") == {"a": 1, "b": 1}
     assert parse_tasks("a=2,b=0.5") == {"a": 2, "b": 0.5}

@@ -174,10 +174,6 @@ class Grpo(_Model):
             raise ValueError("refill replaces left-out groups: set drop_silent: true, or refill: 0")
         return self
 
-    def ask(self, question: str) -> str:
-        """The user's message for one question. Not str.format: a question may hold braces of its own."""
-        return self.prompt.replace("{question}", question)
-
 
 Stage = Grpo
 

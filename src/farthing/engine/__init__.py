@@ -1,6 +1,7 @@
 """Generation: paged cache, continuous batching, prefix reuse, sampling."""
 
 from farthing.engine.engine import Engine, Request, Sample
+from farthing.engine.language_model import Completion, Model, load
 from farthing.engine.sampling import Sampling
 
-__all__ = ["Engine", "Request", "Sample", "Sampling"]
+__all__ = ["Completion", "Engine", "Model", "Request", "Sample", "Sampling", "load"]

@@ -7,12 +7,15 @@ parameters, so there is nothing to synchronise.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from farthing.cost.flops import forward_flops
+from farthing.cost.meter import Span
 from farthing.engine.cache import Decode, PagedCache, Prefill
 from farthing.engine.sampling import Sampling, choose, uniforms
 from farthing.errors import UserError
@@ -43,7 +46,7 @@ class Sample:
 
 @dataclass
 class Work:
-    """What the engine has done so far, for the ledger: tokens through the network and (query, key) pairs attended."""
+    """What the engine has done since it was last booked: tokens through the network and (query, key) pairs attended."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -109,6 +112,13 @@ class Engine:
             if len(ids) > shown:
                 yield ids[shown:]
                 shown = len(ids)
+
+    def book(self, span: Span, hf_config: Mapping[str, Any]) -> None:
+        """Add the tokens and FLOPs of everything since the last booking to a span of the ledger."""
+        done, self.work = self.work, Work()
+        span.tokens_in += done.prompt_tokens
+        span.tokens_out += done.new_tokens
+        span.flops += forward_flops(hf_config, done.computed_tokens, done.pairs, done.scored_tokens)
 
     def _run(self, requests: Sequence[Request], seen: list[_Sequence] | None = None) -> Iterator[_Sequence | None]:
         """Drive the batch; yields None after every step, and at the end every sequence in order."""

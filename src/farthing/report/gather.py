@@ -1,0 +1,196 @@
+"""Reads a run directory for the report, forgiving of everything that is missing, torn or odd.
+
+A run may be going on, killed half way or edited by hand: a file that is not there or cannot be read is as
+good as empty, a line that is no JSON object is skipped, and a value of the wrong type counts as absent.
+Text loses the characters a page cannot hold (control characters, lone surrogates); escaping is the
+template's business.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Json = dict[str, Any]
+OUTCOMES = (
+    "right",
+    "wrong",
+    "unparsed",
+    "cut_off",
+    "other",
+)  # other: the verifier timed out or the gold is bad
+PARSEABLE = ("right", "wrong")  # the outcomes in which an answer could be read
+LARGEST = 200_000_000  # bytes; a file beyond this is no file of ours
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def text(value: object) -> str:
+    """Any value as text for a page: characters HTML cannot hold become the replacement character."""
+    if value is None:
+        return ""
+    plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return _UNPRINTABLE.sub("\ufffd", plain.replace("\r\n", "\n"))
+
+
+def number(value: object) -> float | None:
+    """A number, or None for anything else: a boolean, text, infinity, a size beyond all reason."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e100:
+        return None
+    return float(value) if abs(value) > 1e-100 else 0.0
+
+
+def pair(value: object) -> tuple[float, float] | None:
+    """An interval [low, high] of finite numbers, or None."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    low, high = number(value[0]), number(value[1])
+    return None if low is None or high is None else (low, high)
+
+
+def mapping(value: object) -> Json:
+    """The value if it is a JSON object, an empty one otherwise."""
+    return value if isinstance(value, dict) else {}
+
+
+def rows(value: object) -> list[Json]:
+    """The JSON objects in a list; an empty list for anything else."""
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """How the answers of one evaluation (of one task, or of all) ended, and the accuracy's interval."""
+
+    name: str
+    counts: dict[str, int]
+    ci95: tuple[float, float] | None = None
+
+    @property
+    def n(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def accuracy(self) -> float:
+        return self.counts["right"] / self.n if self.n else 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: all tasks together, and each of them."""
+
+    overall: Outcomes
+    by_task: dict[str, Outcomes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds, as plain data."""
+
+    folder: Path
+    name: str
+    recipe: Json
+    recipe_text: str
+    facts: Json  # run.json
+    results: Json
+    lineage: Json
+    metrics: dict[str, list[Json]]  # by stage folder, one line a step
+    audit: Json
+    before: list[Json]  # lines of evaluations/before.jsonl
+    after: list[Json]
+
+    def evaluation(self, name: str) -> Evaluation | None:
+        """The evaluation "before" or "after": from results.json, else counted from its lines, else None."""
+        for entry in rows(self.results.get("evaluations")):
+            overall = _outcomes(entry, "all tasks") if entry.get("name") == name else None
+            if overall and overall.n:
+                tasks = {text(task): _outcomes(mapping(value), text(task))
+                         for task, value in mapping(entry.get("by_task")).items()}  # fmt: skip
+                return Evaluation(overall, {task: value for task, value in tasks.items() if value.n})
+        lines = self.before if name == "before" else self.after
+        if not lines:
+            return None
+        tasks = {task: _tally([line for line in lines if text(line.get("task")) == task], task)
+                 for task in sorted({text(line.get("task")) for line in lines})}  # fmt: skip
+        return Evaluation(_tally(lines, "all tasks"), tasks)
+
+
+def gather(folder: Path) -> Run:
+    """Everything the report needs from a run directory but its ledger."""
+    recipe_text = _read(folder / "recipe.yaml")
+    try:
+        recipe = mapping(yaml.safe_load(recipe_text)) if len(recipe_text) < 1_000_000 else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        recipe = {}
+    results = _json(folder / "results.json")
+    return Run(
+        folder=folder,
+        name=text(results.get("name") or recipe.get("name") or folder.resolve().name),
+        recipe=recipe,
+        recipe_text=text(recipe_text),
+        facts=_json(folder / "run.json"),
+        results=results,
+        lineage=_json(folder / "lineage.json"),
+        metrics={
+            text(path.parent.name): lines
+            for path in sorted(folder.glob("stages/*/metrics.jsonl"))
+            if (lines := _steps(_lines(path)))
+        },
+        audit=_json(folder / "audit.json"),
+        before=_lines(folder / "evaluations" / "before.jsonl"),
+        after=_lines(folder / "evaluations" / "after.jsonl"),
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return ""
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _loads(line: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _json(path: Path) -> Json:
+    return mapping(_loads(_read(path)))
+
+
+def _lines(path: Path) -> list[Json]:
+    return [
+        value for line in _read(path).split("\n") if line.strip() and isinstance(value := _loads(line), dict)
+    ]
+
+
+def _steps(lines: Sequence[Json]) -> list[Json]:
+    """Lines in order of their step; of a step done twice (a continued run) the last counts."""
+    by_step = {step: line for line in lines if (step := number(line.get("step"))) is not None}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _outcomes(entry: Mapping[str, object], name: str) -> Outcomes:
+    counts = {outcome: max(0, int(number(entry.get(outcome)) or 0)) for outcome in OUTCOMES}
+    counts["other"] = max(counts["other"], int(number(entry.get("n")) or 0) - sum(counts.values()))
+    return Outcomes(name, counts, pair(entry.get("ci95")))
+
+
+def outcome(line: Json) -> str:
+    """The outcome of one answer, one of OUTCOMES."""
+    found = line.get("outcome")
+    return found if isinstance(found, str) and found in OUTCOMES else "other"
+
+
+def _tally(lines: Sequence[Json], name: str) -> Outcomes:
+    found = Counter(outcome(line) for line in lines)
+    return Outcomes(name, {kind: found[kind] for kind in OUTCOMES})

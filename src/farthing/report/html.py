@@ -1,0 +1,124 @@
+"""Writes report.html: one file with everything in it, which loads nothing and runs nothing.
+
+Model answers, questions and every other string from the run's files are untrusted: the template escapes
+all of them (autoescape is on, drawings are built with escaping formats), and a content security policy in
+the page forbids scripts and any request should an escape ever be missed.
+"""
+
+import importlib.resources
+import os
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from farthing.errors import UserError
+from farthing.report import answers, humane, training
+from farthing.report.bill import Bill, bill
+from farthing.report.gather import Run, gather, number, rows, text
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory from whatever its files hold so far, and give its path.
+
+    What is missing (no evaluation yet, no audit, no ledger) is said in a sentence in its place. The file is
+    replaced in one step, so a reader never sees half of it. Raises UserError when there is no such directory
+    or nothing of a run in it.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} is no directory; give the run directory that `farthing run` printed.")
+    known = ("recipe.yaml", "run.json", "ledger.jsonl", "results.json", "stages")
+    if not any((run_dir / name).exists() for name in known):
+        raise UserError(f"{run_dir} holds no run (none of {', '.join(known)}); give a run directory.")
+    run = gather(run_dir)
+    page = render(run, bill(run_dir, run.results))
+    target = run_dir / "report.html"
+    partial = run_dir / ".report.html.part"
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def render(run: Run, the_bill: Bill | None) -> str:
+    """The page as text."""
+    files = importlib.resources.files("farthing.report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "clean": text, "count": humane.count, "interval": humane.interval, "percent": humane.percent,
+        "plural": humane.plural, "points": humane.points, "short": humane.short,
+    }  # fmt: skip
+    template = environment.from_string((files / "report.html.jinja").read_text(encoding="utf-8"))
+    found = answers.samples(run)
+    result = answers.result(run)
+    outcomes = answers.outcomes(run)
+    judged = any(row.outcomes.counts["other"] for _, bars in outcomes or [] for row in bars)
+    return template.render(
+        css=Markup((files / "report.css").read_text(encoding="utf-8")),  # ours, not from a run
+        run=run,
+        setting=_setting(run),
+        result=result,
+        unfinished=_unfinished(run),
+        figures=_figures(result, the_bill),
+        outcomes=outcomes,
+        outcome_names=[
+            (kind, name) for kind, name in answers.OUTCOME_NAMES.items() if kind != "other" or judged
+        ],
+        curves=training.curves(run),
+        samples=found[0] if found else [],
+        sample_sentence=_sample_sentence(*found) if found else "",
+        kinds=answers.KINDS,
+        bill=the_bill,
+        audit=training.audit(run),
+        sync=training.sync(run),
+        facts=training.facts(run),
+        built_from=training.built_from(run),
+    )
+
+
+def _setting(run: Run) -> list[str]:
+    """The line under the title: base, stages, device, start."""
+    said = [f"from {text(run.recipe['base'])}" if run.recipe.get("base") else ""]
+    for stage in rows(run.recipe.get("stages")):
+        steps = number(stage.get("steps"))
+        length = "" if steps is None else f", {humane.plural(int(steps), 'step')}"
+        said.append(text(stage.get("kind")) + length)
+    said += [text(run.facts.get("cpu") or run.facts.get("device")), text(run.facts.get("started"))[:10]]
+    return [part for part in said if part]
+
+
+def _unfinished(run: Run) -> str:
+    """The headline of a run that was not evaluated both before and after."""
+    for name, who, lacking in (
+        ("before", "The base", "the trained model has not been evaluated yet"),
+        ("after", "The trained model", "the base was not evaluated, so nothing is known about the gain"),
+    ):
+        if evaluation := run.evaluation(name):
+            share = humane.percent(evaluation.overall.accuracy)
+            questions = humane.plural(evaluation.overall.n, "held‑out question")
+            return f"{who} answers {share} of {questions} right; {lacking}."
+    return "The model has not been evaluated, so nothing is known about how good it is."
+
+
+def _figures(result: answers.Result | None, the_bill: Bill | None) -> list[tuple[str, str]]:
+    """The few numbers set large: (value, what it is)."""
+    figures = []
+    if result:
+        figures.append((f"{humane.points(result.difference)}", "points, after less before"))
+    if the_bill:
+        figures.append((humane.duration(the_bill.seconds), "on the clock"))
+        figures.append((humane.money(the_bill.usd), "cost"))
+        if the_bill.joules:
+            figures.append((humane.energy(the_bill.joules), f"energy, {the_bill.joules_are}"))
+    return figures
+
+
+def _sample_sentence(chosen: list[answers.Sample], counts: dict[str, int]) -> str:
+    kinds = ", ".join(f"{counts[kind]:,} {kind} ({meaning})" for kind, meaning in answers.KINDS.items())
+    return (
+        f"Of {humane.plural(sum(counts.values()), 'question')}: {kinds}. The {len(chosen)} shown were not "
+        "picked by hand: three fixed, two broken, two kept, three never, in the order of a hash of the "
+        "question's text; a kind that is short is made up from the others, the least flattering first."
+    )

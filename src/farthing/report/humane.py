@@ -1,0 +1,137 @@
+"""Numbers as a person would write them: 8.2 min, 31.2%, $0.013, +17.4 points.
+
+Every function takes a plain number and gives text; None and numbers that are not finite give an en dash, so a
+hole in a file shows as a hole. Negative numbers carry a true minus sign.
+"""
+
+import math
+from dataclasses import dataclass
+
+from farthing.cost.bill import amount, human_count, human_seconds
+
+MISSING = "–"
+MINUS = "−"
+
+
+def significant(value: float, digits: int = 2) -> str:
+    """`value` with `digits` significant digits, in plain notation (never 1e-05), whole numbers kept whole."""
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    rounded = round(value, digits - 1 - exponent)
+    exponent = math.floor(math.log10(abs(rounded)))  # 0.996 rounds up to 1.0
+    decimals = max(0, digits - 1 - exponent)
+    return f"{rounded:,.{decimals}f}".replace("-", MINUS)
+
+
+def short(value: float | None) -> str:
+    """A number for an axis or a table: at most three significant digits, powers of ten when very small."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return scientific(value)
+    if abs(value) >= 1e4:
+        return human_count(value) if value > 0 else MINUS + human_count(-value)
+    text = significant(value, 3)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def scientific(value: float | None, digits: int = 2) -> str:
+    """2.4×10⁻⁶: for log-probability differences and learning rates."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    mantissa = mantissa.replace("-", MINUS)
+    return f"10{power}" if mantissa in ("1", "1.0") else f"{mantissa}×10{power}"
+
+
+def duration(seconds: float | None) -> str:
+    """8.2 min, 3 h 12 min: as on the bill."""
+    return MISSING if seconds is None or not math.isfinite(seconds) else human_seconds(seconds)
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """A share in [0, 1] as 31.2%."""
+    if share is None or not math.isfinite(share):
+        return MISSING
+    return f"{100 * share:.{decimals}f}%".replace("-", MINUS)
+
+
+def points(difference: float | None, sign: bool = True) -> str:
+    """A difference of shares in percentage points: +17.4, −2.0; an exact or rounded zero has no sign."""
+    if difference is None or not math.isfinite(difference):
+        return MISSING
+    text = f"{100 * abs(difference):.1f}"
+    if float(text) == 0:
+        return "0.0"
+    return (MINUS if difference < 0 else "+" if sign else "") + text
+
+
+def interval(pair: tuple[float, float] | None, as_points: bool = False) -> str:
+    """A 95% interval as '27.2% to 35.5%', or in points as '13.1 to 21.6'."""
+    if pair is None:
+        return MISSING
+    low, high = pair
+    if as_points:
+        return f"{points(low, sign=False)} to {points(high, sign=False)}"
+    return f"{percent(low)} to {percent(high)}"
+
+
+def money(usd: float | None) -> str:
+    """$1,234, $9.44, $0.013, $0.00042: a small sum keeps two significant digits and never shows as zero."""
+    if usd is None or not math.isfinite(usd):
+        return MISSING
+    if usd < 0:
+        return MINUS + money(-usd)
+    if usd == 0:
+        return "$0"
+    if usd < 1e-6:
+        return "under $0.000001"
+    if usd < 0.995:
+        return f"${significant(usd)}"
+    return f"${usd:,.2f}" if usd < 1000 else f"${usd:,.0f}"
+
+
+def count(value: float | None) -> str:
+    """A number of questions or tries, whole: 4,210."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}".replace("-", MINUS)
+
+
+COMPUTE = [(1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")]
+ENERGY = [(3.6e9, "MWh"), (3.6e6, "kWh"), (3600.0, "Wh")]  # in joules
+DOLLARS = [(1.0, "$")]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Writes the amounts of one column of a table in one unit and with the same decimals, so they line up."""
+
+    size: float
+    unit: str
+    decimals: int
+
+    def __call__(self, value: float) -> str:
+        return amount(value / self.size, self.decimals)
+
+
+def column(total: float, units: list[tuple[float, str]], least: int = 0) -> Column:
+    """The unit and decimals (`least` at least) in which a column's total has three significant digits."""
+    size, unit = next((one for one in units if abs(total) >= one[0]), units[-1])
+    decimals = 2 - math.floor(math.log10(abs(total) / size)) if total else 0
+    return Column(size, unit, max(least, decimals))
+
+
+def energy(joules: float) -> str:
+    """Joules as 1.30 kWh, 3.88 Wh or 0.0120 Wh."""
+    unit = column(joules, ENERGY)
+    return f"{unit(joules)} {unit.unit}"
+
+
+def plural(number: int, noun: str) -> str:
+    """1 question, 200 questions."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

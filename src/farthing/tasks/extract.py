@@ -1,0 +1,109 @@
+"""Reading the answer from a completion, by one of three conventions.
+
+final   the last thing said: "3 + 4 = 7", "The answer is 7."
+tag     <answer>7</answer>, once, at the end (DeepSeek-R1's form, arXiv:2501.12948, section 2.3)
+boxed   \\boxed{7}, once, with no number after it
+
+All are strict on purpose. Where a text offers two answers, none is read, so that a model cannot be paid for
+listing. Only the last 20,000 characters are looked at, in linear time.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from farthing.errors import UserError
+from farthing.tasks.item import CONVENTIONS, Convention
+from farthing.tasks.numbers import has_number, one_number
+
+Kind = Literal["integer", "text", "expression"]
+
+LOOKED_AT = 20_000  # characters
+PUNCTUATION = " \t\r\n.,;:!?\"'`*$“”‘’"
+_BEFORE_NUMBER = re.compile(r"(?<![!<>=])=|(?<![0-9]):|:(?![0-9])|\b(?:is|are|answer)\b", re.IGNORECASE)
+_BEFORE_TEXT = re.compile(r":|\bis\b", re.IGNORECASE)
+
+
+def extract(text: str, convention: Convention, kind: Kind = "integer") -> str | None:
+    """The answer the completion gives, or None when it gives none or more than one.
+
+    `kind` says what `final` looks for: a number for "integer" (returned in canonical form), else the rest of
+    the last line. `tag` and `boxed` return what stands inside, whatever it is.
+
+    Raises UserError for a convention that does not exist.
+    """
+    _check(convention)
+    text = tail(text)
+    if convention == "tag":
+        return _tag(text)
+    if convention == "boxed":
+        return _boxed(text)
+    return _final_number(text) if kind == "integer" else _final_text(text)
+
+
+def plain_form(answer: str, convention: Convention) -> str:
+    """The plainest completion that gives `answer` in the convention."""
+    _check(convention)
+    return {
+        "final": f"The answer is {answer}",
+        "tag": f"<answer>{answer}</answer>",
+        "boxed": f"\\boxed{{{answer}}}",
+    }[convention]
+
+
+def tail(text: str) -> str:
+    """The part of a completion that is looked at: its end, from the first whole word on."""
+    if len(text) <= LOOKED_AT:
+        return text
+    end = text[-LOOKED_AT:]
+    space = re.search(r"\s", end)
+    return end[space.start() :] if space else end
+
+
+def _check(convention: str) -> None:
+    if convention not in CONVENTIONS:
+        raise UserError(f"answer: there is no convention {convention!r}; choose {' or '.join(CONVENTIONS)}")
+
+
+def _final_number(text: str) -> str | None:
+    start = 0
+    for marker in _BEFORE_NUMBER.finditer(text):
+        start = marker.end()
+    number = one_number(text[start:]) if start else None
+    return number if number is not None else one_number(text)
+
+
+def _final_text(text: str) -> str | None:
+    line = text.rstrip().rpartition("\n")[2]
+    start = 0
+    for marker in _BEFORE_TEXT.finditer(line):
+        start = marker.end()
+    return line[start:].strip(PUNCTUATION) or None
+
+
+def _tag(text: str) -> str | None:
+    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+        return None
+    before, _, rest = text.partition("<answer>")
+    answer, closed, after = rest.partition("</answer>")
+    if not closed or after.strip() or "<think>" in answer or "</think>" in answer:
+        return None
+    if before.rfind("<think>") > before.rfind("</think>"):
+        return None  # still thinking
+    return answer.strip() or None
+
+
+def _boxed(text: str) -> str | None:
+    if text.count("\\boxed") != 1:
+        return None
+    rest = text.partition("\\boxed")[2]
+    if not rest.startswith("{"):
+        return None
+    depth = 0
+    for brace in re.finditer(r"[{}]", rest):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            answer, after = rest[1 : brace.start()], rest[brace.end() :]
+            return None if has_number(after) else answer.strip() or None
+    return None

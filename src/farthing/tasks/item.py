@@ -1,0 +1,44 @@
+"""What a task hands out and what a verifier says about an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Outcome = Literal["right", "wrong", "unparsed", "timeout", "bad_gold"]
+Convention = Literal["final", "tag", "boxed"]
+CONVENTIONS: tuple[Convention, ...] = ("final", "tag", "boxed")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem. `seed` and `index` name it: the same task, config, seed and index give the same item.
+
+    `metadata` is JSON-like and holds what the scorer needs: always "scorer", and for arithmetic puzzles also
+    "numbers", "target" and "operators".
+    """
+
+    task: str
+    seed: int
+    index: int
+    question: str
+    answer: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome for one completion, and the answer that was read from it (None when none could be read).
+
+    right, wrong: an answer was read and compared. unparsed: none could be read. timeout: the verifier hit a
+    limit of time or memory, or died. bad_gold: the item's own answer does not verify, so nothing can be said.
+    """
+
+    outcome: Outcome
+    answer: str | None = None
+
+    @property
+    def reward(self) -> float:
+        """1.0 for a right answer, 0.0 for everything else; there is no partial credit."""
+        return 1.0 if self.outcome == "right" else 0.0

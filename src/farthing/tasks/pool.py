@@ -1,0 +1,210 @@
+"""Verification in processes that can be killed, with a wall-clock limit for each item.
+
+The limit runs from when a worker begins an item until its verdict arrives, so waiting in a queue never
+counts. A worker that hangs or dies is replaced and the rest of its batch is judged by the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from farthing.tasks.extract import tail
+from farthing.tasks.item import Convention, Item, Verdict
+
+_BATCH = 64  # items a message
+_START = 60.0  # seconds a worker may take to start and to read its batch
+_ATTEMPTS = 2  # times an item may be with a worker when that dies
+_CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from farthing.tasks.worker import main; main(sys.argv[2], float(sys.argv[3]))"
+)
+
+
+class VerifierPool:
+    """`workers` processes that verify, `timeout` seconds at most for each item. A context manager.
+
+    `function` is the dotted name of what they call: (item, text, convention) -> Verdict.
+    """
+
+    def __init__(
+        self, workers: int = 1, timeout: float = 2.0, function: str = "farthing.tasks.verify.verify"
+    ) -> None:
+        assert workers > 0
+        assert timeout > 0
+        self._timeout = timeout
+        self._function = function
+        self._workers: list[_Worker | None] = [_Worker(function, timeout) for _ in range(workers)]
+        self._closed = False
+
+    def verify(self, pairs: Sequence[tuple[Item, str]], convention: Convention) -> list[Verdict]:
+        """The verdicts on (item, completion) pairs, in their order.
+
+        Raises RuntimeError when the function itself raises or no worker can start.
+        """
+        assert not self._closed, "the pool is closed"
+        job = _Job(pairs, convention, min(_BATCH, math.ceil(len(pairs) / len(self._workers))))
+        try:
+            with selectors.DefaultSelector() as selector:
+                while job.left:
+                    self._assign(job, selector)
+                    self._serve(job, selector)
+        except BaseException:
+            self._discard()  # a conversation broken off cannot be taken up again
+            raise
+        return job.verdicts
+
+    def close(self) -> None:
+        """Ends the workers. Further calls do nothing."""
+        self._discard()
+        self._closed = True
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _assign(self, job: _Job, selector: selectors.BaseSelector) -> None:
+        for place, worker in enumerate(self._workers):
+            if (worker and worker.batch) or not job.waiting:
+                continue
+            if worker is None or worker.process.poll() is not None:
+                if worker:
+                    worker.end()
+                worker = self._workers[place] = _Worker(self._function, self._timeout)
+            worker.take(job)
+            selector.register(worker.replies, selectors.EVENT_READ, place)
+            selector.register(worker.requests, selectors.EVENT_WRITE, place)
+
+    def _serve(self, job: _Job, selector: selectors.BaseSelector) -> None:
+        """Moves what can be moved through the pipes, then deals with workers that are late or gone."""
+        busy = [worker for worker in self._workers if worker and worker.batch]
+        wait = min(worker.deadline for worker in busy) - time.monotonic()
+        gone: set[int] = set()
+        for key, events in selector.select(max(0.0, wait)):
+            worker = self._workers[key.data]
+            assert worker
+            if events & selectors.EVENT_WRITE:
+                if worker.write():
+                    selector.unregister(worker.requests)
+            elif not worker.read(job):
+                gone.add(key.data)
+            elif not worker.batch:
+                selector.unregister(worker.replies)
+        now = time.monotonic()
+        for place, worker in enumerate(self._workers):
+            if worker and worker.batch and (place in gone or now > worker.deadline):
+                for stream in (worker.replies, worker.requests):
+                    if stream in selector.get_map():
+                        selector.unregister(stream)
+                worker.give_back(job, late=place not in gone)
+                worker.end()
+                self._workers[place] = None
+
+    def _discard(self) -> None:
+        for worker in self._workers:
+            if worker:
+                worker.end()
+        self._workers = [None] * len(self._workers)
+
+
+class _Job:
+    """The pairs of one call: which still wait for a worker, and the verdicts so far."""
+
+    def __init__(self, pairs: Sequence[tuple[Item, str]], convention: Convention, batch: int) -> None:
+        self.pairs = pairs
+        self.convention = convention
+        self.batch = batch
+        self.waiting = deque(range(len(pairs)))
+        self.left = len(pairs)
+        self.verdicts = [Verdict("timeout")] * len(pairs)
+        self.deaths = [0] * len(pairs)
+
+    def settle(self, position: int, verdict: Verdict) -> None:
+        self.verdicts[position] = verdict
+        self.left -= 1
+
+
+class _Worker:
+    """One process and the conversation with it; `batch` holds the positions it has still to answer."""
+
+    def __init__(self, function: str, timeout: float) -> None:
+        command = [sys.executable, "-I", "-c", _CODE, json.dumps(sys.path), function, str(timeout)]
+        # A session of its own: Ctrl-C in the terminal reaches the parent only.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        self.requests = self.process.stdin.fileno()
+        self.replies = self.process.stdout.fileno()
+        os.set_blocking(self.requests, False)
+        os.set_blocking(self.replies, False)
+        self.timeout = timeout
+        self.batch: deque[int] = deque()
+        self.begun = False
+        self.deadline = math.inf
+        self.outgoing = memoryview(b"")
+        self.incoming = b""
+
+    def take(self, job: _Job) -> None:
+        positions = [job.waiting.popleft() for _ in range(min(job.batch, len(job.waiting)))]
+        items = [[_fields(job.pairs[at][0]), tail(job.pairs[at][1])] for at in positions]
+        message = json.dumps({"convention": job.convention, "items": items}).encode() + b"\n"
+        self.batch, self.begun = deque(positions), False
+        self.outgoing, self.incoming = memoryview(message), b""
+        self.deadline = time.monotonic() + _START
+
+    def write(self) -> bool:
+        """Sends what the pipe takes now; True when nothing is left to send, or nobody to send it to."""
+        try:
+            self.outgoing = self.outgoing[os.write(self.requests, self.outgoing) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            return True  # reading will find the same and settle it
+        return not self.outgoing
+
+    def read(self, job: _Job) -> bool:
+        """Takes in what has arrived; False when the worker is gone."""
+        arrived = os.read(self.replies, 1 << 16)
+        *lines, self.incoming = (self.incoming + arrived).split(b"\n")
+        for line in lines:
+            reply: Any = json.loads(line)
+            if isinstance(reply, dict):
+                raise RuntimeError(f"the verifier failed on {job.pairs[self.batch[0]][0]}\n{reply['error']}")
+            if reply:
+                job.settle(self.batch.popleft(), Verdict(*reply))
+            self.begun = True
+            self.deadline = time.monotonic() + self.timeout
+        return bool(arrived)
+
+    def give_back(self, job: _Job, late: bool) -> None:
+        """The item at hand is a timeout if it was late or killed two workers; all others wait again."""
+        at = self.batch[0]
+        job.deaths[at] += 1
+        if not self.begun and job.deaths[at] == _ATTEMPTS:
+            raise RuntimeError(f"a verifier process does not start (exit code {self.process.poll()})")
+        if self.begun and (late or job.deaths[at] == _ATTEMPTS):
+            job.settle(self.batch.popleft(), Verdict("timeout"))
+        job.waiting.extendleft(reversed(self.batch))
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                stream.close()
+
+
+def _fields(item: Item) -> list[Any]:
+    return [item.task, item.seed, item.index, item.question, item.answer, dict(item.metadata)]

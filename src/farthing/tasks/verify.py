@@ -1,0 +1,63 @@
+"""Whether a completion answers an item. Pure: no state, no clock, and no model output is ever run."""
+
+from __future__ import annotations
+
+import re
+
+from farthing.tasks.expression import solves, tidy
+from farthing.tasks.extract import PUNCTUATION, extract, plain_form, tail
+from farthing.tasks.item import Convention, Item, Verdict
+from farthing.tasks.numbers import one_number
+
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm)\{([^{}]*)\}")
+
+
+def verify(item: Item, text: str, convention: Convention) -> Verdict:
+    """The verdict on one completion of `item.question`.
+
+    A copy of the question inside the completion is taken out before reading: an echo is no answer. An item
+    whose own answer is not right when given in the convention's plain form gets "bad_gold", whatever the
+    completion.
+
+    Raises UserError for a convention that does not exist.
+    """
+    if _judge(item, plain_form(item.answer, convention), convention).outcome != "right":
+        return Verdict("bad_gold")
+    text = tail(text)
+    question = item.question.strip()
+    if question and question in text:
+        text = text.replace(question, "\n")
+    return _judge(item, text, convention)
+
+
+def plain_text(text: str) -> str:
+    """Text as the scorer compares it: without outer punctuation, case and the amount of white space."""
+    wrapped = _LATEX_TEXT.fullmatch(text.strip())
+    return " ".join((wrapped[1] if wrapped else text).casefold().split()).strip(PUNCTUATION)
+
+
+def _judge(item: Item, text: str, convention: Convention) -> Verdict:
+    scorer = item.metadata["scorer"]
+    assert scorer in ("integer", "text", "expression"), scorer
+    found = extract(text, convention, scorer)
+    if found is None:
+        return Verdict("unparsed")
+    if scorer == "integer":
+        number = one_number(found)
+        return _compare(number, one_number(item.answer))
+    if scorer == "text":
+        return _compare(plain_text(found) or None, plain_text(item.answer))
+    expression = tidy(found)
+    if expression is None:
+        return Verdict("unparsed")
+    facts = item.metadata
+    solved = solves(expression, facts["numbers"], facts["target"], facts["operators"])
+    if solved is None:
+        return Verdict("unparsed")
+    return Verdict("right" if solved else "wrong", expression)
+
+
+def _compare(given: str | None, gold: str | None) -> Verdict:
+    if given is None:
+        return Verdict("unparsed")
+    return Verdict("right" if given == gold else "wrong", given)

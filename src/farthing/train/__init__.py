@@ -1,0 +1,1 @@
+"""Training: the shared loop, optimizers, losses and checkpoints, and one module for each stage."""

@@ -1,0 +1,94 @@
+"""Checkpoints that are whole or absent: written aside, flushed to disk, renamed, with a checksum for each file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from farthing.errors import UserError
+
+KEEP = 2
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+    """Write `step-NNNNNN` into folder and remove all but the newest two.
+
+    Raises:
+        UserError: when the disk is full; older checkpoints stay as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final, partial = folder / f"step-{step:06d}", folder / f".step-{step:06d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial / "state.safetensors")
+        digest = _sync_and_hash(partial / "state.safetensors")
+        manifest = {"step": step, "meta": meta, "sha256": {"state.safetensors": digest}}
+        (partial / "manifest.json").write_text(json.dumps(manifest))
+        _sync_and_hash(partial / "manifest.json")
+        if final.exists():  # the same step again after a restart from an older checkpoint
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise UserError(f"no disk space left for a checkpoint in {folder}; free some and run again") from error
+        raise
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        shutil.rmtree(partial, ignore_errors=True)
+        if "No space left" in str(error):
+            raise UserError(f"no disk space left for a checkpoint in {folder}; free some and run again") from error
+        raise
+    for old in _steps(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """(step, tensors, meta) of the newest checkpoint that is whole; damaged ones are passed over. None if there is none."""
+    for path in reversed(_steps(folder)):
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            if all(_hash(path / name) == digest for name, digest in manifest["sha256"].items()):
+                return manifest["step"], load_file(path / "state.safetensors"), manifest["meta"]
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 if there is none."""
+    return max((int(path.name.removeprefix("step-")) for path in _steps(folder)), default=0)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name))
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_and_hash(path: Path) -> str:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return _hash(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,304 @@
+"""Group relative policy optimisation (DeepSeekMath, arXiv:2402.03300 section 4; DeepSeek-R1, arXiv:2501.12948).
+
+For every question sample a group of answers, pay the right ones, and raise the probability of each answer's tokens by
+how much better it did than its group. The sampler reads the trainer's own parameters; that both agree on the
+log-probability of what was sampled is checked as training goes (the sync proof).
+
+Shapes: N tokens through the network, M completion tokens, C model width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farthing.cost.flops import forward_flops
+from farthing.cost.meter import Meter
+from farthing.engine import Model
+from farthing.model import Decoder, Segments
+from farthing.recipe import Grpo
+from farthing.tasks.mixture import Mixture
+from farthing.tasks.pool import VerifierPool
+from farthing.train.lora import add_lora
+from farthing.train.loop import Diverged, check_norm, tokens_per_pass, train
+from farthing.train.losses import advantages, clipped_objective, k3, token_logprobs, token_weights
+from farthing.train.optim import MasterWeights, learning_rate
+from farthing.train.rollout import Batch, Group, Roller
+
+
+def train_grpo(
+    stage: Grpo,
+    model: Model,
+    folder: Path,
+    *,
+    seed: int,
+    held_out: set[str],
+    pool: VerifierPool,
+    meter: Meter,
+    on_metrics: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
+
+    Args:
+        held_out: normalised texts of questions that must never be trained on.
+
+    Raises:
+        Diverged: when the gradient or the sync proof says that training is broken.
+    """
+    decoder = model.decoder
+    reference = None
+    if stage.kl:
+        reference = Model(model.folder, dtype=decoder.embed.weight.dtype).decoder.requires_grad_(False)
+    if stage.lora:
+        add_lora(decoder, stage.lora, stage.lora_alpha, seed)
+    weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
+    longest = stage.max_new_tokens + 1024
+    samples = min(stage.prompts * stage.group, 64)
+    engine = model.engine(max_batch=samples, cache_tokens=samples * longest)
+    tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
+    stream = Mixture(tasks, seed).stream(exclude=held_out)
+    roller = Roller(stage, engine, model.tokenizer, model.hf_config, stream, pool, meter, seed)
+    state = {"cursor": 0}
+    learner = Learner(stage, decoder, reference, weights, model.hf_config, meter)
+
+    def one_step(step: int) -> dict[str, Any]:
+        started, before = time.monotonic(), dict(meter.totals().seconds)
+        batch, state["cursor"] = roller.collect(step, state["cursor"])
+        learned = learner.learn(batch, step)
+        seconds, totals = time.monotonic() - started, meter.totals()
+        spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
+        sampled = sum(len(sample.ids) for group in batch.sampled for sample in group.samples)
+        return {
+            "step": step + 1,
+            **batch.metrics(),
+            **learned,
+            "tokens_per_second": sampled / seconds,
+            "seconds": seconds,
+            "seconds_by_activity": {name: value for name, value in spent.items() if value > 0},
+            "usd_so_far": totals.usd,
+        }
+
+    train(
+        folder,
+        stage.steps,
+        weights,
+        state,
+        one_step,
+        meter=meter,
+        checkpoint_every=stage.checkpoint_every,
+        on_metrics=on_metrics,
+    )
+
+
+@dataclass
+class Answer:
+    """One completion as the loss sees it."""
+
+    ids: list[int]
+    old_logprobs: list[float]
+    advantage: float
+    weight: float  # of each of its tokens in the loss
+
+
+@dataclass
+class Pass:
+    """Prompts with their answers that go through the network together; each prompt goes through once."""
+
+    prompts: list[tuple[list[int], list[Answer]]] = field(default_factory=list)
+
+    @property
+    def answers(self) -> list[Answer]:
+        """All answers, in the order of their tokens."""
+        return [answer for _, answers in self.prompts for answer in answers]
+
+
+class Learner:
+    """Turns batches into updates of the weights."""
+
+    def __init__(
+        self,
+        stage: Grpo,
+        decoder: Decoder,
+        reference: Decoder | None,
+        weights: MasterWeights,
+        hf_config: dict[str, Any],
+        meter: Meter,
+    ) -> None:
+        self.stage, self.decoder, self.reference = stage, decoder, reference
+        self.weights, self.hf_config, self.meter = weights, hf_config, meter
+        self.budget = tokens_per_pass(decoder.config, stage.memory_gb, decoder.embed.weight.element_size())
+
+    def learn(self, batch: Batch, step: int) -> dict[str, Any]:
+        """One optimizer step for each of `updates` equal parts of the batch's groups.
+
+        Raises:
+            Diverged: before anything is changed by a broken gradient or after a failed sync proof.
+        """
+        stage = self.stage
+        lr = learning_rate(step, stage.steps, stage.lr, stage.warmup, stage.schedule)
+        log = _Log()
+        for part in _parts(batch.groups, stage.updates):
+            answers = prepare(part, stage)
+            if not any(answer.advantage for _, group in answers for answer in group):
+                continue  # nothing here says which way to go
+            with self.meter.span("train", step=step) as span:
+                for one_pass in passes(answers, self.budget):
+                    span.flops += self._backward(one_pass, log)
+                    span.tokens_in += sum(len(prompt) for prompt, _ in one_pass.prompts)
+                    span.tokens_in += sum(len(answer.ids) for answer in one_pass.answers)
+                if log.updates == 0 and step % stage.sync_every == 0:
+                    self._prove_sync(log)
+                norm = self.weights.clip(stage.grad_clip)
+                check_norm(norm, stage.max_grad_norm)
+                self.weights.step(lr)
+                log.norms.append(norm)
+                log.updates += 1
+        return {"lr": lr, **log.metrics(proved=step % stage.sync_every == 0)}
+
+    def _backward(self, one_pass: Pass, log: _Log) -> int:
+        """Forward and backward of one pass; returns its FLOPs."""
+        stage, answers = self.stage, one_pass.answers
+        ids, segments, rows, targets = layout(one_pass)
+        positions = segments.positions()
+        hidden = self.decoder.hidden(ids, positions, segments)
+        logprobs = token_logprobs(hidden.index_select(0, rows), self.decoder.head.weight, targets, stage.temperature)
+        sampled = torch.tensor([p for answer in answers for p in answer.old_logprobs])
+        if log.updates == 0:
+            log.compare(logprobs.detach(), sampled)
+        # With one update a batch the policy being improved is the one that sampled: the ratio is 1 by definition, not
+        # 1 give or take the rounding between two ways of computing it.
+        old = logprobs.detach() if stage.updates == 1 else sampled
+        advantage, weight = (
+            torch.tensor([value for answer in answers for value in [getattr(answer, name)] * len(answer.ids)])
+            for name in ("advantage", "weight")
+        )
+        objective, held = clipped_objective(logprobs, old, advantage, stage.clip_low, stage.clip_high)
+        loss = -(objective * weight).sum()
+        if self.reference is not None:
+            with torch.no_grad():
+                seen = self.reference.hidden(ids, positions, segments)[rows]
+                expected = token_logprobs(seen, self.reference.head.weight, targets, stage.temperature)
+            kl = k3(logprobs, expected)
+            loss = loss + stage.kl * (kl * weight).sum()
+            log.kl_sum += float(kl.detach().sum())
+        loss.backward()
+        log.held += int(held.sum())
+        log.tokens += len(targets)
+        work = forward_flops(self.hf_config, len(ids), segments.pairs(), len(targets))
+        return 3 * work + (work if self.reference is not None else 0)
+
+    def _prove_sync(self, log: _Log) -> None:
+        if log.sync_mean > self.stage.sync_tolerance:
+            raise Diverged(
+                f"sampler and trainer disagree on the sampled tokens by {log.sync_mean:.3f} nats on average "
+                f"(sync_tolerance {self.stage.sync_tolerance:g}): the samples are not this policy's"
+            )
+
+
+@dataclass
+class _Log:
+    """What a step's passes add up to."""
+
+    updates: int = 0
+    tokens: int = 0
+    held: int = 0
+    kl_sum: float = 0.0
+    norms: list[float] = field(default_factory=list)
+    sync_tokens: int = 0
+    sync_sum: float = 0.0
+    sync_max: float = 0.0
+
+    def compare(self, trained: Tensor, sampled: Tensor) -> None:
+        difference = (trained - sampled).abs()
+        self.sync_tokens += len(difference)
+        self.sync_sum += float(difference.sum())
+        self.sync_max = max(self.sync_max, float(difference.max()))
+
+    @property
+    def sync_mean(self) -> float:
+        return self.sync_sum / max(1, self.sync_tokens)
+
+    def metrics(self, proved: bool) -> dict[str, Any]:
+        proved = proved and self.sync_tokens > 0
+        return {
+            "grad_norm": max(self.norms, default=None),
+            "clip_fraction": self.held / self.tokens if self.tokens else None,
+            "kl": self.kl_sum / self.tokens if self.tokens and self.kl_sum else None,
+            "sync_mean": self.sync_mean if proved else None,
+            "sync_max": self.sync_max if proved else None,
+        }
+
+
+def _parts(groups: Sequence[Group], count: int) -> Iterator[Sequence[Group]]:
+    """`groups` in `count` parts whose sizes differ by one at most; empty parts are left out."""
+    for number in range(count):
+        part = groups[number * len(groups) // count : (number + 1) * len(groups) // count]
+        if part:
+            yield part
+
+
+def prepare(groups: Iterable[Group], stage: Grpo) -> list[tuple[list[int], list[Answer]]]:
+    """Every group's prompt with the answers that train, their advantages and token weights."""
+    prepared: list[tuple[list[int], list[Answer]]] = []
+    for group in groups:
+        scores = advantages(torch.tensor([group.rewards]), stage.advantage)[0].tolist()
+        answers = [
+            Answer(sample.ids, sample.logprobs, score, 0.0)
+            for sample, score in zip(group.samples, scores, strict=True)
+            if not (stage.mask_truncated and sample.finish_reason == "length")
+        ]
+        if answers:
+            prepared.append((group.prompt, answers))
+    everyone = [answer for _, answers in prepared for answer in answers]
+    weights = token_weights([len(a.ids) for a in everyone], stage.loss, stage.max_new_tokens)
+    for answer, weight in zip(everyone, weights, strict=True):
+        answer.weight = weight
+    return prepared
+
+
+def passes(prepared: Iterable[tuple[list[int], list[Answer]]], budget: int) -> Iterator[Pass]:
+    """The answers in passes of at most `budget` tokens (one answer with its prompt if that alone is more)."""
+    current, used = Pass(), 0
+    for prompt, answers in prepared:
+        opened = False
+        for answer in answers:
+            need = len(answer.ids) + (0 if opened else len(prompt))
+            if used and used + need > budget:
+                yield current
+                current, used, opened = Pass(), 0, False
+                need = len(answer.ids) + len(prompt)
+            if not opened:
+                current.prompts.append((prompt, []))
+                opened = True
+            current.prompts[-1][1].append(answer)
+            used += need
+    if used:
+        yield current
+
+
+def layout(one_pass: Pass) -> tuple[Tensor, Segments, Tensor, Tensor]:
+    """Where everything lies in the flat list of tokens.
+
+    Returns:
+        ids [N]; the segments they form; for each completion token the row that predicts it, [M]: the token before
+        it, which for the first is the prompt's last; the completion tokens [M].
+    """
+    ids: list[int] = []
+    rows: list[int] = []
+    targets: list[int] = []
+    for prompt, answers in one_pass.prompts:
+        ids += prompt
+        last = len(ids) - 1
+        for answer in answers:
+            start = len(ids)
+            rows += [last, *range(start, start + len(answer.ids) - 1)]
+            targets += answer.ids
+            ids += answer.ids
+    segments = Segments([(len(prompt), [len(a.ids) for a in answers]) for prompt, answers in one_pass.prompts])
+    return torch.tensor(ids), segments, torch.tensor(rows), torch.tensor(targets)

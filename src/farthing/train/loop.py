@@ -1,0 +1,128 @@
+"""The part of training that every stage shares: steps, metrics, checkpoints, resuming, and when to stop.
+
+A step is a function of the step number, the weights and a small `state` the stage keeps (a data cursor); nothing else
+may influence it. Then a run that was killed and continued from a checkpoint repeats the lost steps exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from farthing.cost.meter import Meter
+from farthing.errors import UserError
+from farthing.model import ModelConfig
+from farthing.train import checkpoint
+from farthing.train.optim import MasterWeights
+
+
+class Diverged(UserError):
+    """Training produced numbers that cannot be trained on."""
+
+
+def train(
+    folder: Path,
+    steps: int,
+    weights: MasterWeights,
+    state: dict[str, Any],
+    one_step: Callable[[int], dict[str, Any]],
+    *,
+    meter: Meter,
+    checkpoint_every: int,
+    on_metrics: Callable[[dict[str, Any]], None],
+) -> None:
+    """Run steps 0..steps-1, or those that are left after the newest whole checkpoint in `folder`/state.
+
+    Args:
+        state: what `one_step` reads and updates besides the weights; JSON, saved with each checkpoint.
+        one_step: does one step and returns its metrics.
+
+    Raises:
+        Diverged: when a step found NaN or an exploding gradient; says why and where the last good checkpoint is.
+        UserError: when the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = 0
+    with meter.span("load"):
+        found = checkpoint.latest(folder / "state")
+        if found is not None:
+            done, tensors, saved = found
+            weights.restore(tensors)
+            state.update(saved)
+    metrics = _MetricsFile(folder / "metrics.jsonl", keep=done)
+    for line in metrics.kept:
+        on_metrics(line)
+    try:
+        for step in range(done, steps):
+            try:
+                line = one_step(step)
+            except Diverged as error:
+                last = checkpoint.newest_step(folder / "state")
+                where = f"the weights of step {last} are kept in {folder / 'state'}" if last else "nothing was trained yet"
+                raise Diverged(f"training stopped at step {step + 1}: {error}; {where}; lower lr and run again") from error
+            metrics.append(line)
+            on_metrics(line)
+            if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+                with meter.span("checkpoint", step=step):
+                    metrics.sync()
+                    checkpoint.save(folder / "state", step + 1, weights.state(), state)
+    finally:
+        metrics.close()
+
+
+def check_norm(norm: float, limit: float) -> None:
+    """Refuse a gradient that is not a number or larger than `limit`, before it reaches the weights.
+
+    Raises:
+        Diverged: with the norm.
+    """
+    if not math.isfinite(norm):
+        raise Diverged(f"the gradient is {norm}")
+    if norm > limit:
+        raise Diverged(f"the gradient's norm is {norm:.1f}, above max_grad_norm {limit:g}")
+
+
+def tokens_per_pass(config: ModelConfig, memory_gb: float, bytes_per_element: int) -> int:
+    """How many tokens go through forward and backward at once within `memory_gb` of activations.
+
+    Counts what the layers keep for the backward pass: the inputs of both norms and both projections that follow, q, k
+    and v before and after rotation, attention's output, gate and up, and their product.
+    """
+    heads = config.num_heads * config.head_dim
+    kv = config.num_kv_heads * config.head_dim
+    elements = 4 * config.hidden_size + 3 * heads + 3 * kv + 3 * config.intermediate_size
+    return max(1, int(memory_gb * 1e9 / (elements * bytes_per_element * config.num_layers)))
+
+
+class _MetricsFile:
+    """metrics.jsonl, cut back to the steps a checkpoint covers: the steps after it will be done again."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.kept: list[dict[str, Any]] = []
+        if path.exists():
+            for text in path.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    break
+                if line.get("step", math.inf) > keep:
+                    break
+                self.kept.append(line)
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+
+    def append(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

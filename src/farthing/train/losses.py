@@ -1,0 +1,102 @@
+"""Log-probabilities of given tokens without ever holding the [tokens, vocabulary] matrix, and the GRPO loss on them.
+
+Shapes: M tokens, C model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 64 << 20  # of float32 logits at a time
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Keeps the hidden states and one number a token; the backward computes the logits again, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+        normaliser = torch.empty(len(targets), device=hidden.device)
+        picked = torch.empty_like(normaliser)
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            logits = (hidden[part] @ weight.T).float().div_(temperature)
+            picked[part] = logits.gather(1, targets[part, None])[:, 0]
+            normaliser[part] = logits.logsumexp(-1)
+        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return picked - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, targets, normaliser = ctx.saved_tensors
+        grad = grad / ctx.temperature
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for start in range(0, len(targets), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            # d logp / d logits = onehot(target) - softmax
+            logits = (hidden[part] @ weight.T).float().div_(ctx.temperature)
+            logits.sub_(normaliser[part, None]).exp_().mul_(-grad[part, None])
+            logits.scatter_add_(1, targets[part, None], grad[part, None])
+            narrow = logits.to(weight.dtype)
+            grad_hidden[part] = narrow @ weight
+            grad_weight += narrow.T @ hidden[part]
+        return grad_hidden, grad_weight.to(weight.dtype), None, None
+
+
+def token_logprobs(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
+    """log p(target) under softmax(hidden @ head.T / temperature), [M] float32, differentiable in hidden and head."""
+    return _TokenLogprobs.apply(hidden_MC, head_VC, targets_M, temperature)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def k3(logprobs_M: Tensor, reference_M: Tensor) -> Tensor:
+    """An unbiased, never negative estimate of KL(policy || reference) for each sampled token, [M]:
+    r - log r - 1 with r = reference / policy (Schulman, "Approximating KL divergence", 2020; DeepSeekMath
+    arXiv:2402.03300 eq. 4)."""
+    log_ratio = reference_M - logprobs_M
+    return log_ratio.exp() - log_ratio - 1
+
+
+def clipped_objective(
+    logprobs_M: Tensor, old_M: Tensor, advantages_M: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate for each token (arXiv:2402.03300 eq. 3), with an upper bound of its own
+    (clip-higher, DAPO arXiv:2503.14476 section 3.1).
+
+    Returns:
+        the objective [M], to be maximised; whether the clip is what holds the token back, [M] bool.
+    """
+    ratio = (logprobs_M - old_M).exp()
+    free = ratio * advantages_M
+    held = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages_M
+    return torch.minimum(free, held), held < free
+
+
+def advantages(rewards_PG: Tensor, kind: str) -> Tensor:
+    """How much better each sample did than its group, [P, G] float32.
+
+    `std`: (r - mean) / std, as DeepSeek defined GRPO (arXiv:2402.03300 section 4.1.2). `mean`: r - mean; dividing by
+    the deviation favours questions that are almost always or almost never solved (Dr. GRPO, arXiv:2503.20783).
+    """
+    centred = rewards_PG - rewards_PG.mean(1, keepdim=True)
+    if kind == "mean":
+        return centred
+    return centred / (rewards_PG.std(1, correction=0, keepdim=True) + 1e-6)
+
+
+def token_weights(lengths: list[int], kind: str, max_new_tokens: int) -> list[float]:
+    """The weight of every token of each sample in the batch's loss.
+
+    `token`: each token counts alike (DAPO arXiv:2503.14476 section 3.3). `sample`: each sample counts alike, long ones
+    spread thin (arXiv:2402.03300). `constant`: divided by the longest length allowed, so that length changes nothing
+    (Dr. GRPO arXiv:2503.20783).
+    """
+    if kind == "token":
+        return [1 / sum(lengths)] * len(lengths)
+    if kind == "sample":
+        return [1 / (length * len(lengths)) for length in lengths]
+    return [1 / (max_new_tokens * len(lengths))] * len(lengths)

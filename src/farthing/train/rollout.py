@@ -1,0 +1,122 @@
+"""Questions asked, answered by the current policy and judged: the data of one GRPO step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from farthing.cost.meter import Meter
+from farthing.data.templates import question_ids
+from farthing.data.tokenizer import Tokenizer
+from farthing.engine import Engine, Request, Sample, Sampling
+from farthing.recipe import Grpo
+from farthing.tasks import Item, Verdict
+from farthing.tasks.mixture import Stream
+from farthing.tasks.pool import VerifierPool
+
+
+@dataclass
+class Group:
+    """One question and its sampled answers."""
+
+    item: Item
+    prompt: list[int]
+    samples: list[Sample]
+    outcomes: list[str]  # right, wrong, unparsed, cut_off, timeout or bad_gold
+
+    @property
+    def rewards(self) -> list[float]:
+        """1 for a right answer, 0 for anything else; an answer that was cut off earns nothing."""
+        return [float(outcome == "right") for outcome in self.outcomes]
+
+    @property
+    def silent(self) -> bool:
+        """All samples earned the same, so none is better than another."""
+        return len(set(self.rewards)) == 1
+
+
+@dataclass
+class Batch:
+    """The groups to train on, and everything that was sampled to get them."""
+
+    groups: list[Group] = field(default_factory=list)
+    sampled: list[Group] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, Any]:
+        """Shares and means over everything sampled, silent groups included."""
+        outcomes = Counter(outcome for group in self.sampled for outcome in group.outcomes)
+        samples = [sample for group in self.sampled for sample in group.samples]
+        total = len(samples)
+        return {
+            "reward": sum(r for group in self.sampled for r in group.rewards) / total,
+            "right": outcomes["right"] / total,
+            "unparsed": outcomes["unparsed"] / total,
+            "cut_off": outcomes["cut_off"] / total,
+            "entropy": sum(sample.entropy for sample in samples) / total,
+            "length": sum(len(sample.ids) for sample in samples) / total,
+            "groups_kept": len(self.groups),
+            "groups_sampled": len(self.sampled),
+        }
+
+
+def outcome(verdict: Verdict, sample: Sample) -> str:
+    """A verdict as one word; a text that ran out of tokens is `cut_off` whatever stands in it."""
+    return "cut_off" if sample.finish_reason == "length" else verdict.outcome
+
+
+class Roller:
+    """Collects batches: takes questions from a stream, samples, verifies, drops and refills."""
+
+    def __init__(
+        self,
+        stage: Grpo,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        hf_config: dict[str, Any],
+        stream: Stream,
+        pool: VerifierPool,
+        meter: Meter,
+        seed: int,
+    ) -> None:
+        self.stage, self.engine, self.tokenizer, self.hf_config = stage, engine, tokenizer, hf_config
+        self.stream, self.pool, self.meter, self.seed = stream, pool, meter, seed
+
+    def collect(self, step: int, cursor: int) -> tuple[Batch, int]:
+        """The batch of a step and the cursor after the questions it took. Depends on the weights, the step and the
+        cursor alone."""
+        batch, stage = Batch(), self.stage
+        for _ in range(1 + stage.refill):
+            items, cursor = self.stream.take(cursor, stage.prompts - len(batch.groups))
+            groups = self._ask(items, step, first_sample=len(batch.sampled) * stage.group)
+            batch.sampled += groups
+            batch.groups += [group for group in groups if not (stage.drop_silent and group.silent)]
+            if len(batch.groups) >= stage.prompts:
+                break
+        return batch, cursor
+
+    def _ask(self, items: Sequence[Item], step: int, first_sample: int) -> list[Group]:
+        stage = self.stage
+        sampling = Sampling(
+            max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, seed=(self.seed << 32) + step
+        )
+        prompts = [question_ids(self.tokenizer, item.question, stage.prompt, stage.system) for item in items]
+        requests = [
+            Request(prompt, sampling, stage.group, first_sample + number * stage.group)
+            for number, prompt in enumerate(prompts)
+        ]
+        with self.meter.span("generate", step=step) as span:
+            answers = self.engine.generate(requests)
+            self.engine.book(span, self.hf_config)
+        with self.meter.span("verify", step=step):
+            pairs = [
+                (item, self.tokenizer.decode(sample.ids))
+                for item, samples in zip(items, answers, strict=True)
+                for sample in samples
+            ]
+            verdicts = iter(self.pool.verify(pairs, stage.answer))
+        return [
+            Group(item, prompt, samples, [outcome(next(verdicts), sample) for sample in samples])
+            for item, prompt, samples in zip(items, prompts, answers, strict=True)
+        ]

@@ -1,0 +1,249 @@
+"""The tokenizer a .gguf carries, written as tokenizer.json and tokenizer_config.json.
+
+A .gguf holds the vocabulary, but of the rules that cut text up before merging only their name
+(`tokenizer.ggml.pre`). The table below gives each name its rules, as the models' own tokenizer.json have
+them; the tests compare every entry with llama.cpp. A name that is not in the table is refused: guessed rules
+give text that looks right and ids the model was never trained on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from farthing.errors import UserError
+from farthing.weights.folder import write_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+Metadata = dict[str, Any]
+
+# llama.cpp's token types (tokenizer.ggml.token_type)
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
+
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SYMBOLS_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_LLAMA3 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS_AND_SPACE}"
+_QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_SYMBOLS_AND_SPACE}"
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How a byte-level vocabulary cuts text: `split` is a pattern, or None for GPT-2's own."""
+
+    split: str | None = None
+    single_digits: bool = False
+    whole_words: bool = False  # a word that is a token is taken whole, without merging
+    add_bos: bool = False  # unless the file says otherwise
+    nfc: bool = False
+
+
+_LLAMA3_RULES = _Rules(_LLAMA3, whole_words=True, add_bos=True)
+_QWEN2_RULES = _Rules(_QWEN2, nfc=True)
+RULES = {
+    "gpt-2": _Rules(),
+    "smollm": _Rules(single_digits=True),
+    "starcoder": _Rules(single_digits=True),
+    "llama-bpe": _LLAMA3_RULES,
+    "llama3": _LLAMA3_RULES,
+    "llama-v3": _LLAMA3_RULES,
+    "falcon3": _LLAMA3_RULES,
+    "smaug-bpe": _Rules(_LLAMA3),
+    "qwen2": _QWEN2_RULES,
+    "deepseek-r1-qwen": _QWEN2_RULES,
+    "tekken": _Rules(_TEKKEN, whole_words=True, add_bos=True),
+}
+
+
+def write_tokenizer(metadata: Metadata, folder: Path) -> None:
+    """Write the tokenizer, its chat template and generation_config.json from a .gguf's metadata into
+    `folder`.
+
+    Raises UserError for a kind of tokenizer or a way of cutting text that is not known.
+    """
+    tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
+    if not tokens:
+        raise UserError("the .gguf carries no tokenizer; convert the model again with its vocabulary")
+    tokenizer, add_bos = build_tokenizer(metadata)
+    add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+    bos, eos = token_id(metadata, "bos"), token_id(metadata, "eos")
+    _add_marks(tokenizer, tokens, bos if add_bos else None, eos if add_eos else None)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    config["model_max_length"] = metadata[f"{metadata['general.architecture']}.context_length"]
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        if (number := token_id(metadata, key)) is not None:
+            config[f"{name}_token"] = tokens[number]
+    if template := metadata.get("tokenizer.chat_template"):
+        config["chat_template"] = template
+    write_json(folder / "tokenizer_config.json", config)
+
+    generation: dict[str, Any] = {"bos_token_id": bos, "eos_token_id": stop_ids(metadata)}
+    generation["pad_token_id"] = token_id(metadata, "padding")
+    write_json(
+        folder / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])}
+    )
+
+
+def token_id(metadata: Metadata, name: str) -> int | None:
+    """The id of a named token (bos, eos, eot, unknown, padding …), or None when the file does not name it."""
+    number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return (
+        int(number) if number is not None and int(number) < len(metadata["tokenizer.ggml.tokens"]) else None
+    )
+
+
+def stop_ids(metadata: Metadata) -> list[int]:
+    """Ids that end an answer: end of sequence, of turn and of message, and the mark between documents."""
+    named = [token_id(metadata, name) for name in ("eos", "eot", "eom")]
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type") or []
+    between = [i for i, kind in enumerate(types) if kind == _CONTROL and tokens[i] == "<|endoftext|>"]
+    return list(dict.fromkeys(i for i in named + between if i is not None))
+
+
+def build_tokenizer(metadata: Metadata) -> tuple["Tokenizer", bool]:
+    """The tokenizer without beginning and end marks, and whether text gets a beginning mark. Raises
+    UserError.
+    """
+    from tokenizers import AddedToken
+
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        tokenizer, add_bos = _byte_level(metadata)
+    elif kind == "llama":
+        tokenizer, add_bos = _sentencepiece(metadata)
+    else:
+        raise UserError(f"the .gguf's tokenizer is of the kind {kind!r}; Farthing reads gpt2 and llama")
+    types = metadata.get("tokenizer.ggml.token_type") or []
+    for token, special_kind in zip(metadata["tokenizer.ggml.tokens"], types, strict=False):
+        if special_kind in (_UNKNOWN, _CONTROL):
+            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        elif special_kind == _USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
+    return tokenizer, bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos))
+
+
+def _vocabulary(metadata: Metadata) -> dict[str, int]:
+    """Token -> id, without the filler at the end that only rounds the table's size up."""
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    end = len(tokens)
+    while end and types[end - 1] == _UNUSED:
+        end -= 1
+    return {token: number for number, token in enumerate(tokens[:end])}
+
+
+def _byte_level(metadata: Metadata) -> tuple["Tokenizer", bool]:
+    from tokenizers import Tokenizer, decoders, normalizers
+
+    name = metadata.get("tokenizer.ggml.pre")
+    rules = RULES.get(str(name))
+    if rules is None:
+        raise UserError(
+            f"the .gguf's tokenizer cuts text the way called {name!r}, which Farthing does not know "
+            f"(it knows {', '.join(RULES)}); use the model's Hugging Face folder instead"
+        )
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]
+    tokenizer = Tokenizer(_bpe(_vocabulary(metadata), merges, ignore_merges=rules.whole_words))
+    if rules.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _cutter(rules)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, rules.add_bos
+
+
+def _bpe(vocabulary: dict[str, int], merges: list[Any], **options: Any) -> "BPE":
+    from tokenizers.models import BPE
+
+    try:
+        return BPE(vocabulary, merges, **options)
+    except Exception as error:  # the library raises bare Exception: a merge of tokens that are not there
+        raise UserError(f"the .gguf's vocabulary is damaged ({error}); download it again") from None
+
+
+def _cutter(rules: _Rules) -> "PreTokenizer":
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    steps: list[PreTokenizer] = []
+    if rules.single_digits:
+        steps.append(Digits(individual_digits=True))
+    if rules.split is not None:
+        steps.append(Split(Regex(rules.split), behavior="isolated"))
+    steps.append(ByteLevel(add_prefix_space=False, use_regex=rules.split is None))
+    return Sequence(steps)
+
+
+def _sentencepiece(metadata: Metadata) -> tuple["Tokenizer", bool]:
+    """Llama 2's kind: spaces are written as ▁, unknown characters as bytes, and the merges follow from the
+    scores.
+    """
+    from tokenizers import Tokenizer, decoders, normalizers
+
+    vocabulary = _vocabulary(metadata)
+    unknown = token_id(metadata, "unknown")
+    model = _bpe(
+        vocabulary,
+        list(_merges(vocabulary, metadata.get("tokenizer.ggml.scores") or [])),
+        unk_token=metadata["tokenizer.ggml.tokens"][unknown] if unknown is not None else None,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    spaces = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces] if prefix else [spaces])
+    steps: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    return tokenizer, True
+
+
+def _merges(vocabulary: dict[str, int], scores: list[float]) -> Iterator[tuple[str, str]]:
+    """Every way to join two tokens into a third, best score first.
+
+    SentencePiece joins the neighbours whose union scores highest (Kudo and Richardson, arXiv:1808.06226),
+    which is what a list of merges in order of score does.
+    """
+    if len(scores) < len(vocabulary):
+        raise UserError("the .gguf's tokenizer has no scores; convert the model again with its vocabulary")
+    found = []
+    for token, number in vocabulary.items():
+        for cut in range(1, len(token)):
+            left, right = vocabulary.get(token[:cut]), vocabulary.get(token[cut:])
+            if left is not None and right is not None:
+                found.append((-scores[number], left, right, token[:cut], token[cut:]))
+    found.sort()
+    return ((left, right) for *_, left, right in found)
+
+
+def _add_marks(tokenizer: "Tokenizer", tokens: list[str], bos: int | None, eos: int | None) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    before = [] if bos is None else [tokens[bos]]
+    after = [] if eos is None else [tokens[eos]]
+    if before or after:
+        tokenizer.post_processor = TemplateProcessing(
+            single=[*before, "$A", *after],
+            pair=[
+                *before,
+                "$A",
+                *after,
+                *(f"{mark}:1" for mark in before),
+                "$B:1",
+                *(f"{m}:1" for m in after),
+            ],
+            special_tokens=[(tokens[number], number) for number in (bos, eos) if number is not None],
+        )

