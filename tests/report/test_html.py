@@ -315,6 +315,10 @@ def test_text_stands_out_from_its_ground(build_run, scheme, text, ground):
     assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2.2, 1.4.3 (AA)
 
 
+FILES = [
+    *("results.json", "run.json", "audit.json", "lineage.json", "ledger.jsonl", "recipe.yaml"),
+    *("evaluations/before.jsonl", "evaluations/after.jsonl", "stages/01-grpo/metrics.jsonl"),
+]
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(HOSTILE),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -326,9 +330,7 @@ anything = st.recursive(
 @given(data=st.data())
 def test_no_content_of_the_files_stops_the_report(build_run, data):
     run = build_run(steps=3, n=6)
-    name = data.draw(st.sampled_from(["results.json", "run.json", "audit.json", "lineage.json", "ledger.jsonl", "recipe.yaml",
-                                      "evaluations/before.jsonl", "evaluations/after.jsonl",
-                                      "stages/01-grpo/metrics.jsonl"]))  # fmt: skip
+    name = data.draw(st.sampled_from(FILES))
     if name == "recipe.yaml":
         document = {"name": "x", "stages": [{"kind": "grpo"}], "base": "x", "description": "x"}
     else:

@@ -31,7 +31,7 @@ def llama_cpp(path: Path) -> Callable[[str], list[int]]:
 
 @pytest.fixture(scope="module")
 def joining(strings: list[str]) -> dict[str, Any]:
-    """A byte-level vocabulary learned with no cutting at all, so that only the cutting can keep pieces apart."""
+    """A byte-level vocabulary learned with no cutting at all: only the cutting keeps pieces apart."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -131,8 +131,9 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes ids one at a time, for showing an answer while it is made.
 
-    What `push` returns, and `flush` at the end, joined, is `tokenizer.decode` of all the ids; no piece holds
-    a part of a character, whose remaining bytes come with later tokens.
+    What `push` returns, and `flush` at the end, joined, is `tokenizer.decode` of all the ids (as
+    long as they spell valid UTF-8: decoders differ in how many U+FFFD they make of a bad byte). No piece ends
+    in a part of a character, whose remaining bytes come with later tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -121,8 +121,10 @@ class Decode:
         self.shape = (len(tables), pages * size)
         self.mask = None
         if min(lengths) + 1 < self.shape[1]:
-            visible = torch.arange(self.shape[1], device=device) <= at[:, None]
-            self.mask = visible[:, None, None, :]
+            hidden = torch.arange(self.shape[1], device=device) > at[:, None]
+            # added to the scores; made once a step, where a boolean one would be converted in every layer
+            mask = torch.zeros(hidden.shape, dtype=cache.keys[0].dtype, device=device)
+            self.mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None, :]
 
     def __call__(self, layer: int, q_BHD: Tensor, k_BGD: Tensor, v_BGD: Tensor) -> Tensor:
         rows, groups, width = k_BGD.shape

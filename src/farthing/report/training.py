@@ -183,7 +183,8 @@ def audit(run: Run) -> Audit | None:
 # ---- How it was made -------------------------------------------------------------------------------------
 FACTS = {
     "farthing": "Farthing", "commit": "source commit", "python": "Python", "torch": "PyTorch",
-    "transformers": "Transformers", "reasoning-gym": "Reasoning Gym", "platform": "platform", "cpu": "processor", "threads": "threads",
+    "transformers": "Transformers",
+    "reasoning-gym": "Reasoning Gym", "platform": "platform", "cpu": "processor", "threads": "threads",
     "memory_gb": "memory, GB", "device": "device", "seed": "seed", "started": "started",
     "attempts": "attempts",
 }  # fmt: skip

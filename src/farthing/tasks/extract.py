@@ -21,8 +21,13 @@ Kind = Literal["integer", "text", "expression"]
 
 LOOKED_AT = 20_000  # characters
 PUNCTUATION = " \t\r\n.,;:!?\"'`*$“”‘’"
-_BEFORE_NUMBER = re.compile(r"(?<![!<>=])=|(?<![0-9]):|:(?![0-9])|\b(?:is|are|answer)\b", re.IGNORECASE)
-_BEFORE_TEXT = re.compile(r":|\bis\b", re.IGNORECASE)
+# What comes before an answer. Each branch begins with a plain character, which lets the search skip ahead:
+# three times faster than with \b in front and IGNORECASE.
+_IS = r"[iI][sS]\b(?<!\w[iI][sS])"
+_ARE = r"[aA][rR][eE]\b(?<!\w[aA][rR][eE])"
+_ANSWER = r"[aA][nN][sS][wW][eE][rR]\b(?<!\w[aA][nN][sS][wW][eE][rR])"
+_BEFORE_NUMBER = re.compile(rf"=(?<![!<>=]=)|:(?<![0-9]:)|:(?![0-9])|{_IS}|{_ARE}|{_ANSWER}")
+_BEFORE_TEXT = re.compile(rf":|{_IS}")
 
 
 def extract(text: str, convention: Convention, kind: Kind = "integer") -> str | None:

@@ -23,9 +23,8 @@ _INTEGER = """
 """
 _TEXT = """
     base_conversion bf bitwise_arithmetic color_cube_rotation course_schedule family_relationships
-    figlet_font game_of_life_halting mahjong_puzzle needle_haystack path_star
-    spell_backward spiral_matrix string_insertion string_manipulation string_splitting string_synthesis
-    syllogism zebra_puzzles
+    figlet_font game_of_life_halting mahjong_puzzle needle_haystack path_star spell_backward spiral_matrix
+    string_insertion string_manipulation string_splitting string_synthesis syllogism zebra_puzzles
 """
 SCORERS: dict[str, Scorer] = {
     **dict.fromkeys(_INTEGER.split(), "integer"),

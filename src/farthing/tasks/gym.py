@@ -34,11 +34,17 @@ class Task:
     def item(self, seed: int, index: int) -> Item:
         """Item `index` (any integer from 0 on) of the dataset that `seed` names.
 
-        Nearby seeds share items: most generators draw item i of seed s from Random(s + i).
+        Nearby seeds share items: most generators draw item i of seed s from Random(s + i). Raises UserError
+        where the config leaves the generator no way to make the item.
         """
         assert index >= 0
-        with redirect_stdout(StringIO()) if self.name in _CHATTY else nullcontext():
-            entry = self._dataset(seed, index)[index]
+        try:
+            with redirect_stdout(StringIO()) if self.name in _CHATTY else nullcontext():
+                entry = self._dataset(seed, index)[index]
+        except ValueError as error:
+            raise UserError(
+                f"tasks: {self.name} cannot make item {index} of seed {seed}: {error}; loosen its config"
+            ) from error
         answer, facts = entry["answer"], entry["metadata"]
         assert isinstance(answer, str), f"{self.name} gives the answer {answer!r}"
         metadata: dict[str, Any] = {"scorer": self.scorer}
@@ -88,6 +94,8 @@ def load_task(name: str, config: Mapping[str, Any] | None = None) -> Task:
     task = Task(name, config, scorer)
     try:
         task.item(0, 0)
+    except UserError:
+        raise
     except (AssertionError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         raise UserError(f"tasks: {name} does not accept its config {dict(config)}: {error}") from error
     return task

@@ -31,6 +31,9 @@ from farthing.train.losses import advantages, clipped_objective, k3, token_logpr
 from farthing.train.optim import MasterWeights, learning_rate
 from farthing.train.rollout import Batch, Group, Roller
 
+MAX_BATCH = 64  # sequences sampled at once: beyond it a CPU's products are no faster a row
+PROMPT_TOKENS = 1024  # of cache for each question's prompt, shared by its samples
+
 
 def train_grpo(
     stage: Grpo,
@@ -58,9 +61,8 @@ def train_grpo(
     if stage.lora:
         add_lora(decoder, stage.lora, stage.lora_alpha, seed)
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
-    longest = stage.max_new_tokens + 1024
-    samples = min(stage.prompts * stage.group, 64)
-    engine = model.engine(max_batch=samples, cache_tokens=samples * longest)
+    samples = min(stage.prompts * stage.group, MAX_BATCH)
+    engine = model.engine(samples, samples * (stage.max_new_tokens + 32) + stage.prompts * PROMPT_TOKENS)
     tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
     stream = Mixture(tasks, seed).stream(exclude=held_out)
     roller = Roller(stage, engine, model.tokenizer, model.hf_config, stream, pool, meter, seed)

@@ -214,8 +214,8 @@ def _download(text: str, repository: str, fetch: Callable[[bool], Path]) -> Path
         if is_disk_full(error):
             raise UserError(f"no room on the disk for {text}; free some space or set HF_HOME") from None
         raise UserError(
-            f"{text} is not here and the Hugging Face hub cannot be reached ({type(error).__name__}); connect "
-            f"or download it elsewhere (`hf download {repository}`) and give its path"
+            f"{text} is not here and the Hugging Face hub cannot be reached ({type(error).__name__}); "
+            f"connect, or download it elsewhere (`hf download {repository}`) and give its path"
         ) from None
 
 
