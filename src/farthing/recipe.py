@@ -152,7 +152,9 @@ class Grpo(_Model):
         description="Steps between checks that the engine and the trainer give the same log-probabilities.",
     )
     sync_tolerance: Positive = Field(
-        default=0.05, description="Largest mean absolute difference of those log-probabilities, in nats."
+        default=0.1,
+        description="Largest mean absolute difference of those log-probabilities, in nats; rounding to bfloat16 "
+        "alone makes 0.02 to 0.04.",
     )
     checkpoint_every: Count = Field(
         default=10, description="Steps between the checkpoints a killed run continues from."

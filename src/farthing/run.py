@@ -1,7 +1,7 @@
 """Runs a recipe in a run directory: base, audit, evaluation, stages, evaluation, bill, report.
 
-Everything that is finished leaves a file, and what has its file is not done again: running the same recipe in the same
-directory goes on from where it was stopped, at any moment and by any means.
+Everything that is finished leaves a file, and what has its file is not done again: running the same recipe in
+the same directory goes on from where it was stopped, at any moment and by any means.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
     """Run a recipe to its end, or continue it.
 
     Raises:
-        UserError: when the directory belongs to another recipe or is in use, the base cannot be loaded, the reward
-            audit fails, training diverges, or the disk is full. What was done stays; the same call continues.
+        UserError: when the directory belongs to another recipe or is in use, the base cannot be loaded, the
+            reward audit fails, training diverges, or the disk is full. What was done stays; the same call
+            continues.
     """
     if not isinstance(recipe, Recipe):
         recipe = load(recipe)
@@ -81,6 +82,8 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
         results = folder / "results.json"
         if not results.exists():
             _Work(recipe, folder, console, quiet).do()
+        elif not (folder / "report.html").exists():  # killed between the two
+            write_report(folder)
         finished = Run(folder, json.loads(results.read_text()))
     if not quiet:
         _show(finished, console)
@@ -119,7 +122,9 @@ class _Work:
                 model: Model | None = None
                 for number, stage in enumerate(recipe.stages, 1):
                     name = f"{number:02d}-{stage.kind}"
-                    self.meter.stage = name if (self.folder / "stages" / name).exists() or number > 1 else "00-base"
+                    self.meter.stage = (
+                        name if (self.folder / "stages" / name).exists() or number > 1 else "00-base"
+                    )
                     stage_folder = self.folder / "stages" / name
                     if not (stage_folder / "done.json").exists():
                         with self.meter.span("load"):
@@ -128,6 +133,8 @@ class _Work:
                             self._evaluate("before", model, items, pool)
                         self.meter.stage = name
                         self._stage(stage, model, stage_folder, items, pool)
+                        if stage.lora:
+                            model = None  # what is judged is what was saved, with the updates merged in
                     current = stage_folder / "model"
                 self.meter.stage = "99-final"
                 _link(self.folder / "model", current)
@@ -150,13 +157,20 @@ class _Work:
             )
         with self.meter.span("checkpoint"):
             model.save(folder / "model")
-            done = {"name": folder.name, "kind": stage.kind, "steps": stage.steps, "seconds": time.time() - started}
+            done = {
+                "name": folder.name,
+                "kind": stage.kind,
+                "steps": stage.steps,
+                "seconds": time.time() - started,
+            }
             _write_json(folder / "done.json", done)
 
     def _held_out(self) -> list[Item]:
         if self.recipe.evaluate is None:
             return []
-        return _mixture(self.recipe.evaluation_tasks(), self.recipe.seed).held_out(self.recipe.evaluate.held_out)
+        return _mixture(self.recipe.evaluation_tasks(), self.recipe.seed).held_out(
+            self.recipe.evaluate.held_out
+        )
 
     def _evaluate(self, name: str, model: Model | None, items: list[Item], pool: VerifierPool) -> None:
         path = self.folder / "evaluations" / f"{name}.jsonl"
@@ -197,7 +211,9 @@ class _Work:
 
     def _conclude(self) -> None:
         summary = ledger.summarise(ledger.read(self.folder / "ledger.jsonl")[0])
-        rounds = {name: _read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")}
+        rounds = {
+            name: _read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
+        }
         rounds = {name: records for name, records in rounds.items() if records}
         results = {
             "name": self.recipe.name,
@@ -232,7 +248,9 @@ class _Work:
         }
         for key in ("torch", "threads", "cpu"):
             if earlier and earlier.get(key) != facts[key]:
-                self._say(f"{key} was {earlier.get(key)}, now {facts[key]}: the weights may differ in the last bits")
+                self._say(
+                    f"{key} was {earlier.get(key)}, now {facts[key]}: the weights may differ in the last bits"
+                )
         _write_json(path, facts)
 
     def _record_lineage(self, source: Source) -> None:
@@ -264,14 +282,16 @@ def _locked(folder: Path) -> Iterator[None]:
     """The run directory is ours alone; the lock goes with the process, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
+        file = (folder / "lock").open("a")  # not "w": the folder may turn out to be somebody else's
     except OSError as error:
         raise UserError(f"cannot write to the run directory {folder}: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{folder} is in use by another run; wait for it or give another --run-dir") from error
+            raise UserError(
+                f"{folder} is in use by another run; wait for it or give another --run-dir"
+            ) from error
         yield
 
 
@@ -279,7 +299,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     """Write the recipe into a new run directory, or make sure that an old one is of the same recipe."""
     path = folder / "recipe.yaml"
     if not path.exists():
-        if any(entry.name != "lock" for entry in folder.iterdir()):
+        if any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
             raise UserError(f"{folder} holds other files and is no run directory; give another --run-dir")
         _write(path, dump(recipe))
         return
@@ -312,15 +332,18 @@ def _show(finished: Run, console: Console) -> None:
         console.print(_score_line(evaluation), highlight=False)
     if results["gain"]:
         console.print(_gain_line(results["gain"]), highlight=False)
-    console.print(f"chat: farthing chat {finished.run_dir}     report: {finished.run_dir / 'report.html'}", soft_wrap=True)
+    console.print(
+        f"chat: farthing chat {finished.run_dir}     report: {finished.run_dir / 'report.html'}",
+        soft_wrap=True,
+    )
 
 
 def _score_line(evaluation: dict[str, Any]) -> str:
     low, high = evaluation["ci95"]
     return (
-        f"{evaluation['name']:>6}: {evaluation['accuracy']:.1%} right (95% interval {low:.1%} to {high:.1%}), "
-        f"{evaluation['right']} right, {evaluation['wrong']} wrong, {evaluation['unparsed']} no answer found, "
-        f"{evaluation['cut_off']} cut off, of {evaluation['n']}"
+        f"{evaluation['name']:>6}: {evaluation['accuracy']:.1%} right "
+        f"(95% interval {low:.1%} to {high:.1%}), {evaluation['right']} right, {evaluation['wrong']} wrong, "
+        f"{evaluation['unparsed']} no answer found, {evaluation['cut_off']} cut off, of {evaluation['n']}"
     )
 
 

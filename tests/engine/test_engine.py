@@ -41,7 +41,10 @@ def score(decoder, prompt, completion, temperature=1.0):
 def test_greedy_equals_plain_decoding_in_a_mixed_batch(decoder, max_batch):
     torch.manual_seed(0)
     shared = torch.randint(0, 61, (9,)).tolist()
-    prompts = [torch.randint(0, 61, (n,)).tolist() for n in (1, 4, 5, 17, 30)] + [[*shared, 1, 2], [*shared, 3]]
+    prompts = [torch.randint(0, 61, (n,)).tolist() for n in (1, 4, 5, 17, 30)] + [
+        [*shared, 1, 2],
+        [*shared, 3],
+    ]
     engine = Engine(decoder, max_batch=max_batch, cache_tokens=400, page_size=4)
     news = [3, 12, 1, 7, 20, 9, 9]
     requests = [
@@ -67,7 +70,9 @@ def test_samples_do_not_depend_on_the_batch_they_ran_in(decoder):
     assert [s.ids for s in together] == [s.ids for s in narrow] == [s.ids for s in alone]
     assert len({tuple(s.ids) for s in together}) > 1
     for sample in together:
-        torch.testing.assert_close(sample.logprobs, score(decoder, prompt, sample.ids, 1.3), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            sample.logprobs, score(decoder, prompt, sample.ids, 1.3), atol=1e-4, rtol=0
+        )
 
 
 def test_prompt_is_computed_once_for_its_samples(decoder):

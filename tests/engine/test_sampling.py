@@ -13,7 +13,7 @@ from farthing.errors import UserError
 
 def draw(logits, sampling, count=4000):
     rows = logits.expand(count, -1)
-    return choose(rows, [sampling] * count, uniforms(1, 2, count).tolist())
+    return choose(rows.clone(), [sampling] * count, uniforms(1, 2, count).tolist())
 
 
 @pytest.mark.parametrize("size", [7, 511, 513, 1500])
@@ -53,7 +53,7 @@ def test_only_entries_with_weight_are_drawn(uniform, seed):
     logits = torch.randn(1, 1100, generator=generator) * 30
     logits[0, torch.rand(1100, generator=generator) < 0.7] = -torch.inf
     logits[0, 600] = 0.0
-    ids, logprobs, _ = choose(logits, [Sampling()], [uniform])
+    ids, logprobs, _ = choose(logits.clone(), [Sampling()], [uniform])
     assert torch.isfinite(logprobs).all()
     assert torch.isfinite(logits[0, ids]).all()
 
@@ -66,7 +66,15 @@ def test_draws_are_keyed_by_seed_and_sample():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": 1}, {"top_k": -1}, {"max_new_tokens": 0}, {"stop": ("",)}],
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"min_p": 1},
+        {"top_k": -1},
+        {"max_new_tokens": 0},
+        {"stop": ("",)},
+    ],
 )
 def test_values_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(UserError, match=next(iter(wrong)).split("_")[0]):

@@ -5,7 +5,7 @@ import torch
 import transformers
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from farthing.model import Decoder, Segments
+from farthing.model import Decoder, Segments, attention
 from farthing.weights import decoder_config, load_decoder, save_decoder
 
 SMALL = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, max_position_embeddings=512)
@@ -80,7 +80,9 @@ def test_saved_folder_loads_in_transformers_with_no_key_left_over(pair, tmp_path
         assert torch.equal(dict(again.named_parameters())[name], parameter), name
 
 
-def test_samples_that_share_a_prompt_equal_separate_sequences():
+@pytest.mark.parametrize("dense", [0, 1024])
+def test_samples_that_share_a_prompt_equal_separate_sequences(dense, monkeypatch):
+    monkeypatch.setattr(attention, "DENSE_LENGTH", dense)
     torch.manual_seed(1)
     ours = Decoder(decoder_config(FAMILIES["smollm-tied"].to_dict()))
     ours.init_weights(seed=3, std=0.2)

@@ -1,7 +1,7 @@
 """The paged key/value cache: memory in pages of a few tokens, shared between sequences that begin alike.
 
-Kwon et al., arXiv:2309.06180 (pages); a full page of prompt is found again by its tokens and the page before it,
-so the samples of a prompt, and prompts with the same beginning, store and compute it once.
+Kwon et al., arXiv:2309.06180 (pages); a full page of prompt is found again by its tokens and the page before
+it, so the samples of a prompt, and prompts with the same beginning, store and compute it once.
 
 Shapes: B sequences, M pages a sequence, S tokens a page, G key/value heads, D head width, T = M * S.
 """
@@ -20,7 +20,8 @@ from farthing.model import ModelConfig
 
 
 class PagedCache:
-    """Keys and values of every layer in `pages` pages of `page_size` tokens, with a count of users for each page."""
+    """Keys and values of every layer in `pages` pages of `page_size` tokens, with a count of users for each
+    page."""
 
     def __init__(
         self, config: ModelConfig, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
@@ -31,8 +32,8 @@ class PagedCache:
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.users = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
-        # remembered prefixes, least recently used first: (name of the page before, its tokens) -> (page, its name).
-        # Names are never reused, so a chain cannot lead through a page that has been given away.
+        # remembered prefixes, least recently used first: (name of the page before, its tokens) -> (page, its
+        # name). Names are never reused, so a chain cannot lead through a page that has been given away.
         self._prefixes: OrderedDict[tuple[int, tuple[int, ...]], tuple[int, int]] = OrderedDict()
         self._remembered: set[int] = set()
         self._names = itertools.count(1)
@@ -67,7 +68,8 @@ class PagedCache:
         return [tuple(ids[start : start + size]) for start in range(0, len(ids) - size + 1, size)]
 
     def find_prefix(self, ids: Sequence[int]) -> list[int]:
-        """Pages that already hold the beginning of ids (used once more each); at least one token is left to compute."""
+        """Pages that already hold the beginning of ids (used once more each); at least one token is left to
+        compute."""
         pages: list[int] = []
         name = 0
         for chunk in self._chunks(ids[: len(ids) - 1]):
@@ -95,7 +97,8 @@ class PagedCache:
         self._prefixes.clear()
 
     def copy_page(self, source: int, target: int) -> None:
-        """Copy one page in every layer (a partly filled page cannot be shared by sequences that differ after it)."""
+        """Copy one page in every layer (a partly filled page cannot be shared by sequences that differ after
+        it)."""
         for tensor in (*self.keys, *self.values):
             tensor[target] = tensor[source]
 
@@ -105,7 +108,8 @@ class PagedCache:
 
 
 class Decode:
-    """One new token for each of B sequences: store its key and value, attend to everything before (an `Attend`).
+    """One new token for each of B sequences: store its key and value, attend to everything before (an
+    `Attend`).
 
     The heads that share a key/value head are laid out as rows of one small matrix product.
     """
@@ -119,6 +123,8 @@ class Decode:
         self.slots_B = table.gather(1, (at // size)[:, None])[:, 0] * size + at % size
         self.pages_BM = table.flatten()
         self.shape = (len(tables), pages * size)
+        # every layer gathers its pages into the same two buffers: they stay in the processor's own cache
+        self.gathered = [cache.keys[0].new_empty((len(self.pages_BM), *cache.keys[0].shape[1:])) for _ in range(2)]
         self.mask = None
         if min(lengths) + 1 < self.shape[1]:
             hidden = torch.arange(self.shape[1], device=device) > at[:, None]
@@ -130,8 +136,8 @@ class Decode:
         rows, groups, width = k_BGD.shape
         self.cache._write(layer, self.slots_B, k_BGD, v_BGD)
         k, v = (
-            store.index_select(0, self.pages_BM).view(*self.shape, groups, width).transpose(1, 2)
-            for store in (self.cache.keys[layer], self.cache.values[layer])
+            torch.index_select(store, 0, self.pages_BM, out=buffer).view(*self.shape, groups, width).transpose(1, 2)
+            for store, buffer in zip((self.cache.keys[layer], self.cache.values[layer]), self.gathered, strict=True)
         )
         q = q_BHD.view(rows, groups, -1, width)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(q_BHD.shape)
@@ -140,7 +146,9 @@ class Decode:
 class Prefill:
     """The new tokens of several prompts, each after what the cache already holds of it (an `Attend`)."""
 
-    def __init__(self, cache: PagedCache, tables: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, cache: PagedCache, tables: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
+    ) -> None:
         size, device = cache.page_size, cache.keys[0].device
         self.cache, self.spans = cache, list(spans)
         self.tables = [torch.tensor(list(t), device=device) for t in tables]
@@ -162,11 +170,14 @@ class Prefill:
             mask = None
             if start:
                 k, v = (
-                    store[table].flatten(0, 1)[:end] for store in (self.cache.keys[layer], self.cache.values[layer])
+                    store[table].flatten(0, 1)[:end]
+                    for store in (self.cache.keys[layer], self.cache.values[layer])
                 )
                 mask = torch.ones(new, end, dtype=torch.bool, device=q.device).tril(diagonal=start)
             q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            )
             outs.append(out[0].transpose(0, 1))
             at += new
         return torch.cat(outs)

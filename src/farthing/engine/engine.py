@@ -1,7 +1,7 @@
 """Generation: continuous batching over the paged cache.
 
-Sequences join the batch as soon as there is room and leave it when they end; the weights are the trainer's own
-parameters, so there is nothing to synchronise.
+Sequences join the batch as soon as there is room and leave it when they end; the weights are the trainer's
+own parameters, so there is nothing to synchronise.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ PREFILL_TOKENS = 2048  # new prompt tokens computed in one pass at most, which b
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how many samples of it are wanted; sample i draws from its own stream of the sampling seed."""
+    """A prompt and how many samples of it are wanted; sample i draws from its own stream of the sampling
+    seed."""
 
     ids: Sequence[int]
     sampling: Sampling
     samples: int = 1
-    first_sample: int = 0  # samples are numbered from here, so that requests can share a seed without sharing draws
+    # samples are numbered from here, so that requests can share a seed without sharing draws
+    first_sample: int = 0
 
 
 @dataclass
 class Sample:
-    """One completion: its token ids (a stop token included), their log-probabilities and mean entropy in nats."""
+    """One completion: its token ids (a stop token included), their log-probabilities and mean entropy in
+    nats."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -46,7 +49,8 @@ class Sample:
 
 @dataclass
 class Work:
-    """What the engine has done since it was last booked: tokens through the network and (query, key) pairs attended."""
+    """What the engine has done since it was last booked: tokens through the network and (query, key) pairs
+    attended."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -86,7 +90,9 @@ class Engine:
     ) -> None:
         self.decoder, self.stop_ids, self.max_batch, self.decode = decoder, stop_ids, max_batch, decode
         weight = decoder.embed.weight
-        self.cache = PagedCache(decoder.config, -(-cache_tokens // page_size), page_size, weight.dtype, weight.device)
+        self.cache = PagedCache(
+            decoder.config, -(-cache_tokens // page_size), page_size, weight.dtype, weight.device
+        )
         self.capacity = len(self.cache.users) * page_size
         self.work = Work()
         self._weights_seen = -1
@@ -120,11 +126,15 @@ class Engine:
         span.tokens_out += done.new_tokens
         span.flops += forward_flops(hf_config, done.computed_tokens, done.pairs, done.scored_tokens)
 
-    def _run(self, requests: Sequence[Request], seen: list[_Sequence] | None = None) -> Iterator[_Sequence | None]:
+    def _run(
+        self, requests: Sequence[Request], seen: list[_Sequence] | None = None
+    ) -> Iterator[_Sequence | None]:
         """Drive the batch; yields None after every step, and at the end every sequence in order."""
         self._check(requests)
         self._notice_new_weights()
-        waiting = deque((index, request.first_sample, request.samples) for index, request in enumerate(requests))
+        waiting = deque(
+            (index, request.first_sample, request.samples) for index, request in enumerate(requests)
+        )
         running: list[_Sequence] = []
         everything: list[_Sequence] = seen if seen is not None else []
         try:
@@ -149,8 +159,9 @@ class Engine:
             need = len(request.ids) + request.sampling.max_new_tokens
             if need > self.capacity:
                 raise UserError(
-                    f"a prompt of {len(request.ids)} tokens and {request.sampling.max_new_tokens} new ones need {need} "
-                    f"tokens of cache, there are {self.capacity}; shorten it or raise cache_tokens"
+                    f"a prompt of {len(request.ids)} tokens and {request.sampling.max_new_tokens} new ones "
+                    f"need {need} tokens of cache, there are {self.capacity}; "
+                    "shorten it or raise cache_tokens"
                 )
             if request.sampling.stop and self.decode is None:
                 raise UserError("stop strings need a tokenizer; give stop token ids instead")
@@ -165,9 +176,11 @@ class Engine:
     def _admit(
         self, requests: Sequence[Request], waiting: deque[tuple[int, int, int]], room: int
     ) -> list[_Sequence]:
-        """Start as many waiting samples as there is room for; a prompt is computed once for all that start with it."""
+        """Start as many waiting samples as there is room for; a prompt is computed once for all that start
+        with it."""
         joined: list[_Sequence] = []
-        fresh: list[tuple[list[_Sequence], list[int], int]] = []  # (its samples, its ids, tokens already cached)
+        # of each new prompt: its samples, its ids, tokens already cached
+        fresh: list[tuple[list[_Sequence], list[int], int]] = []
         size, budget = self.cache.page_size, PREFILL_TOKENS
         while waiting and room > 0 and budget > 0:
             index, first, left = waiting[0]
@@ -209,13 +222,17 @@ class Engine:
     def _prefill(self, fresh: list[tuple[list[_Sequence], list[int], int]]) -> None:
         spans = [(cached, len(ids)) for _, ids, cached in fresh]
         attend = Prefill(self.cache, [group[0].pages for group, _, _ in fresh], spans)
-        tokens = torch.tensor([t for _, ids, cached in fresh for t in ids[cached:]], device=attend.slots.device)
+        tokens = torch.tensor(
+            [t for _, ids, cached in fresh for t in ids[cached:]], device=attend.slots.device
+        )
         hidden = self.decoder.hidden(tokens, attend.positions, attend)
         ends = torch.tensor([end - start for start, end in spans]).cumsum(0) - 1
         logits = self.decoder.logits(hidden[ends])
         self.work.computed_tokens += len(tokens)
         self.work.scored_tokens += len(fresh)
-        self.work.pairs += sum((end - start) * start + (end - start) * (end - start + 1) // 2 for start, end in spans)
+        self.work.pairs += sum(
+            (end - start) * start + (end - start) * (end - start + 1) // 2 for start, end in spans
+        )
         for group, ids, _ in fresh:
             self.work.prompt_tokens += len(ids) * len(group)
             self.cache.remember(ids, group[0].pages)
@@ -259,7 +276,8 @@ class Engine:
         if not s.sampling.stop:
             return False
         assert self.decode is not None
-        window = 4 + max(len(text) for text in s.sampling.stop)  # a token is at least a byte, so this many suffice
+        # a token is at least a byte, so this many suffice
+        window = 4 + max(len(text) for text in s.sampling.stop)
         tail = self.decode(s.sample.ids[-window:])
         return any(text in tail for text in s.sampling.stop)
 

@@ -21,8 +21,8 @@ from farthing.weights.sources import model_folder
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote: the text without special tokens, its ids, each id's log-probability, and why it ended
-    (`stop` or `length`)."""
+    """What the model wrote: the text without special tokens, its ids, each id's log-probability, and why it
+    ended (`stop` or `length`)."""
 
     text: str
     ids: list[int]
@@ -52,11 +52,13 @@ class Model:
 
     @torch.no_grad()
     def logits(self, ids_BL: Tensor) -> Tensor:
-        """Scores of every vocabulary entry after every position of a batch without padding, [B, L, V] float32."""
+        """Scores of every vocabulary entry after every position of a batch without padding, [B, L, V]
+        float32."""
         return self.decoder(ids_BL)
 
     def generate(self, prompts: str | Sequence[str], **sampling: Any) -> list[Completion]:
-        """Continue plain texts; keywords are `Sampling`'s (max_new_tokens, temperature, top_p, seed, stop, ...).
+        """Continue plain texts; keywords are `Sampling`'s (max_new_tokens, temperature, top_p, seed, stop,
+        ...).
 
         Raises:
             UserError: for an empty prompt, one that is too long, or a sampling value out of range.
@@ -64,7 +66,8 @@ class Model:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         settings = _sampling(sampling)
         requests = [
-            Request(self.tokenizer.encode(text), settings, first_sample=number) for number, text in enumerate(texts)
+            Request(self.tokenizer.encode(text), settings, first_sample=number)
+            for number, text in enumerate(texts)
         ]
         return [self._completion(samples[0], settings) for samples in self._own_engine().generate(requests)]
 
@@ -80,14 +83,24 @@ class Model:
 
     def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
         """The answer of `chat` in pieces of text as they come."""
-        request = Request(self.tokenizer.chat_ids(messages), _sampling(sampling))
+        settings = _sampling(sampling)
+        request = Request(self.tokenizer.chat_ids(messages), settings)
+        # the end of the text may be the beginning of a stop string
+        held_back = max(map(len, settings.stop), default=1) - 1
+        text, shown = "", 0
+        for piece in self._pieces(request):
+            text = _before_stop(text + piece, settings.stop)
+            if len(text) - held_back > shown:
+                yield text[shown : len(text) - held_back]
+                shown = len(text) - held_back
+        if len(text) > shown:
+            yield text[shown:]
+
+    def _pieces(self, request: Request) -> Iterator[str]:
         decoder = StreamDecoder(self.tokenizer)
         for ids in self._own_engine().stream(request):
-            for token in ids:
-                if piece := decoder.push(token):
-                    yield piece
-        if rest := decoder.flush():
-            yield rest
+            yield from map(decoder.push, ids)
+        yield decoder.flush()
 
     def save(self, folder: Path | str) -> Path:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, chat template."""
@@ -99,12 +112,17 @@ class Model:
         return self._engine
 
     def _completion(self, sample: Sample, sampling: Sampling) -> Completion:
-        text = self.tokenizer.decode(sample.ids)
-        cuts = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
-        return Completion(text[: min(cuts)] if cuts else text, sample.ids, sample.logprobs, sample.finish_reason)
+        text = _before_stop(self.tokenizer.decode(sample.ids), sampling.stop)
+        return Completion(text, sample.ids, sample.logprobs, sample.finish_reason)
+
+
+def _before_stop(text: str, stops: Sequence[str]) -> str:
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:
+    if isinstance(given.get("stop"), str):  # one stop string; as a sequence it would be its letters
+        given = {**given, "stop": (given["stop"],)}
     if given.get("seed", 0) is None:  # no seed asked for: another answer every time
         given = {**given, "seed": int(torch.randint(2**62, (), generator=_entropy()))}
     try:

@@ -1,7 +1,7 @@
 """From logits to a token: temperature, truncation, and one uniform number a token.
 
-The uniform numbers of a sample come from a counter-based generator keyed by (seed, sample), so a sample does not
-depend on what else is in the batch, nor on how often the run was interrupted.
+The uniform numbers of a sample come from a counter-based generator keyed by (seed, sample), so a sample does
+not depend on what else is in the batch, nor on how often the run was interrupted.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -24,9 +24,9 @@ BLOCK = 512  # the cumulative sum is searched in two steps, blocks then entries,
 class Sampling:
     """How tokens are chosen and when to stop.
 
-    `temperature` 0 is greedy. `top_k`, `top_p` (Holtzman et al., arXiv:1904.09751) and `min_p` (Nguyen et al.,
-    arXiv:2407.01082) cut the distribution off in that order, after the temperature. `stop` strings end a completion
-    and are left out of its text; `stop_ids` end it and stay in its ids.
+    `temperature` 0 is greedy. `top_k`, `top_p` (Holtzman et al., arXiv:1904.09751) and `min_p` (Nguyen et
+    al., arXiv:2407.01082) cut the distribution off in that order, after the temperature. `stop` strings end a
+    completion and are left out of its text; `stop_ids` end it and stay in its ids.
 
     Raises:
         UserError: for a value out of range.
@@ -70,18 +70,18 @@ def uniforms(seed: int, sample: int, count: int) -> np.ndarray:
 def choose(
     logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one token a row.
+    """Draw one token a row; the logits are used up (overwritten).
 
     Returns:
-        ids [B] int64; log-probabilities [B] float32 of those ids at the row's temperature but *before* truncation
-        (what a policy gradient needs: truncation is not part of the policy); entropies [B] float32 in nats, likewise.
-        A greedy row is scored at temperature 1.
+        ids [B] int64; log-probabilities [B] float32 of those ids at the row's temperature but *before*
+        truncation (what a policy gradient needs: truncation is not part of the policy); entropies [B] float32
+        in nats, likewise. A greedy row is scored at temperature 1.
     """
     device = logits_BV.device
     temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=device)
     if any(s.temperature not in (0.0, 1.0) for s in samplings):
-        logits_BV = logits_BV / temperature[:, None]
-    shifted = logits_BV - logits_BV.amax(-1, keepdim=True)
+        logits_BV.div_(temperature[:, None])
+    shifted = logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
     weights = shifted.exp()
     total = weights.sum(-1)
     entropy = total.log() - torch.linalg.vecdot(weights, shifted) / total
@@ -91,10 +91,13 @@ def choose(
         for row, sampling in enumerate(samplings):
             if sampling.truncates and sampling.temperature > 0:
                 _truncate(drawn[row], sampling)
-    ids = _inverse_cdf(drawn, torch.tensor(list(uniform_B), dtype=torch.float64, device=device))
-    greedy = [row for row, s in enumerate(samplings) if s.temperature == 0]
-    if greedy:
-        ids[greedy] = logits_BV[greedy].argmax(-1)
+    greedy = torch.tensor([s.temperature == 0 for s in samplings], device=device)
+    if greedy.all():
+        ids = shifted.argmax(-1)
+    else:
+        ids = _inverse_cdf(drawn, torch.tensor(list(uniform_B), dtype=torch.float64, device=device))
+        if greedy.any():
+            ids = torch.where(greedy, shifted.argmax(-1), ids)
     logprobs = shifted.gather(1, ids[:, None])[:, 0] - total.log()
     return ids, logprobs, entropy
 
@@ -121,7 +124,8 @@ def _inverse_cdf(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     block = torch.searchsorted(per_block, target[:, None], right=True).clamp_(max=per_block.shape[1] - 1)
     before = torch.where(block > 0, per_block.gather(1, (block - 1).clamp(min=0)), 0.0)
     within = blocks[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)
-    # float32 block sums and float64 running sums differ in the last digits: never step past the last positive entry
+    # float32 block sums and float64 running sums differ in the last digits: never step past the last positive
+    # entry
     left = torch.minimum(target[:, None] - before, torch.nextafter(within[:, -1:], torch.zeros_like(before)))
     entry = torch.searchsorted(within, left, right=True).clamp_(max=BLOCK - 1)
     return (block * BLOCK + entry)[:, 0].clamp_(max=size - 1)

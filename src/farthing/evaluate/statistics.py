@@ -24,11 +24,14 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def paired_difference(before: Sequence[bool], after: Sequence[bool], draws: int = 10_000) -> tuple[float, float, float]:
+def paired_difference(
+    before: Sequence[bool], after: Sequence[bool], draws: int = 10_000
+) -> tuple[float, float, float]:
     """(difference in accuracy, its 95% interval) for two models on the same questions.
 
-    The interval is the percentile bootstrap over questions (Efron 1979), its draws seeded, so that the same answers
-    always give the same interval. Only (+1, 0, -1) per question matter, so a resample is a multinomial draw.
+    The interval is the percentile bootstrap over questions (Efron 1979), its draws seeded, so that the same
+    answers always give the same interval. Only (+1, 0, -1) per question matter, so a resample is a
+    multinomial draw.
 
     Raises:
         ValueError: when the two are not as long as each other, or empty.

@@ -1,7 +1,7 @@
 """Held-out questions put to a model, and two rounds of answers compared.
 
-An answer has one of six outcomes and none is folded into another: right, wrong, unparsed (no answer found), cut_off
-(it ran out of tokens), timeout (the verifier did), bad_gold (the question itself is broken).
+An answer has one of six outcomes and none is folded into another: right, wrong, unparsed (no answer found),
+cut_off (it ran out of tokens), timeout (the verifier did), bad_gold (the question itself is broken).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from farthing.errors import UserError
 from farthing.evaluate.statistics import mcnemar, paired_difference, wilson
 from farthing.recipe import TaskSetting
 from farthing.tasks import Item
+from farthing.tasks.item import Convention
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 
@@ -42,7 +43,9 @@ def ask(
     return [(item, tokenizer.decode(s.ids), s) for item, (s,) in zip(items, answers, strict=True)]
 
 
-def judge(answers: Sequence[tuple[Item, str, Sample]], pool: VerifierPool, convention: str) -> list[Record]:
+def judge(
+    answers: Sequence[tuple[Item, str, Sample]], pool: VerifierPool, convention: Convention
+) -> list[Record]:
     """The answers with their outcomes."""
     verdicts = pool.verify([(item, text) for item, text, _ in answers], convention)
     return [
@@ -83,8 +86,9 @@ def _counts(records: Sequence[Record]) -> dict[str, Any]:
 def gain(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
     """What changed, question by question.
 
-    `on_parseable` looks only at the questions where the first model already gave an answer that could be read: what it
-    gained there it did not gain by learning the format. `format` is the rest: answers found now that were not.
+    `on_parseable` looks only at the questions where the first model already gave an answer that could be
+    read: what it gained there it did not gain by learning the format. `format` is the rest: answers found now
+    that were not.
 
     Raises:
         ValueError: when the two are not answers to the same questions.
@@ -122,7 +126,7 @@ def evaluate_source(
     tasks: Mapping[str, TaskSetting],
     n: int,
     *,
-    answer: str,
+    answer: Convention,
     prompt: str,
     system: str | None,
     max_new_tokens: int,

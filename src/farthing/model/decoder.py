@@ -27,8 +27,8 @@ class Layer(nn.Module):
         self.feedforward = SwiGLU(config)
 
     def forward(self, x_NC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x_NC = x_NC + self.attention(self.attention_norm(x_NC), rope, attend)
-        return x_NC + self.feedforward(self.feedforward_norm(x_NC))
+        x_NC = self.attention(self.attention_norm(x_NC), rope, attend, plus=x_NC)
+        return self.feedforward(self.feedforward_norm(x_NC), plus=x_NC)
 
 
 class Decoder(nn.Module):

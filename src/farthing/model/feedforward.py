@@ -44,9 +44,7 @@ class SwiGLU(nn.Module):
         self.gate_up = Linear(config.hidden_size, (inner, inner), bias=config.mlp_bias)
         self.down = Linear(inner, (config.hidden_size,), bias=config.mlp_bias)
 
-    def forward(self, x_NC: Tensor) -> Tensor:
-        gate_up = self.gate_up(x_NC)
+    def forward(self, x_NC: Tensor, plus: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled():
-            return self.down(_SiluMul.apply(gate_up))  # type: ignore[no-untyped-call]
-        gate, up = gate_up.chunk(2, -1)
-        return self.down(F.silu(gate).mul_(up))
+            return self.down(_SiluMul.apply(self.gate_up(x_NC)), plus)
+        return self.down(self.gate_up.silu_product(x_NC), plus)

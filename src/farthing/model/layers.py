@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with two additions.
+    """`nn.Linear` with three additions.
 
-    * Outside autograd, on a CPU in bfloat16, the weight is laid out once for oneDNN and reused. The layout is keyed by
-      the parameter's version counter, which every in-place update advances, so a sampler that runs between two
-      optimizer steps can never read old weights.
+    * Outside autograd, on a CPU in bfloat16, the weight is laid out once for oneDNN and reused, and what follows the
+      product is done with it. The layout is keyed by the parameter's version counter, which every in-place update
+      advances, so a sampler that runs between two optimizer steps can never read old weights.
     * `parts` tells how many output rows belong to each of the matrices fused into this one (q, k, v; gate, up), for
       adapters that store them apart and for optimizers that treat a matrix as a whole (Muon).
+    * `lora` holds a low-rank update, if one is being trained.
     """
 
     def __init__(self, in_features: int, parts: tuple[int, ...], bias: bool = False) -> None:
         super().__init__(in_features, sum(parts), bias=bias)
         self.parts = parts
         self.lora: Lora | None = None
-        self._packed: Tensor | None = None
+        self._packed: tuple[Tensor, ...] = ()
         self._packed_version = -1
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or self.weight.dtype != torch.bfloat16 or self.weight.device.type != "cpu":
-            y = F.linear(x, self.weight, self.bias)
-        else:
-            if self._packed is None or self._packed_version != self.weight._version:
-                self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-                self._packed_version = self.weight._version
-            y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return y if self.lora is None else y + self.lora(x)
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """x W^T + b, and `plus` if it is given (the residual stream)."""
+        if self._in_place():
+            (packed,) = self._pack((self.out_features,))
+            if plus is None:
+                return torch.ops.mkldnn._linear_pointwise(x, packed, self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise.binary(x, plus, packed, self.bias, "add")
+        y = F.linear(x, self.weight, self.bias)
+        if self.lora is not None:
+            y = y + self.lora(x)
+        return y if plus is None else plus + y
+
+    def silu_product(self, x: Tensor) -> Tensor:
+        """silu of the first part's output times the second's: SwiGLU's inner product, without gradients."""
+        if self._in_place() and self.bias is None:
+            gate, up = self._pack(self.parts)
+            inner = torch.ops.mkldnn._linear_pointwise(x, gate, None, "swish", [], "")
+            return torch.ops.mkldnn._linear_pointwise.binary(x, inner, up, None, "mul")
+        first, second = self(x).chunk(2, -1)
+        return F.silu(first).mul_(second)
+
+    def _in_place(self) -> bool:
+        weight = self.weight
+        plain = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and self.lora is None
+        return plain and not torch.is_grad_enabled()
+
+    def _pack(self, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+        if self._packed_version != self.weight._version:
+            pieces = self.weight.detach().split(rows)
+            self._packed = tuple(torch.ops.mkldnn._reorder_linear_weight(piece.contiguous()) for piece in pieces)
+            self._packed_version = self.weight._version
+        return self._packed
 
 
 class Lora(nn.Module):
@@ -42,11 +64,11 @@ class Lora(nn.Module):
 
     def __init__(self, linear: Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
-        factory = {"dtype": linear.weight.dtype, "device": linear.weight.device}
+        weight = linear.weight
         bound = linear.in_features**-0.5
         down = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=generator)
-        self.down = nn.Parameter(down.to(**factory))
-        self.up = nn.Parameter(torch.zeros(linear.out_features, rank, **factory))
+        self.down = nn.Parameter(down.to(weight))
+        self.up = nn.Parameter(weight.new_zeros(linear.out_features, rank))
         self.scale = alpha / rank
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,30 +79,12 @@ class Lora(nn.Module):
         return (self.up.float() @ self.down.float()) * self.scale
 
 
-class _RMSNorm(torch.autograd.Function):
-    """Keeps the input and one number a row; the backward is written out, in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        rstd = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, rstd)
-        return wide.mul_(rstd).to(x.dtype).mul_(weight) if x.dtype != torch.float32 else wide * rstd * weight
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, rstd = ctx.saved_tensors
-        normed = x.float() * rstd
-        wide = grad.float()
-        grad_weight = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        wide = wide * weight
-        inner = (wide * normed).mean(-1, keepdim=True)
-        grad_x = normed.mul_(-inner).add_(wide).mul_(rstd)
-        return grad_x.to(x.dtype), grad_weight, None
-
-
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), the mean taken in float32."""
+    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), the mean taken in float32.
+
+    On a CPU in bfloat16 x / rms(x) is computed as the LayerNorm of [x, -x], whose mean is zero and whose variance is the
+    mean square: torch has a fused kernel for that, forward and backward, and a dozen passes over memory for RMSNorm.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -88,6 +92,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        width = x.shape[-1]
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+            return F.rms_norm(x, (width,), self.weight, self.eps)
+        both = F.layer_norm(torch.cat([x, -x], -1), (2 * width,), None, None, self.eps)
+        return both[..., :width] * self.weight

@@ -64,5 +64,5 @@ class _Rotate(torch.autograd.Function):
 def rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
     """x rotated by its tokens' positions. [N, H, D] in, the same out; tables in x's dtype."""
     if torch.is_grad_enabled():
-        return _Rotate.apply(x_NHD, cos_N1D, sin_N1D)  # type: ignore[no-untyped-call]
+        return _Rotate.apply(x_NHD, cos_N1D, sin_N1D)
     return _turn(x_NHD, cos_N1D, sin_N1D)

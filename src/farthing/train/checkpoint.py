@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent: written aside, flushed to disk, renamed, with a checksum for each file."""
+"""Checkpoints that are whole or absent: written aside, flushed to disk, renamed, with a checksum for each
+file."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from farthing.errors import UserError
+from farthing.weights.folder import is_disk_full
 
 KEEP = 2
 
@@ -39,15 +40,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
             shutil.rmtree(final)
         partial.rename(final)
         _sync_folder(folder)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
-            raise UserError(f"no disk space left for a checkpoint in {folder}; free some and run again") from error
-        raise
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
-        shutil.rmtree(partial, ignore_errors=True)
-        if "No space left" in str(error):
-            raise UserError(f"no disk space left for a checkpoint in {folder}; free some and run again") from error
+        if is_disk_full(error):
+            sentence = f"no disk space left for a checkpoint in {folder}; free some and run again"
+            raise UserError(sentence) from error
         raise
     for old in _steps(folder)[:-KEEP]:
         shutil.rmtree(old)
@@ -55,24 +52,29 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
 
 
 def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """(step, tensors, meta) of the newest checkpoint that is whole; damaged ones are passed over. None if there is none."""
+    """(step, tensors, meta) of the newest checkpoint that is whole; damaged ones are passed over. None if
+    there is none."""
     for path in reversed(_steps(folder)):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             if all(_hash(path / name) == digest for name, digest in manifest["sha256"].items()):
                 return manifest["step"], load_file(path / "state.safetensors"), manifest["meta"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
 
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint, 0 if there is none."""
-    return max((int(path.name.removeprefix("step-")) for path in _steps(folder)), default=0)
+    return max(map(_step, _steps(folder)), default=0)
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name))
+    return sorted((p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _hash(path: Path) -> str:

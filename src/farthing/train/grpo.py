@@ -1,8 +1,9 @@
-"""Group relative policy optimisation (DeepSeekMath, arXiv:2402.03300 section 4; DeepSeek-R1, arXiv:2501.12948).
+"""Group relative policy optimisation (DeepSeekMath, arXiv:2402.03300 section 4; DeepSeek-R1,
+arXiv:2501.12948).
 
-For every question sample a group of answers, pay the right ones, and raise the probability of each answer's tokens by
-how much better it did than its group. The sampler reads the trainer's own parameters; that both agree on the
-log-probability of what was sampled is checked as training goes (the sync proof).
+For every question sample a group of answers, pay the right ones, and raise the probability of each answer's
+tokens by how much better it did than its group. The sampler reads the trainer's own parameters; that both
+agree on the log-probability of what was sampled is checked as training goes (the sync proof).
 
 Shapes: N tokens through the network, M completion tokens, C model width.
 """
@@ -25,8 +26,8 @@ from farthing.model import Decoder, Segments
 from farthing.recipe import Grpo
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
-from farthing.train.lora import add_lora
 from farthing.train.loop import Diverged, check_norm, tokens_per_pass, train
+from farthing.train.lora import add_lora
 from farthing.train.losses import advantages, clipped_objective, k3, token_logprobs, token_weights
 from farthing.train.optim import MasterWeights, learning_rate
 from farthing.train.rollout import Batch, Group, Roller
@@ -46,7 +47,8 @@ def train_grpo(
     meter: Meter,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
+    """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its
+    checkpoint.
 
     Args:
         held_out: normalised texts of questions that must never be trained on.
@@ -169,12 +171,14 @@ class Learner:
         ids, segments, rows, targets = layout(one_pass)
         positions = segments.positions()
         hidden = self.decoder.hidden(ids, positions, segments)
-        logprobs = token_logprobs(hidden.index_select(0, rows), self.decoder.head.weight, targets, stage.temperature)
+        logprobs = token_logprobs(
+            hidden.index_select(0, rows), self.decoder.head.weight, targets, stage.temperature
+        )
         sampled = torch.tensor([p for answer in answers for p in answer.old_logprobs])
         if log.updates == 0:
             log.compare(logprobs.detach(), sampled)
-        # With one update a batch the policy being improved is the one that sampled: the ratio is 1 by definition, not
-        # 1 give or take the rounding between two ways of computing it.
+        # With one update a batch the policy being improved is the one that sampled: the ratio is 1 by
+        # definition, not 1 give or take the rounding between two ways of computing it.
         old = logprobs.detach() if stage.updates == 1 else sampled
         advantage, weight = (
             torch.tensor([value for answer in answers for value in [getattr(answer, name)] * len(answer.ids)])
@@ -188,7 +192,7 @@ class Learner:
                 expected = token_logprobs(seen, self.reference.head.weight, targets, stage.temperature)
             kl = k3(logprobs, expected)
             loss = loss + stage.kl * (kl * weight).sum()
-            log.kl_sum += float(kl.detach().sum())
+            log.kl_sum = (log.kl_sum or 0.0) + float(kl.detach().sum())
         loss.backward()
         log.held += int(held.sum())
         log.tokens += len(targets)
@@ -196,7 +200,7 @@ class Learner:
         return 3 * work + (work if self.reference is not None else 0)
 
     def _prove_sync(self, log: _Log) -> None:
-        if log.sync_mean > self.stage.sync_tolerance:
+        if not log.sync_mean <= self.stage.sync_tolerance:  # written so that NaN fails too
             raise Diverged(
                 f"sampler and trainer disagree on the sampled tokens by {log.sync_mean:.3f} nats on average "
                 f"(sync_tolerance {self.stage.sync_tolerance:g}): the samples are not this policy's"
@@ -210,7 +214,7 @@ class _Log:
     updates: int = 0
     tokens: int = 0
     held: int = 0
-    kl_sum: float = 0.0
+    kl_sum: float | None = None  # without a reference there is none
     norms: list[float] = field(default_factory=list)
     sync_tokens: int = 0
     sync_sum: float = 0.0
@@ -231,7 +235,7 @@ class _Log:
         return {
             "grad_norm": max(self.norms, default=None),
             "clip_fraction": self.held / self.tokens if self.tokens else None,
-            "kl": self.kl_sum / self.tokens if self.tokens and self.kl_sum else None,
+            "kl": self.kl_sum / self.tokens if self.kl_sum is not None else None,
             "sync_mean": self.sync_mean if proved else None,
             "sync_max": self.sync_max if proved else None,
         }
@@ -288,8 +292,8 @@ def layout(one_pass: Pass) -> tuple[Tensor, Segments, Tensor, Tensor]:
     """Where everything lies in the flat list of tokens.
 
     Returns:
-        ids [N]; the segments they form; for each completion token the row that predicts it, [M]: the token before
-        it, which for the first is the prompt's last; the completion tokens [M].
+        ids [N]; the segments they form; for each completion token the row that predicts it, [M]: the token
+        before it, which for the first is the prompt's last; the completion tokens [M].
     """
     ids: list[int] = []
     rows: list[int] = []
@@ -302,5 +306,7 @@ def layout(one_pass: Pass) -> tuple[Tensor, Segments, Tensor, Tensor]:
             rows += [last, *range(start, start + len(answer.ids) - 1)]
             targets += answer.ids
             ids += answer.ids
-    segments = Segments([(len(prompt), [len(a.ids) for a in answers]) for prompt, answers in one_pass.prompts])
+    segments = Segments(
+        [(len(prompt), [len(a.ids) for a in answers]) for prompt, answers in one_pass.prompts]
+    )
     return torch.tensor(ids), segments, torch.tensor(rows), torch.tensor(targets)

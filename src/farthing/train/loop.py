@@ -1,7 +1,8 @@
 """The part of training that every stage shares: steps, metrics, checkpoints, resuming, and when to stop.
 
-A step is a function of the step number, the weights and a small `state` the stage keeps (a data cursor); nothing else
-may influence it. Then a run that was killed and continued from a checkpoint repeats the lost steps exactly.
+A step is a function of the step number, the weights and a small `state` the stage keeps (a data cursor);
+nothing else may influence it. Then a run that was killed and continued from a checkpoint repeats the lost
+steps exactly.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def train(
         one_step: does one step and returns its metrics.
 
     Raises:
-        Diverged: when a step found NaN or an exploding gradient; says why and where the last good checkpoint is.
+        Diverged: when a step found NaN or an exploding gradient; says why and where the last good checkpoint
+            is.
         UserError: when the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +64,10 @@ def train(
                 line = one_step(step)
             except Diverged as error:
                 last = checkpoint.newest_step(folder / "state")
-                where = f"the weights of step {last} are kept in {folder / 'state'}" if last else "nothing was trained yet"
-                raise Diverged(f"training stopped at step {step + 1}: {error}; {where}; lower lr and run again") from error
+                kept = f"the weights of step {last} are kept in {folder / 'state'}"
+                where = kept if last else "nothing was trained yet"
+                what = f"training stopped at step {step + 1}: {error}; {where}; lower lr and run again"
+                raise Diverged(what) from error
             metrics.append(line)
             on_metrics(line)
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
@@ -89,8 +93,8 @@ def check_norm(norm: float, limit: float) -> None:
 def tokens_per_pass(config: ModelConfig, memory_gb: float, bytes_per_element: int) -> int:
     """How many tokens go through forward and backward at once within `memory_gb` of activations.
 
-    Counts what the layers keep for the backward pass: the inputs of both norms and both projections that follow, q, k
-    and v before and after rotation, attention's output, gate and up, and their product.
+    Counts what the layers keep for the backward pass: the inputs of both norms and both projections that
+    follow, q, k and v before and after rotation, attention's output, gate and up, and their product.
     """
     heads = config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim

@@ -1,4 +1,5 @@
-"""Log-probabilities of given tokens without ever holding the [tokens, vocabulary] matrix, and the GRPO loss on them.
+"""Log-probabilities of given tokens without ever holding the [tokens, vocabulary] matrix, and the GRPO loss
+on them.
 
 Shapes: M tokens, C model width, V vocabulary.
 """
@@ -10,47 +11,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 << 20  # of float32 logits at a time
+CHUNK_BYTES = 256 << 20  # of float32 logits at a time; fewer chunks means fewer sums over the head's gradient
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Keeps the hidden states and one number a token; the backward computes the logits again, chunk by chunk."""
+    """Keeps the hidden states alone; the backward computes the logits again, chunk by chunk."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-        normaliser = torch.empty(len(targets), device=hidden.device)
-        picked = torch.empty_like(normaliser)
-        for start in range(0, len(targets), chunk):
-            part = slice(start, start + chunk)
-            logits = (hidden[part] @ weight.T).float().div_(temperature)
-            picked[part] = logits.gather(1, targets[part, None])[:, 0]
-            normaliser[part] = logits.logsumexp(-1)
-        ctx.save_for_backward(hidden, weight, targets, normaliser)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        return picked - normaliser
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.temperature = temperature
+        pieces = [
+            _logits(hidden[part], weight, temperature).log_softmax(-1).gather(1, targets[part, None])[:, 0]
+            for part in _chunks(len(targets), weight)
+        ]
+        return torch.cat(pieces)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden, weight, targets, normaliser = ctx.saved_tensors
+        hidden, weight, targets = ctx.saved_tensors
         grad = grad / ctx.temperature
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, len(targets), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
+        grad_weight = None
+        for part in _chunks(len(targets), weight):
             # d logp / d logits = onehot(target) - softmax
-            logits = (hidden[part] @ weight.T).float().div_(ctx.temperature)
-            logits.sub_(normaliser[part, None]).exp_().mul_(-grad[part, None])
-            logits.scatter_add_(1, targets[part, None], grad[part, None])
-            narrow = logits.to(weight.dtype)
+            change = _logits(hidden[part], weight, ctx.temperature).softmax(-1).mul_(-grad[part, None])
+            change.scatter_add_(1, targets[part, None], grad[part, None])
+            narrow = change.to(weight.dtype)
             grad_hidden[part] = narrow @ weight
-            grad_weight += narrow.T @ hidden[part]
+            product = narrow.T @ hidden[part]
+            grad_weight = product if grad_weight is None else product.float().add_(grad_weight)
+        assert grad_weight is not None
         return grad_hidden, grad_weight.to(weight.dtype), None, None
 
 
+def _chunks(count: int, weight: Tensor) -> list[slice]:
+    size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """float32 scores, rounded on the way as the sampler's are (`Decoder.logits`, then the temperature)."""
+    logits = (hidden @ weight.T).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
 def token_logprobs(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
-    """log p(target) under softmax(hidden @ head.T / temperature), [M] float32, differentiable in hidden and head."""
-    return _TokenLogprobs.apply(hidden_MC, head_VC, targets_M, temperature)  # type: ignore[no-untyped-call, no-any-return]
+    """log p(target) under softmax(hidden @ head.T / temperature), [M] float32, differentiable in hidden and
+    head."""
+    return _TokenLogprobs.apply(hidden_MC, head_VC, targets_M, temperature)
 
 
 def k3(logprobs_M: Tensor, reference_M: Tensor) -> Tensor:
@@ -79,8 +88,9 @@ def clipped_objective(
 def advantages(rewards_PG: Tensor, kind: str) -> Tensor:
     """How much better each sample did than its group, [P, G] float32.
 
-    `std`: (r - mean) / std, as DeepSeek defined GRPO (arXiv:2402.03300 section 4.1.2). `mean`: r - mean; dividing by
-    the deviation favours questions that are almost always or almost never solved (Dr. GRPO, arXiv:2503.20783).
+    `std`: (r - mean) / std, as DeepSeek defined GRPO (arXiv:2402.03300 section 4.1.2). `mean`: r - mean;
+    dividing by the deviation favours questions that are almost always or almost never solved (Dr. GRPO,
+    arXiv:2503.20783).
     """
     centred = rewards_PG - rewards_PG.mean(1, keepdim=True)
     if kind == "mean":
@@ -91,12 +101,12 @@ def advantages(rewards_PG: Tensor, kind: str) -> Tensor:
 def token_weights(lengths: list[int], kind: str, max_new_tokens: int) -> list[float]:
     """The weight of every token of each sample in the batch's loss.
 
-    `token`: each token counts alike (DAPO arXiv:2503.14476 section 3.3). `sample`: each sample counts alike, long ones
-    spread thin (arXiv:2402.03300). `constant`: divided by the longest length allowed, so that length changes nothing
-    (Dr. GRPO arXiv:2503.20783).
+    `token`: each token counts alike (DAPO arXiv:2503.14476 section 3.3). `sample`: each sample counts alike,
+    long ones spread thin (arXiv:2402.03300). `constant`: divided by the longest length allowed, so that
+    length changes nothing (Dr. GRPO arXiv:2503.20783).
     """
     if kind == "token":
-        return [1 / sum(lengths)] * len(lengths)
+        return [1 / sum(lengths) for _ in lengths]
     if kind == "sample":
         return [1 / (length * len(lengths)) for length in lengths]
-    return [1 / (max_new_tokens * len(lengths))] * len(lengths)
+    return [1 / (max_new_tokens * len(lengths)) for _ in lengths]

@@ -1,7 +1,8 @@
 """Optimizers over float32 master weights, whatever the network computes in.
 
-A bfloat16 weight of 0.05 cannot take a step smaller than 2e-4, which is more than most steps are. So the optimizer
-works on float32 copies, gradients are summed into them as they arrive, and the network is rewritten after each step.
+A bfloat16 weight of 0.05 cannot take a step smaller than 2e-4, which is more than most steps are. So the
+optimizer works on float32 copies, gradients are summed into them as they arrive, and the network is rewritten
+after each step.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ class _Master:
     source: nn.Parameter
     rows: slice
     copy: nn.Parameter
+    fresh: bool = True  # no gradient has come in since the last step; the buffer holds an old one
 
 
 class MasterWeights:
     """The trainable parameters of a network, in float32, under AdamW or Muon.
 
     Args:
-        kind: `adamw` (Loshchilov and Hutter, arXiv:1711.05101) for everything, or `muon` (Jordan 2024; with Moonlight's
-            update scale 0.2 sqrt(max(rows, columns)), arXiv:2502.16982 section 2.2) for the matrices inside the layers
-            and AdamW for embedding, head, norms and biases. Matrices that the network fuses are optimized apart.
+        kind: `adamw` (Loshchilov and Hutter, arXiv:1711.05101) for everything, or `muon` (Jordan 2024; with
+            Moonlight's update scale 0.2 sqrt(max(rows, columns)), arXiv:2502.16982 section 2.2) for the
+            matrices inside the layers and AdamW for embedding, head, norms and biases. Matrices that the
+            network fuses are optimized apart.
     """
 
     def __init__(
@@ -47,24 +50,26 @@ class MasterWeights:
         for name, parameter in network.named_parameters():
             if not parameter.requires_grad:
                 continue
-            hidden_matrix = parameter.dim() == 2 and ".layers." in f".{name}"
-            parts = parts_of.get(id(parameter), (len(parameter),)) if hidden_matrix and kind == "muon" else (len(parameter),)
+            by_muon = kind == "muon" and parameter.dim() == 2 and ".layers." in f".{name}"
+            whole = (len(parameter),)
+            parts = parts_of.get(id(parameter), whole) if by_muon else whole
             start = 0
             mine = []
             for rows in parts:
                 part = slice(start, start + rows)
                 copy = nn.Parameter(parameter.detach()[part].float().clone())
                 mine.append(_Master(parameter, part, copy))
-                (matrices if hidden_matrix and kind == "muon" else others).append(copy)
+                (matrices if by_muon else others).append(copy)
                 start += rows
             self.masters += mine
             self.hooks.append(parameter.register_post_accumulate_grad_hook(_collector(mine)))
         decayed = [p for p in others if p.dim() > 1]
         plain = [p for p in others if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=1e-8, fused=True)
-        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if groups:  # there are none when Muon trains LoRA's matrices alone
+            self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True))
         if matrices:
             self.optimizers.append(
                 torch.optim.Muon(
@@ -74,6 +79,9 @@ class MasterWeights:
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradients gathered since the last step down to `max_norm`; returns their norm before."""
+        for master in self.masters:
+            if master.fresh:
+                master.copy.grad = None
         copies = [m.copy for m in self.masters if m.copy.grad is not None]
         return float(nn.utils.clip_grad_norm_(copies, max_norm))
 
@@ -83,7 +91,8 @@ class MasterWeights:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for master in self.masters:
+            master.fresh = True
         self.publish()
 
     @torch.no_grad()
@@ -112,7 +121,9 @@ class MasterWeights:
                 if name.startswith(f"optimizer.{number}."):
                     _, _, index, key = name.split(".")
                     states.setdefault(int(index), {})[key] = tensor.clone()
-            optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.load_state_dict(
+                {"state": states, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
         self.publish()
 
 
@@ -126,14 +137,18 @@ def _collector(masters: Sequence[_Master]):  # type: ignore[no-untyped-def]
         for master in masters:
             if master.copy.grad is None:
                 master.copy.grad = grad[master.rows].float()
+            elif master.fresh:
+                master.copy.grad.copy_(grad[master.rows])
             else:
                 master.copy.grad.add_(grad[master.rows])
+            master.fresh = False
 
     return collect
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str) -> float:
-    """The rate for step 0..steps-1: linear warm-up over `warmup` steps, then constant, linear to 0 or cosine to 0."""
+    """The rate for step 0..steps-1: linear warm-up over `warmup` steps, then constant, linear to 0 or cosine
+    to 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

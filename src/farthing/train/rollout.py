@@ -84,8 +84,8 @@ class Roller:
         self.stream, self.pool, self.meter, self.seed = stream, pool, meter, seed
 
     def collect(self, step: int, cursor: int) -> tuple[Batch, int]:
-        """The batch of a step and the cursor after the questions it took. Depends on the weights, the step and the
-        cursor alone."""
+        """The batch of a step and the cursor after the questions it took. Depends on the weights, the step
+        and the cursor alone."""
         batch, stage = Batch(), self.stage
         for _ in range(1 + stage.refill):
             items, cursor = self.stream.take(cursor, stage.prompts - len(batch.groups))

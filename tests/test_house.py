@@ -1,0 +1,181 @@
+"""The house is in order: versions agree, what is named exists, modules are short, no machine is named."""
+
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import farthing
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "src").rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+# Folders and hosts as regular expressions, so that this file does not name what it forbids.
+MACHINE = re.compile(r"(?<![\w.}~-])/(?:work|root|home|Users)/[\w.-]")
+REGISTRY = re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org|npmjs\.\w")
+
+
+def tracked() -> list[Path]:
+    """The text files of the tree, with those that are new and not ignored."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:4096]]
+
+
+# ---- versions ----
+
+
+def test_one_version_everywhere() -> None:
+    assert PROJECT["version"] == farthing.__version__
+    assert f"\n## {farthing.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_requirement_is_pinned_to_a_version_it_accepts() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert all(re.fullmatch(r"\d[\w.]*", version) for version in pins.values())
+    assert list(pins) == sorted(canonicalize_name(name) for name in pins)
+    for text in PROJECT["dependencies"] + [text for extra in EXTRAS.values() for text in extra]:
+        requirement = Requirement(text)
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
+
+
+def test_the_licence_is_the_one_named() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"] == "Apache-2.0"
+    assert text.split()[:4] == ["Apache", "License", "Version", "2.0,"]
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+# ---- what is named exists ----
+
+
+def test_the_site_has_every_page_and_no_other() -> None:
+    def pages(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        values = entry.values() if isinstance(entry, dict) else entry
+        return [page for value in values for page in pages(value)]
+
+    named = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    docs = ROOT / "docs"
+    assert sorted(named) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_a_page_names_only_files_that_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    source = "\n".join(path.read_text() for path in MODULES)
+    links = re.findall(r"(?:\]\(|\b(?:src|href|srcset)=[\"'])(?!\w+:|#)([^)\"'#\s]+)", text)
+    files = re.findall(r"`([\w./-]+(?:\.(?:py|md|toml|ya?ml|txt|html|css|jsonl?)|/))`", text)
+    # what a run writes is named in the source that writes it
+    written = [name for name in files if name.startswith("runs/") or f'"{name}"' in source]
+    missing = [name for name in links + files if name not in written and not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_every_target_is_explained_and_every_extra_has_a_use() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.M)
+    explained = re.findall(r"^([a-z-]+):.*## \S", makefile, flags=re.M)
+    assert sorted(explained) == sorted(" ".join(phony).split())
+    assert set(re.findall(r"\.venv/\.([a-z]+)\b", makefile)) - {"farthing", "model"} == EXTRAS.keys()
+
+
+def test_the_checks_before_a_merge_are_there() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["test"]
+    assert {"run": "make test"} in job["steps"]
+    assert PROJECT["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy"]
+
+
+# ---- the source ----
+
+
+@pytest.mark.parametrize("pattern", [MACHINE, REGISTRY], ids=["machine", "registry"])
+def test_nothing_is_tied_to_a_machine_or_a_registry(pattern: re.Pattern[str]) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in tracked()
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+def test_what_is_looked_for_would_be_found() -> None:
+    for line in ("/" + "work/main", "open('/" + "home/me/x')", "PATH=/" + "root/bin"):
+        assert MACHINE.search(line)
+    for line in ("https://host/home/page", "~/home/x", "src/farthing/work/x"):
+        assert not MACHINE.search(line)
+    assert REGISTRY.search("https://" + "pypi" + ".org/simple")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) < 500
+    assert not text.strip() or text.startswith(('"""', 'r"""'))
+    assert not re.search(r"\b(?:TODO|FIXME|XXX)\b", text)
+
+
+def test_planning_and_reporting_load_without_torch() -> None:
+    light = ["recipe", "cli", "chat", "live", "errors"]
+    for package in ("cost", "report"):
+        found = pkgutil.iter_modules([str(ROOT / "src" / "farthing" / package)], f"{package}.")
+        light += [module.name for module in found]
+    assert len(light) > 10
+    imports = ", ".join(f"farthing.{name}" for name in light)
+    code = f"import sys, {imports}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", farthing.__all__)
+def test_the_public_face_is_there(name: str) -> None:
+    assert callable(getattr(farthing, name))
+
+
+# ---- benchmarks ----
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
+def test_a_benchmark_compiles_and_does_nothing_when_imported(path: Path) -> None:
+    text = path.read_text()
+    compile(text, path.name, "exec")
+    assert text.startswith('"""')
+    if path.name != "side_by_side.py":
+        assert 'if __name__ == "__main__":' in text
+        assert "from side_by_side import" in text, "side_by_side prints the line of JSON"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [path for path in BENCHMARKS if path.name != "side_by_side.py"], ids=lambda path: path.name
+)
+def test_a_benchmark_explains_itself(path: Path) -> None:
+    for text in EXTRAS["benchmarks"]:
+        pytest.importorskip(Requirement(text).name)
+    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "--runs" in done.stdout

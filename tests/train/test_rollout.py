@@ -1,0 +1,139 @@
+"""Batches: what is asked, what is kept, what is counted. The verdicts here are scripted."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from farthing.cost import ledger
+from farthing.cost.meter import Meter
+from farthing.engine import Model, Sample
+from farthing.recipe import Grpo
+from farthing.tasks import Item, Verdict
+from farthing.tasks.mixture import Mixture
+from farthing.train.rollout import Batch, Group, Roller, outcome
+
+Make = Callable[..., Grpo]
+
+
+class Judge:
+    """Gives the verdicts it was told to, a letter an answer: r(ight), w(rong), u(nparsed); then wrong for
+    ever."""
+
+    def __init__(self, script: str) -> None:
+        self.script = list(script.replace(" ", ""))
+        self.texts: list[str] = []
+
+    def verify(self, pairs: Sequence[tuple[Item, str]], convention: str) -> list[Verdict]:
+        words = {"r": "right", "w": "wrong", "u": "unparsed"}
+        self.texts += [text for _, text in pairs]
+        return [Verdict(words[self.script.pop(0) if self.script else "w"]) for _ in pairs]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Model:
+    return Model(tiny_model)
+
+
+@pytest.fixture
+def roll(model: Model, meter: Meter) -> Callable[..., Roller]:
+    def make(stage: Grpo, script: str = "", seed: int = 3) -> Roller:
+        tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
+        stream, pool = Mixture(tasks, seed).stream(set()), Judge(script)
+        return Roller(
+            stage, model.engine(), model.tokenizer, model.hf_config, stream, pool, meter, seed  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return make
+
+
+def questions(groups: Sequence[Group]) -> list[int]:
+    return [group.item.index for group in groups]
+
+
+def test_silent_groups_are_counted_but_not_trained_on(roll: Callable[..., Roller], make_stage: Make) -> None:
+    roller = roll(make_stage(prompts=3), "wwww rwuw rrrr")
+    batch, cursor = roller.collect(0, 5)
+    assert cursor == 8
+    assert questions(batch.sampled) == [5, 6, 7]
+    assert questions(batch.groups) == [6]
+    finished = [s.finish_reason == "stop" for g in batch.sampled for s in g.samples]
+    metrics = batch.metrics()
+    assert all(finished), "an answer ran out of tokens; give the test more"
+    assert metrics["right"] == metrics["reward"] == pytest.approx(5 / 12)
+    assert metrics["unparsed"] == pytest.approx(1 / 12)
+    assert metrics["cut_off"] == 0
+    assert (metrics["groups_kept"], metrics["groups_sampled"]) == (1, 3)
+    assert metrics["length"] == pytest.approx(sum(len(s.ids) for g in batch.sampled for s in g.samples) / 12)
+    kept = roll(make_stage(prompts=3, drop_silent=False), "wwww rwuw rrrr").collect(0, 5)[0]
+    assert questions(kept.groups) == [5, 6, 7]
+
+
+def test_refill_asks_only_for_what_is_missing(roll: Callable[..., Roller], make_stage: Make) -> None:
+    roller = roll(make_stage(prompts=3, refill=3), "wwww rwww rrrr wwwr rwww rwww")
+    batch, cursor = roller.collect(0, 0)
+    assert questions(batch.groups) == [1, 3, 4]
+    assert questions(batch.sampled) == [0, 1, 2, 3, 4]  # three, and then two for the two that were lost
+    assert cursor == 5
+    roller = roll(make_stage(prompts=3, refill=3), "wwww rwww rrrr rrrr rwww wwww rwww rwww")
+    batch, cursor = roller.collect(0, 0)
+    assert questions(batch.groups) == [1, 4, 6]  # three, then two, then one, and one more
+    assert cursor == 7
+    short, cursor = roll(make_stage(prompts=3, refill=1), "wwww" * 9).collect(0, 0)
+    assert (short.groups, len(short.sampled), cursor) == ([], 6, 6)
+
+
+def test_no_two_samples_of_a_step_share_their_draws(roll: Callable[..., Roller], make_stage: Make) -> None:
+    numbers: list[int] = []
+    roller = roll(make_stage(prompts=2, refill=2))
+    generate = roller.engine.generate
+
+    def watched(requests):  # type: ignore[no-untyped-def]
+        numbers.extend(r.first_sample + i for r in requests for i in range(r.samples))
+        assert {r.sampling.seed for r in requests} == {(3 << 32) + 7}
+        return generate(requests)
+
+    roller.engine.generate = watched  # type: ignore[method-assign]
+    roller.collect(7, 0)
+    assert sorted(numbers) == list(range(2 * 3 * 4))
+
+
+def test_a_batch_depends_on_step_cursor_and_seed_alone(roll: Callable[..., Roller], make_stage: Make) -> None:
+    stage = make_stage(prompts=4)
+
+    def texts(roller: Roller, step: int, cursor: int) -> list[list[list[int]]]:
+        return [[s.ids for s in g.samples] for g in roller.collect(step, cursor)[0].sampled]
+
+    used = roll(stage)
+    first = texts(used, 0, 0)
+    assert texts(used, 1, 0) != first
+    assert texts(used, 0, 0) == first
+    assert texts(roll(stage), 0, 0) == first
+    assert texts(roll(stage, seed=4), 0, 0) != first
+
+
+def test_what_runs_out_of_tokens_is_cut_off_whatever_it_says(
+    roll: Callable[..., Roller], make_stage: Make, tmp_path: Path, meter: Meter
+) -> None:
+    batch, _ = roll(make_stage(max_new_tokens=1), "r" * 8).collect(0, 0)
+    assert {o for g in batch.sampled for o in g.outcomes} == {"cut_off"}
+    assert batch.metrics()["cut_off"] == 1
+    assert batch.metrics()["reward"] == 0
+    meter.close()
+    by_activity = {line["activity"]: line for line in ledger.read(tmp_path / "ledger.jsonl")[0]}
+    assert by_activity["generate"]["tokens_out"] == 8
+    assert by_activity["generate"]["flops"] > 0
+    assert by_activity["verify"]["step"] == 0
+
+
+def test_outcomes_and_rewards() -> None:
+    cut, whole = Sample([1], finish_reason="length"), Sample([1], finish_reason="stop")
+    assert outcome(Verdict("right"), cut) == "cut_off"
+    assert outcome(Verdict("right"), whole) == "right"
+    assert outcome(Verdict("timeout"), whole) == "timeout"
+    item = Item("chain_sum", 0, 0, "1 + 1 =", "2", {"scorer": "integer"})
+    group = Group(item, [1], [whole] * 6, ["right", "wrong", "unparsed", "cut_off", "timeout", "bad_gold"])
+    assert group.rewards == [1, 0, 0, 0, 0, 0]
+    assert not group.silent
+    assert Group(item, [1], [whole] * 3, ["wrong", "cut_off", "unparsed"]).silent
+    assert Batch([], [group]).metrics()["right"] == pytest.approx(1 / 6)
