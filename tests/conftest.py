@@ -184,7 +184,7 @@ def tiny_recipe(tiny_model: Path) -> Callable[..., dict[str, Any]]:
         digits = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
         settings = {
             "kind": "grpo", "tasks": {"chain_sum": {"weight": 1, "config": digits}}, "answer": "final",
-            "prompts": 2, "group": 4, "steps": 6, "max_new_tokens": 6, "lr": 1e-3, "checkpoint_every": 2,
+            "prompts": 3, "group": 6, "steps": 6, "max_new_tokens": 6, "lr": 1e-3, "checkpoint_every": 2,
             "sync_every": 1,
         }  # fmt: skip
         return {

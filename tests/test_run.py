@@ -153,6 +153,12 @@ def test_a_run_leaves_everything_the_design_names(finished: Path) -> None:
         "stages/01-grpo/done.json", "stages/01-grpo/metrics.jsonl", "model/config.json",
     ):  # fmt: skip
         assert (finished / name).is_file(), name
+    metrics = (finished / "stages" / "01-grpo" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["grad_norm"] is not None for line in metrics) > 3, (
+        "hardly anything was trained"
+    )
+    weights = [(finished / name / "model.safetensors").read_bytes() for name in ("base", "model")]
+    assert weights[0] != weights[1]
     assert os.readlink(finished / "model") == "stages/01-grpo/model"  # relative: the directory can be moved
     facts = json.loads((finished / "run.json").read_text())
     assert facts.keys() >= {
@@ -380,9 +386,20 @@ def test_ctrl_c_says_one_line_and_the_run_goes_on_later(
     assert result.results["ledger_covered"] >= 0.99
 
 
-def test_what_a_lora_run_judges_is_what_it_saved(tiny_recipe: Make, tmp_path: Path) -> None:
+def test_what_a_lora_run_judges_is_what_it_saved(
+    tiny_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters: list[bool] = []
+    real = MODULE.suite.ask
+
+    def ask(engine: Any, *more: Any) -> Any:
+        adapters.append(any(".lora." in name for name, _ in engine.decoder.named_parameters()))
+        return real(engine, *more)
+
+    monkeypatch.setattr(MODULE.suite, "ask", ask)
     recipe = validate(tiny_recipe(held_out=60, lora=4, lr=2e-2))
     first = run(recipe, tmp_path / "run", quiet=True)
+    assert adapters == [False, False]
     after = tmp_path / "run" / "evaluations" / "after.jsonl"
     answers = after.read_bytes()
     assert answers != (tmp_path / "run" / "evaluations" / "before.jsonl").read_bytes()

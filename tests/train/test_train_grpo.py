@@ -44,7 +44,7 @@ def train(tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, 
                 raise KeyboardInterrupt
 
         train_grpo(
-            make_stage(**settings),
+            make_stage(**{"prompts": 4, "group": 8} | settings),  # so many that hardly a step is silent
             model,
             tmp_path / name,
             seed=3,

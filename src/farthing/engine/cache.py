@@ -124,7 +124,9 @@ class Decode:
         self.pages_BM = table.flatten()
         self.shape = (len(tables), pages * size)
         # every layer gathers its pages into the same two buffers: they stay in the processor's own cache
-        self.gathered = [cache.keys[0].new_empty((len(self.pages_BM), *cache.keys[0].shape[1:])) for _ in range(2)]
+        self.gathered = [
+            cache.keys[0].new_empty((len(self.pages_BM), *cache.keys[0].shape[1:])) for _ in range(2)
+        ]
         self.mask = None
         if min(lengths) + 1 < self.shape[1]:
             hidden = torch.arange(self.shape[1], device=device) > at[:, None]
@@ -136,8 +138,12 @@ class Decode:
         rows, groups, width = k_BGD.shape
         self.cache._write(layer, self.slots_B, k_BGD, v_BGD)
         k, v = (
-            torch.index_select(store, 0, self.pages_BM, out=buffer).view(*self.shape, groups, width).transpose(1, 2)
-            for store, buffer in zip((self.cache.keys[layer], self.cache.values[layer]), self.gathered, strict=True)
+            torch.index_select(store, 0, self.pages_BM, out=buffer)
+            .view(*self.shape, groups, width)
+            .transpose(1, 2)
+            for store, buffer in zip(
+                (self.cache.keys[layer], self.cache.values[layer]), self.gathered, strict=True
+            )
         )
         q = q_BHD.view(rows, groups, -1, width)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(q_BHD.shape)
