@@ -114,7 +114,7 @@ def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: Any) -> None:
         raise ValueError("a bug, not a mistake")
 
-    module(monkeypatch, "farthing.run", run=broken)
+    module(monkeypatch, "farthing.runs", run=broken)
     with pytest.raises(ValueError, match="a bug"):
         run("run", "quickstart")
 
@@ -144,7 +144,7 @@ def test_run_hands_over_and_prints_the_run_directory(run: Run, monkeypatch: pyte
         print("a library's chatter")
         return SimpleNamespace(run_dir=Path("runs/quickstart"), results={"usd": 0.01})
 
-    module(monkeypatch, "farthing.run", run=stand_in)
+    module(monkeypatch, "farthing.runs", run=stand_in)
     assert run("run", "quickstart") == (0, "runs/quickstart\n", "a library's chatter\n")
     code, out, _ = run("run", "quickstart", "--run-dir", "elsewhere", "--quiet", "--json", "--seed", "3")
     assert code == 0
@@ -160,7 +160,7 @@ def test_an_interrupted_run_says_how_to_go_on(run: Run, monkeypatch: pytest.Monk
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    module(monkeypatch, "farthing.run", run=interrupted)
+    module(monkeypatch, "farthing.runs", run=interrupted)
     line = "farthing: interrupted; run the same command again to continue\n"
     assert run("run", "quickstart") == (130, "", line)
 
@@ -175,8 +175,8 @@ def run(*_):
         time.sleep(60)
     finally:
         pathlib.Path("tidy").write_text("tidied")
-sys.modules["farthing.run"] = types.ModuleType("farthing.run")
-sys.modules["farthing.run"].run = run
+sys.modules["farthing.runs"] = types.ModuleType("farthing.runs")
+sys.modules["farthing.runs"].run = run
 import farthing.cli
 farthing.cli.main()
 """
@@ -205,7 +205,7 @@ def test_a_pipe_that_breaks_elsewhere_is_a_bug(run: Run, monkeypatch: pytest.Mon
     def broken(*_: Any) -> None:
         raise BrokenPipeError("a worker's pipe")
 
-    module(monkeypatch, "farthing.run", run=broken)
+    module(monkeypatch, "farthing.runs", run=broken)
     with pytest.raises(BrokenPipeError, match="a worker"):
         run("run", "quickstart")
 

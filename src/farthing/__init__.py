@@ -13,7 +13,7 @@ from farthing.errors import UserError
 
 if TYPE_CHECKING:
     from farthing.engine import Completion, Model, load
-    from farthing.run import run
+    from farthing.runs import run
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +21,8 @@ def __getattr__(name: str) -> Any:
         import farthing.engine
 
         return getattr(farthing.engine, name)
+    if name == "run":
+        import farthing.runs
+
+        return farthing.runs.run
     raise AttributeError(f"module 'farthing' has no attribute {name!r}")

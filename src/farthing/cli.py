@@ -84,7 +84,7 @@ def run(
         _print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
     with _only_results_on_stdout():
-        from farthing.run import run as run_recipe
+        from farthing.runs import run as run_recipe
 
         result = run_recipe(loaded, run_dir, quiet)
     _print_result({"run_dir": str(result.run_dir), **result.results}, str(result.run_dir), as_json)

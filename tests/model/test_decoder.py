@@ -8,7 +8,13 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from farthing.model import Decoder, Segments, attention
 from farthing.weights import decoder_config, load_decoder, save_decoder
 
-SMALL = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, max_position_embeddings=512)
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 512,
+}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
 
@@ -20,7 +26,9 @@ FAMILIES = {
         rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
     ),
     "smollm-tied": LlamaConfig(**SMALL, num_attention_heads=6, num_key_value_heads=3, tie_word_embeddings=True),
-    "llama-biases": LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=1, attention_bias=True, mlp_bias=True),
+    "llama-biases": LlamaConfig(
+        **SMALL, num_attention_heads=4, num_key_value_heads=1, attention_bias=True, mlp_bias=True
+    ),
     "wide-heads": LlamaConfig(**SMALL, num_attention_heads=2, num_key_value_heads=2, head_dim=32),
     "mistral": MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, sliding_window=None),
     "qwen2": Qwen2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2),
@@ -33,7 +41,9 @@ FAMILIES = {
 def pair(request, tmp_path):
     """(transformers' model, ours, its folder), every parameter random so that no norm or bias is a no-op."""
     torch.manual_seed(7)
-    theirs = transformers.AutoModelForCausalLM.from_config(FAMILIES[request.param], attn_implementation="eager")
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        FAMILIES[request.param], attn_implementation="eager"
+    )
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)

@@ -19,8 +19,9 @@ from farthing.model.config import ModelConfig
 from farthing.model.layers import Linear, RMSNorm
 from farthing.model.rotary import rotate
 
-
-DENSE_LENGTH = 1024  # up to here a prompt with its samples is one product with a mask, which wastes less than it saves
+DENSE_LENGTH = (
+    1024  # up to here a prompt with its samples is one product with a mask, which wastes less than it saves
+)
 
 
 class Attend(Protocol):
@@ -117,7 +118,7 @@ def _sdpa(q_HLD: Tensor, k_GMD: Tensor, v_GMD: Tensor, mask: Tensor | None) -> T
 
 
 class GroupedQueryAttention(nn.Module):
-    """Attention with fewer key/value heads than query heads (Ainslie et al., arXiv:2305.13245); q, k, v in one matrix."""
+    """Attention with fewer key/value heads than query heads (Ainslie et al., arXiv:2305.13245); q, k, v are one matrix."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -134,7 +135,9 @@ class GroupedQueryAttention(nn.Module):
     ) -> Tensor:
         heads, kv_heads = self.heads, self.kv_heads
         qk, v = (
-            self.qkv(x_NC).view(-1, heads + 2 * kv_heads, self.head_dim).split([heads + kv_heads, kv_heads], 1)
+            self.qkv(x_NC)
+            .view(-1, heads + 2 * kv_heads, self.head_dim)
+            .split([heads + kv_heads, kv_heads], 1)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split([heads, kv_heads], 1)

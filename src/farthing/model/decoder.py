@@ -47,7 +47,11 @@ class Decoder(nn.Module):
 
     def _rope_at(self, positions_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         needed = int(positions_N.max()) + 1
-        if self._rope is None or self._rope[0].shape[0] < needed or self._rope[0].device != positions_N.device:
+        if (
+            self._rope is None
+            or self._rope[0].shape[0] < needed
+            or self._rope[0].device != positions_N.device
+        ):
             length = max(1 << (needed - 1).bit_length(), 256)
             cos, sin = tables(self.config.rope, self.config.head_dim, length)
             self._rope = (cos.to(positions_N.device), sin.to(positions_N.device))

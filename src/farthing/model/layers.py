@@ -54,7 +54,9 @@ class Linear(nn.Linear):
     def _pack(self, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
         if self._packed_version != self.weight._version:
             pieces = self.weight.detach().split(rows)
-            self._packed = tuple(torch.ops.mkldnn._reorder_linear_weight(piece.contiguous()) for piece in pieces)
+            self._packed = tuple(
+                torch.ops.mkldnn._reorder_linear_weight(piece.contiguous()) for piece in pieces
+            )
             self._packed_version = self.weight._version
         return self._packed
 
@@ -82,8 +84,8 @@ class Lora(nn.Module):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), the mean taken in float32.
 
-    On a CPU in bfloat16 x / rms(x) is computed as the LayerNorm of [x, -x], whose mean is zero and whose variance is the
-    mean square: torch has a fused kernel for that, forward and backward, and a dozen passes over memory for RMSNorm.
+    On a CPU in bfloat16 x / rms(x) is computed as the LayerNorm of [x, -x], whose mean is zero and whose variance is
+    the mean square: torch has a fused kernel for that, forward and backward, and a dozen passes over memory for RMSNorm.
     """
 
     def __init__(self, width: int, eps: float) -> None:

@@ -66,7 +66,7 @@ def train(
                 last = checkpoint.newest_step(folder / "state")
                 kept = f"the weights of step {last} are kept in {folder / 'state'}"
                 where = kept if last else "nothing was trained yet"
-                what = f"training stopped at step {step + 1}: {error}; {where}; lower lr and run again"
+                what = f"training stopped at step {step + 1}: {error}; {where}; lower lr and take another --run-dir"
                 raise Diverged(what) from error
             metrics.append(line)
             on_metrics(line)

@@ -61,13 +61,19 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
     if config.tied_head:
         decoder.head.weight = decoder.embed.weight
     parameters = dict(decoder.named_parameters())
-    places = {theirs: (ours, part) for ours, names in layout.tensors(config).items() for part, theirs in enumerate(names)}
+    places = {
+        theirs: (ours, part)
+        for ours, names in layout.tensors(config).items()
+        for part, theirs in enumerate(names)
+    }
     missing = set(places)
     for name, tensor in read_tensors(folder):
         if name not in places:
-            if name == "lm_head.weight" and config.tied_head or name.endswith("rotary_emb.inv_freq"):
+            if (name == "lm_head.weight" and config.tied_head) or name.endswith("rotary_emb.inv_freq"):
                 continue  # a copy of the tied embedding, or a buffer of old releases: nothing is lost without it
-            raise UserError(f"{folder}: tensor {name!r} is not part of a {hf['model_type']} model; is config.json its own?")
+            raise UserError(
+                f"{folder}: tensor {name!r} is not part of a {hf['model_type']} model; is config.json its own?"
+            )
         ours, part = places[name]
         target = _rows(decoder, ours, parameters[ours], part)
         if target.shape != tensor.shape:
@@ -78,7 +84,9 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
             target.copy_(tensor)
         missing.discard(name)
     if missing:
-        raise UserError(f"{folder}: tensor {min(missing)!r} is missing ({len(missing)} in all); download the folder again")
+        raise UserError(
+            f"{folder}: tensor {min(missing)!r} is missing ({len(missing)} in all); download the folder again"
+        )
     return decoder.eval()
 
 

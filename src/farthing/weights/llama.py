@@ -27,7 +27,9 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
             "config.json: sliding_window attention is not supported; use a model that attends to its whole context"
         )
     bias = bool(hf.get("attention_bias", False))
-    return ModelConfig(**common_fields(hf), qkv_bias=bias, o_bias=bias, mlp_bias=bool(hf.get("mlp_bias", False)))
+    return ModelConfig(
+        **common_fields(hf), qkv_bias=bias, o_bias=bias, mlp_bias=bool(hf.get("mlp_bias", False))
+    )
 
 
 def common_fields(hf: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +100,9 @@ def tensors(config: ModelConfig) -> dict[str, list[str]]:
                 table[f"{ours}.attention.o.{leaf}"] = [f"{theirs}.self_attn.o_proj.{leaf}"]
         for leaf, wanted in (("weight", True), ("bias", config.mlp_bias)):
             if wanted:
-                table[f"{ours}.feedforward.gate_up.{leaf}"] = [f"{theirs}.mlp.{p}_proj.{leaf}" for p in ("gate", "up")]
+                table[f"{ours}.feedforward.gate_up.{leaf}"] = [
+                    f"{theirs}.mlp.{p}_proj.{leaf}" for p in ("gate", "up")
+                ]
                 table[f"{ours}.feedforward.down.{leaf}"] = [f"{theirs}.mlp.down_proj.{leaf}"]
         if config.qk_norm:
             table[f"{ours}.attention.q_norm.weight"] = [f"{theirs}.self_attn.q_norm.weight"]

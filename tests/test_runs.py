@@ -21,11 +21,11 @@ from farthing.cost import ledger
 from farthing.engine import load as load_model
 from farthing.errors import UserError
 from farthing.recipe import Recipe, validate
-from farthing.run import Run, run
+from farthing.runs import Run, run
 from farthing.tasks.mixture import Mixture, question_key
 
 Make = Callable[..., dict[str, Any]]
-MODULE = importlib.import_module("farthing.run")  # by name, because farthing.run is to be the function
+MODULE = importlib.import_module("farthing.runs")
 
 # Runs the command line, and dies by SIGKILL at the n-th call of a function: python -c … module:function n run
 # … The meter's heart, which notes what a killed process had open, beats faster, as these runs live for a

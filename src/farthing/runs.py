@@ -38,6 +38,7 @@ from farthing.tasks.audit import audit
 from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
 from farthing.train.grpo import train_grpo
+from farthing.weights.folder import is_disk_full
 from farthing.weights.sources import Source, model_folder, resolve
 
 
@@ -77,7 +78,7 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
         recipe = load(recipe)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
     console = Console(stderr=True)
-    with _locked(folder):
+    with _locked(folder), _room_on_disk(folder):
         _claim(folder, recipe)
         results = folder / "results.json"
         if not results.exists():
@@ -142,7 +143,6 @@ class _Work:
         self._conclude()
 
     def _stage(self, stage: Grpo, model: Model, folder: Path, items: list[Item], pool: VerifierPool) -> None:
-        started = time.time()
         self._say(f"{folder.name}: {stage.steps} steps of {stage.prompts} questions x {stage.group} answers")
         with LiveView(stage.steps, self.console, self.quiet) as view:
             train_grpo(
@@ -161,7 +161,6 @@ class _Work:
                 "name": folder.name,
                 "kind": stage.kind,
                 "steps": stage.steps,
-                "seconds": time.time() - started,
             }
             _write_json(folder / "done.json", done)
 
@@ -201,8 +200,18 @@ class _Work:
         path = self.folder / "audit.json"
         if not path.exists():
             with self.meter.span("verify"):
-                stage = self.recipe.stages[-1]
-                _write_json(path, audit(_mixture(stage.tasks, self.recipe.seed), stage.answer, pool))
+                audits = [
+                    audit(_mixture(stage.tasks, self.recipe.seed), stage.answer, pool)
+                    for stage in self.recipe.stages
+                ]
+                _write_json(
+                    path,
+                    {
+                        "passed": all(found["passed"] for found in audits),
+                        "seconds": sum(found["seconds"] for found in audits),
+                        "cases": [case for found in audits for case in found["cases"]],
+                    },
+                )
         found = json.loads(path.read_text())
         failed = [case["case"] for case in found["cases"] if not case["passed"]]
         if failed:
@@ -210,7 +219,11 @@ class _Work:
         self._say(f"reward audit: {len(found['cases'])} cases, none earned, ran or hung anything it must not")
 
     def _conclude(self) -> None:
-        summary = ledger.summarise(ledger.read(self.folder / "ledger.jsonl")[0])
+        lines, _ = ledger.read(self.folder / "ledger.jsonl")
+        summary = ledger.summarise(lines)
+        stages = [json.loads(path.read_text()) for path in sorted(self.folder.glob("stages/*/done.json"))]
+        for stage in stages:  # all attempts at it together
+            stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
         rounds = {
             name: _read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
         }
@@ -218,7 +231,7 @@ class _Work:
         results = {
             "name": self.recipe.name,
             "seed": self.recipe.seed,
-            "stages": [json.loads(p.read_text()) for p in sorted(self.folder.glob("stages/*/done.json"))],
+            "stages": stages,
             "evaluations": [suite.summarise(name, records) for name, records in rounds.items()],
             "gain": suite.gain(rounds["before"], rounds["after"]) if len(rounds) == 2 else None,
             "wall_seconds": summary.wall_seconds,
@@ -275,6 +288,19 @@ class _Work:
     def _say(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _room_on_disk(folder: Path) -> Iterator[None]:
+    """A full disk is the user's to mend, wherever in the run it is met."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise UserError(
+                f"no disk space left for {folder}; free some and run the same command again"
+            ) from error
+        raise
 
 
 @contextmanager
