@@ -118,7 +118,7 @@ def _sdpa(q_HLD: Tensor, k_GMD: Tensor, v_GMD: Tensor, mask: Tensor | None) -> T
 
 
 class GroupedQueryAttention(nn.Module):
-    """Attention with fewer key/value heads than query heads (Ainslie et al., arXiv:2305.13245); q, k, v are one matrix."""
+    """Attention with fewer key/value than query heads (Ainslie et al., arXiv:2305.13245); q, k, v in one matrix."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

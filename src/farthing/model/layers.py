@@ -85,7 +85,7 @@ class RMSNorm(nn.Module):
     """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), the mean taken in float32.
 
     On a CPU in bfloat16 x / rms(x) is computed as the LayerNorm of [x, -x], whose mean is zero and whose variance is
-    the mean square: torch has a fused kernel for that, forward and backward, and a dozen passes over memory for RMSNorm.
+    the mean square: torch has a fused kernel for it, forward and backward, and a dozen passes over memory for RMSNorm.
     """
 
     def __init__(self, width: int, eps: float) -> None:
