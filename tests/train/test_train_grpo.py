@@ -130,7 +130,7 @@ def test_lora_trains_adapters_alone_and_is_merged_on_export(
     adapters = {n: p for n, p in model.decoder.named_parameters() if ".lora." in n}
     assert len(adapters) == 2 * 4 * 2  # down and up, for qkv, o, gate_up and down of two layers
     assert all(float(p.detach().abs().max()) > 0 for n, p in adapters.items() if n.endswith("up"))
-    assert max(line["sync_mean"] or 0 for line in metrics) < (1e-4 if dtype == torch.float32 else 0.05)
+    assert max(line["sync_mean"] or 0 for line in metrics) < (1e-4 if dtype == torch.float32 else 0.1)
 
     ids = torch.tensor([model.tokenizer.encode("<|user|>State the final answer: 3 + 4 =<|assistant|>")])
     merged = Model(model.save(tmp_path / "saved"), dtype=dtype)
