@@ -169,9 +169,10 @@ class Grpo(_Model):
             raise ValueError('prompt must contain "{question}", where the question goes')
         if self.warmup > self.steps:
             raise ValueError(f"warmup ({self.warmup}) must not be longer than steps ({self.steps})")
-        if self.updates > self.prompts * self.group:
-            answers = self.prompts * self.group
-            raise ValueError(f"updates ({self.updates}) must not exceed a step's {answers} answers")
+        if self.updates > self.prompts:
+            raise ValueError(
+                f"updates ({self.updates}) must not exceed prompts ({self.prompts}): each takes whole groups"
+            )
         if self.refill and not self.drop_silent:
             raise ValueError("refill replaces left-out groups: set drop_silent: true, or refill: 0")
         return self

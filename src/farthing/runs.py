@@ -96,6 +96,7 @@ class _Work:
 
     def __init__(self, recipe: Recipe, folder: Path, console: Console, quiet: bool) -> None:
         self.recipe, self.folder, self.console, self.quiet = recipe, folder, console, quiet
+        self.place = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = hardware.detect()
         self.meter = Meter(
             folder / "ledger.jsonl",
@@ -129,7 +130,7 @@ class _Work:
                     stage_folder = self.folder / "stages" / name
                     if not (stage_folder / "done.json").exists():
                         with self.meter.span("load"):
-                            model = Model(current)
+                            model = Model(current, device=self.place)
                         if number == 1:
                             self._evaluate("before", model, items, pool)
                         self.meter.stage = name
@@ -180,7 +181,7 @@ class _Work:
         assert settings is not None
         if model is None:
             with self.meter.span("load"):
-                model = Model(self.folder / "model")
+                model = Model(self.folder / "model", device=self.place)
         sampling = Sampling(
             max_new_tokens=settings.max_new_tokens or stage.max_new_tokens,
             temperature=settings.temperature,
@@ -220,7 +221,10 @@ class _Work:
 
     def _conclude(self) -> None:
         lines, _ = ledger.read(self.folder / "ledger.jsonl")
-        summary = ledger.summarise(lines)
+        # earlier attempts by the ledger's own clock, this one by the process's, which no line can hide from
+        ended = [line for line in lines if line["attempt"] != self.meter.attempt]
+        wall = (ledger.summarise(ended).wall_seconds if ended else 0.0) + time.time() - process_started()
+        summary = ledger.summarise(lines, wall)
         stages = [json.loads(path.read_text()) for path in sorted(self.folder.glob("stages/*/done.json"))]
         for stage in stages:  # all attempts at it together
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
@@ -267,7 +271,14 @@ class _Work:
         _write_json(path, facts)
 
     def _record_lineage(self, source: Source) -> None:
-        if (self.folder / "lineage.json").exists():
+        path = self.folder / "lineage.json"
+        if path.exists():
+            recorded = json.loads(path.read_text())["base"]["sha256"]
+            if recorded != source.identity["sha256"]:
+                raise UserError(
+                    f"the weights of {self.recipe.base} have changed since {self.folder} was started; "
+                    "put them back, or give another --run-dir"
+                )
             return
         tasks = {name: setting for stage in self.recipe.stages for name, setting in stage.tasks.items()}
         lineage = {
@@ -283,7 +294,7 @@ class _Work:
             ],
             "teachers": [],
         }
-        _write_json(self.folder / "lineage.json", lineage)
+        _write_json(path, lineage)
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -306,9 +317,12 @@ def _room_on_disk(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """The run directory is ours alone; the lock goes with the process, however it ends."""
+    foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
+    if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
+        raise UserError(f"{folder} holds other files and is no run directory; give another --run-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a")  # not "w": the folder may turn out to be somebody else's
+        file = (folder / "lock").open("a")
     except OSError as error:
         raise UserError(f"cannot write to the run directory {folder}: {error.strerror}") from error
     with file:
@@ -324,9 +338,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Write the recipe into a new run directory, or make sure that an old one is of the same recipe."""
     path = folder / "recipe.yaml"
-    if not path.exists():
-        if any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
-            raise UserError(f"{folder} holds other files and is no run directory; give another --run-dir")
+    if not (
+        folder / "lineage.json"
+    ).exists():  # nothing rests on the recipe yet: a mistyped base can be corrected
         _write(path, dump(recipe))
         return
     ours, theirs = recipe.model_dump(mode="json"), load(path).model_dump(mode="json")

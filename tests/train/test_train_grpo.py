@@ -153,10 +153,10 @@ def test_log_probabilities_that_are_tampered_with_stop_the_run(
 
     def shifted(*arguments: Any) -> Any:
         ids, logprobs, entropies = real(*arguments)
-        return ids, logprobs + 0.1, entropies
+        return ids, logprobs + 0.2, entropies
 
     monkeypatch.setattr(farthing.engine.engine, "choose", shifted)
-    with pytest.raises(Diverged, match=r"disagree .* by 0\.\d+ nats .*sync_tolerance 0\.05"):
+    with pytest.raises(Diverged, match=r"disagree .* by 0\.\d+ nats .*sync_tolerance 0\.1"):
         train(lora=None)
 
 

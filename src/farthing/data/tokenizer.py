@@ -217,7 +217,10 @@ def _marks(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
 
 def _read_template(folder: Path, settings: dict[str, Any]) -> jinja2.Template | None:
     path = folder / "chat_template.jinja"
-    text = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template")
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; download the tokenizer again") from None
     if isinstance(text, list):  # several by name; "default" is the one for plain conversations
         text = next(
             (t.get("template") for t in text if isinstance(t, dict) and t.get("name") == "default"), None

@@ -139,17 +139,19 @@ class Engine:
         everything: list[_Sequence] = seen if seen is not None else []
         try:
             while waiting or running:
-                while joined := self._admit(requests, waiting, self.max_batch - len(running)):
+                while joined := self._admit(requests, waiting, running):
                     everything += joined
-                    running = self._retire(running + joined)
+                    running = self._retire(running)
                     yield None
+                if waiting and not running:
+                    raise RuntimeError("another generation holds the cache; finish or close it first")
                 if running:
                     self._step(running)
                     running = self._retire(running)
                     yield None
         finally:
             for sequence in running:
-                self.cache.release(sequence.pages)
+                self._release(sequence)
         yield from sorted(everything, key=lambda s: (s.request, s.number))
 
     def _check(self, requests: Sequence[Request]) -> None:
@@ -163,6 +165,12 @@ class Engine:
                     f"need {need} tokens of cache, there are {self.capacity}; "
                     "shorten it or raise cache_tokens"
                 )
+            limit = self.decoder.config.max_positions
+            if need > limit:
+                raise UserError(
+                    f"a prompt of {len(request.ids)} tokens and {request.sampling.max_new_tokens} new ones need {need} "
+                    f"positions, the model was made for {limit}; shorten it or lower max_new_tokens"
+                )
             if request.sampling.stop and self.decode is None:
                 raise UserError("stop strings need a tokenizer; give stop token ids instead")
 
@@ -174,10 +182,11 @@ class Engine:
 
     @torch.inference_mode()
     def _admit(
-        self, requests: Sequence[Request], waiting: deque[tuple[int, int, int]], room: int
+        self, requests: Sequence[Request], waiting: deque[tuple[int, int, int]], running: list[_Sequence]
     ) -> list[_Sequence]:
-        """Start as many waiting samples as there is room for; a prompt is computed once for all that start
-        with it."""
+        """Start as many waiting samples as there is room for, and add them to `running`; a prompt is computed once
+        for all that start with it."""
+        room = self.max_batch - len(running)
         joined: list[_Sequence] = []
         # of each new prompt: its samples, its ids, tokens already cached
         fresh: list[tuple[list[_Sequence], list[int], int]] = []
@@ -207,6 +216,7 @@ class Engine:
                 draws = uniforms(sampling.seed, number, sampling.max_new_tokens).tolist()
                 pages = shared + self.cache.take(extra)
                 group.append(_Sequence(index, number, Sample(), sampling, draws, pages, len(ids)))
+                running.append(group[-1])  # from here on its pages are given back, whatever happens
             fresh.append((group, ids, len(prefix) * size))
             joined += group
             room -= count
@@ -276,8 +286,8 @@ class Engine:
         if not s.sampling.stop:
             return False
         assert self.decode is not None
-        # a token is at least a byte, so this many suffice
-        window = 4 + max(len(text) for text in s.sampling.stop)
+        # a token is at least a byte of text, unless it is special and has none
+        window = 8 + max(len(text.encode()) for text in s.sampling.stop)
         tail = self.decode(s.sample.ids[-window:])
         return any(text in tail for text in s.sampling.stop)
 
@@ -286,7 +296,11 @@ class Engine:
         going_on = []
         for s in running:
             if s.sample.finish_reason == "stop" or len(s.sample.ids) == s.sampling.max_new_tokens:
-                self.cache.release(s.pages)
+                self._release(s)
             else:
                 going_on.append(s)
         return going_on
+
+    def _release(self, s: _Sequence) -> None:
+        pages, s.pages = s.pages, []
+        self.cache.release(pages)

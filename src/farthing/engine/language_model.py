@@ -38,6 +38,12 @@ class Model:
         self.hf_config: dict[str, Any] = read_config(folder)
         self.decoder = load_decoder(folder, dtype, device)
         self.tokenizer = Tokenizer(folder)
+        vocabulary = self.decoder.config.vocab_size
+        if len(self.tokenizer) > vocabulary:
+            raise UserError(
+                f"{folder}: the tokenizer has {len(self.tokenizer)} entries, the model {vocabulary}; "
+                "put the model's own tokenizer in its folder"
+            )
         self._engine: Engine | None = None
 
     def engine(self, max_batch: int = 32, cache_tokens: int = 32_768) -> Engine:

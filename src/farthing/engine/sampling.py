@@ -52,6 +52,8 @@ class Sampling:
             raise UserError(f"top_p is {self.top_p}; give a share above 0 and at most 1 (off)")
         if not 0 <= self.min_p < 1:
             raise UserError(f"min_p is {self.min_p}; give 0 (off) or a share below 1")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed is {self.seed}; give a whole number from 0 to 2^64 - 1")
         if any(not text for text in self.stop):
             raise UserError("a stop string is empty; give at least one character")
 

@@ -6,6 +6,7 @@ cut_off (it ran out of tokens), timeout (the verifier did), bad_gold (the questi
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from farthing.engine import Engine, Request, Sample, Sampling
 from farthing.errors import UserError
 from farthing.evaluate.statistics import mcnemar, paired_difference, wilson
 from farthing.recipe import TaskSetting
+from farthing.recipe import load as load_recipe
 from farthing.tasks import Item
 from farthing.tasks.item import Convention
-from farthing.tasks.mixture import Mixture
+from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
 
 OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "timeout", "bad_gold")
@@ -121,6 +123,27 @@ def _difference(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
     return {"difference": difference, "ci95": [low, high]}
 
 
+def trained_questions(source: Path) -> set[str]:
+    """The `question_key`s of everything that was trained on in the run that `source` is, or lies in; none for a model
+    that comes from no run here."""
+    place = source.resolve()
+    run = next((folder for folder in (place, *place.parents[:3]) if (folder / "ledger.jsonl").exists()), None)
+    if run is None:
+        return set()
+    recipe = load_recipe(run / "recipe.yaml")
+    keys: set[str] = set()
+    for number, stage in enumerate(recipe.stages, 1):
+        metrics = run / "stages" / f"{number:02d}-{stage.kind}" / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        mixture = Mixture({name: setting.model_dump() for name, setting in stage.tasks.items()}, recipe.seed)
+        last = json.loads(lines[-1])["cursor"] if lines else 0
+        keys |= {question_key(mixture.train(index).question) for index in range(last)}
+    if recipe.evaluate is not None:  # never trained on, though the stream passes over them
+        own = Mixture({n: t.model_dump() for n, t in recipe.evaluation_tasks().items()}, recipe.seed)
+        keys -= {question_key(item.question) for item in own.held_out(recipe.evaluate.held_out)}
+    return keys
+
+
 def evaluate_source(
     source: str | Path,
     tasks: Mapping[str, TaskSetting],
@@ -143,7 +166,10 @@ def evaluate_source(
     from farthing.engine import load
 
     model = load(source)
-    items = Mixture({name: setting.model_dump() for name, setting in tasks.items()}, seed).held_out(n)
+    trained_on = trained_questions(Path(source))
+    items = Mixture({name: setting.model_dump() for name, setting in tasks.items()}, seed).held_out(
+        n, trained_on
+    )
     prompts = [question_ids(model.tokenizer, item.question, prompt, system) for item in items]
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     engine = model.engine(max_batch=48, cache_tokens=48 * (max_new_tokens + 1024))

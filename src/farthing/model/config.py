@@ -49,8 +49,12 @@ class ModelConfig:
         for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        for name, number in (("rms_eps", self.rms_eps), ("rope theta", self.rope.theta)):
+            if not isinstance(number, int | float) or not number > 0:
+                raise ValueError(f"{name} is {number!r}; it must be a number above 0")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads}); correct config.json"

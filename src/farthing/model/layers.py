@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +13,8 @@ class Linear(nn.Linear):
     """`nn.Linear` with three additions.
 
     * Outside autograd, on a CPU in bfloat16, the weight is laid out once for oneDNN and reused, and what follows the
-      product is done with it. The layout is keyed by the parameter's version counter, which every in-place update
-      advances, so a sampler that runs between two optimizer steps can never read old weights.
+      product is done with it. The layout is keyed by the parameter's place and version counter, which every in-place
+      update advances (one through `.data` does not), so a sampler between two optimizer steps reads the new weights.
     * `parts` tells how many output rows belong to each of the matrices fused into this one (q, k, v; gate, up), for
       adapters that store them apart and for optimizers that treat a matrix as a whole (Muon).
     * `lora` holds a low-rank update, if one is being trained.
@@ -23,7 +25,11 @@ class Linear(nn.Linear):
         self.parts = parts
         self.lora: Lora | None = None
         self._packed: tuple[Tensor, ...] = ()
-        self._packed_version = -1
+        self._packed_key = (0, 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies leave the packed layout out: it is opaque, and made again when needed."""
+        return {**self.__dict__, "_packed": (), "_packed_key": (0, 0)}
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """x W^T + b, and `plus` if it is given (the residual stream)."""
@@ -52,12 +58,13 @@ class Linear(nn.Linear):
         return plain and not torch.is_grad_enabled()
 
     def _pack(self, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
-        if self._packed_version != self.weight._version:
+        key = (self.weight.data_ptr(), self.weight._version)
+        if self._packed_key != key or len(self._packed) != len(rows):
             pieces = self.weight.detach().split(rows)
             self._packed = tuple(
                 torch.ops.mkldnn._reorder_linear_weight(piece.contiguous()) for piece in pieces
             )
-            self._packed_version = self.weight._version
+            self._packed_key = key
         return self._packed
 
 

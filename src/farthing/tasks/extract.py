@@ -84,7 +84,7 @@ def _final_text(text: str) -> str | None:
     start = 0
     for marker in _BEFORE_TEXT.finditer(line):
         start = marker.end()
-    return line[start:].strip(PUNCTUATION) or None
+    return line[start:].strip(PUNCTUATION).strip() or None
 
 
 def _tag(text: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -39,13 +39,14 @@ class Mixture:
             self.tasks[name] = load_task(name, config)
             self.weights[name] = float(weight)
 
-    def held_out(self, n: int) -> list[Item]:
-        """`n` items, the same at every call: stratified by weight, in mixed order, no question twice.
+    def held_out(self, n: int, exclude: Iterable[str] = ()) -> list[Item]:
+        """`n` items, the same at every call: stratified by weight, in mixed order, no question twice, and none whose
+        `question_key` is in `exclude`.
 
         Raises UserError when a task cannot give its share of different questions.
         """
         items: list[Item] = []
-        seen: set[str] = set()
+        seen = set(exclude)
         for name, count in self._shares(n).items():
             seed = 2 * _HALF + self._seed("held out", name)
             found: list[Item] = []

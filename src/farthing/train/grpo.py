@@ -59,7 +59,8 @@ def train_grpo(
     decoder = model.decoder
     reference = None
     if stage.kl:
-        reference = Model(model.folder, dtype=decoder.embed.weight.dtype).decoder.requires_grad_(False)
+        weight = decoder.embed.weight
+        reference = Model(model.folder, weight.dtype, weight.device.type).decoder.requires_grad_(False)
     if stage.lora:
         add_lora(decoder, stage.lora, stage.lora_alpha, seed)
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
@@ -86,6 +87,7 @@ def train_grpo(
             "seconds": seconds,
             "seconds_by_activity": {name: value for name, value in spent.items() if value > 0},
             "usd_so_far": totals.usd,
+            "cursor": state["cursor"],
         }
 
     train(
@@ -168,20 +170,24 @@ class Learner:
     def _backward(self, one_pass: Pass, log: _Log) -> int:
         """Forward and backward of one pass; returns its FLOPs."""
         stage, answers = self.stage, one_pass.answers
-        ids, segments, rows, targets = layout(one_pass)
-        positions = segments.positions()
+        device = self.decoder.embed.weight.device
+        ids, segments, rows, targets = layout(one_pass, device)
+        positions = segments.positions().to(device)
         hidden = self.decoder.hidden(ids, positions, segments)
         logprobs = token_logprobs(
             hidden.index_select(0, rows), self.decoder.head.weight, targets, stage.temperature
         )
-        sampled = torch.tensor([p for answer in answers for p in answer.old_logprobs])
+        sampled = torch.tensor([p for answer in answers for p in answer.old_logprobs], device=device)
         if log.updates == 0:
             log.compare(logprobs.detach(), sampled)
         # With one update a batch the policy being improved is the one that sampled: the ratio is 1 by
         # definition, not 1 give or take the rounding between two ways of computing it.
         old = logprobs.detach() if stage.updates == 1 else sampled
         advantage, weight = (
-            torch.tensor([value for answer in answers for value in [getattr(answer, name)] * len(answer.ids)])
+            torch.tensor(
+                [value for answer in answers for value in [getattr(answer, name)] * len(answer.ids)],
+                device=device,
+            )
             for name in ("advantage", "weight")
         )
         objective, held = clipped_objective(logprobs, old, advantage, stage.clip_low, stage.clip_high)
@@ -288,7 +294,7 @@ def passes(prepared: Iterable[tuple[list[int], list[Answer]]], budget: int) -> I
         yield current
 
 
-def layout(one_pass: Pass) -> tuple[Tensor, Segments, Tensor, Tensor]:
+def layout(one_pass: Pass, device: torch.device | None = None) -> tuple[Tensor, Segments, Tensor, Tensor]:
     """Where everything lies in the flat list of tokens.
 
     Returns:
@@ -309,4 +315,5 @@ def layout(one_pass: Pass) -> tuple[Tensor, Segments, Tensor, Tensor]:
     segments = Segments(
         [(len(prompt), [len(a.ids) for a in answers]) for prompt, answers in one_pass.prompts]
     )
-    return torch.tensor(ids), segments, torch.tensor(rows), torch.tensor(targets)
+    flat, at, wanted = (torch.tensor(values, device=device) for values in (ids, rows, targets))
+    return flat, segments, at, wanted

@@ -66,7 +66,7 @@ def train(
                 last = checkpoint.newest_step(folder / "state")
                 kept = f"the weights of step {last} are kept in {folder / 'state'}"
                 where = kept if last else "nothing was trained yet"
-                what = f"training stopped at step {step + 1}: {error}; {where}; lower lr and take another --run-dir"
+                what = f"training stopped at step {step + 1}: {error}; {where}"
                 raise Diverged(what) from error
             metrics.append(line)
             on_metrics(line)
@@ -85,9 +85,11 @@ def check_norm(norm: float, limit: float) -> None:
         Diverged: with the norm.
     """
     if not math.isfinite(norm):
-        raise Diverged(f"the gradient is {norm}")
+        raise Diverged(f"the gradient is {norm}; lower lr and take another --run-dir")
     if norm > limit:
-        raise Diverged(f"the gradient's norm is {norm:.1f}, above max_grad_norm {limit:g}")
+        raise Diverged(
+            f"the gradient's norm is {norm:.1f}, above max_grad_norm {limit:g}; lower lr and take another --run-dir"
+        )
 
 
 def tokens_per_pass(config: ModelConfig, memory_gb: float, bytes_per_element: int) -> int:

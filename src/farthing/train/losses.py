@@ -28,7 +28,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return torch.cat(pieces)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden, weight, targets = ctx.saved_tensors
         grad = grad / ctx.temperature
         grad_hidden = torch.empty_like(hidden)
@@ -39,10 +39,10 @@ class _TokenLogprobs(torch.autograd.Function):
             change.scatter_add_(1, targets[part, None], grad[part, None])
             narrow = change.to(weight.dtype)
             grad_hidden[part] = narrow @ weight
-            product = narrow.T @ hidden[part]
-            grad_weight = product if grad_weight is None else product.float().add_(grad_weight)
-        assert grad_weight is not None
-        return grad_hidden, grad_weight.to(weight.dtype), None, None
+            if ctx.needs_input_grad[1]:
+                product = narrow.T @ hidden[part]
+                grad_weight = product if grad_weight is None else product.float().add_(grad_weight)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
 
 
 def _chunks(count: int, weight: Tensor) -> list[slice]:

@@ -86,6 +86,7 @@ class Roller:
     def collect(self, step: int, cursor: int) -> tuple[Batch, int]:
         """The batch of a step and the cursor after the questions it took. Depends on the weights, the step
         and the cursor alone."""
+        self.engine.cache.forget()  # a continued run starts without prefixes, and rounding would tell the difference
         batch, stage = Batch(), self.stage
         for _ in range(1 + stage.refill):
             items, cursor = self.stream.take(cursor, stage.prompts - len(batch.groups))

@@ -40,7 +40,7 @@ def decoder_config(hf: dict[str, Any]) -> ModelConfig:
         config: ModelConfig = layout.model_config(hf)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"config.json: {error}") from error
     return config
 
@@ -57,7 +57,11 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
         keep_freed_memory()
     with torch.device("meta"):
         decoder = Decoder(config)
-    decoder.to(dtype).to_empty(device=device)
+    try:
+        decoder.to(dtype).to_empty(device=device)
+    except (RuntimeError, MemoryError) as error:
+        size = sum(parameter.numel() for parameter in decoder.parameters())
+        raise UserError(f"{folder}: there is no memory for its {size:,} parameters on {device}") from error
     if config.tied_head:
         decoder.head.weight = decoder.embed.weight
     parameters = dict(decoder.named_parameters())

@@ -112,12 +112,15 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
 
 
 def _stream(names_of: dict[Path, list[str]]) -> Iterator[tuple[str, "Tensor"]]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     for path, names in names_of.items():
-        with safe_open(path, framework="pt") as file:
-            for name in names:
-                yield name, file.get_tensor(name)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in names:
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged ({error}); download it again") from None
 
 
 def _header(path: Path) -> dict[str, Any]:
