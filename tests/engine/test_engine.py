@@ -1,5 +1,7 @@
 """The engine against plain forward passes: what it caches, shares and schedules must never show in its output."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -153,3 +155,57 @@ def test_pages_are_never_lost(decoder, shapes):
     assert [len(r) for r in results] == [count for _, _, count in shapes]
     assert engine.cache.available == len(engine.cache.users)
     assert all(users == 0 for users in engine.cache.users)
+
+
+def test_an_interrupted_prefill_gives_its_pages_back(decoder, monkeypatch):
+    engine = Engine(decoder, cache_tokens=64, page_size=4)
+    request = Request(list(range(20)), Sampling(max_new_tokens=4), samples=3)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "_prefill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([request])
+    monkeypatch.undo()
+    assert engine.cache.available == len(engine.cache.users)
+    assert len(engine.generate([request])[0]) == 3
+
+
+def test_a_cache_held_by_an_open_stream_is_said_and_not_waited_for(decoder):
+    engine = Engine(decoder, cache_tokens=32, page_size=4)
+    stream = engine.stream(Request(list(range(10)), Sampling(max_new_tokens=20)))
+    next(stream)
+    with pytest.raises(RuntimeError, match="holds the cache"):
+        engine.generate([Request(list(range(10)), Sampling(max_new_tokens=20))])
+    stream.close()
+    assert engine.generate([Request(list(range(10)), Sampling(max_new_tokens=20))])[0][0].ids
+
+
+def test_positions_the_model_was_not_made_for_are_refused(decoder):
+    engine = Engine(decoder, cache_tokens=8192)
+    with pytest.raises(UserError, match="made for 2048"):
+        engine.generate([Request([1] * 2040, Sampling(max_new_tokens=9))])
+
+
+def test_stop_strings_of_many_bytes_a_letter_are_found(decoder):
+    letters = "日本語テスト"
+    engine = Engine(decoder, decode=lambda ids: bytes(ids).decode(errors="replace"))
+    text = list(letters.encode())
+    sequence = engine_sequence(text, Sampling(stop=(letters,)))
+    assert engine._at_stop_string(sequence)
+
+
+def engine_sequence(ids, sampling):
+    from farthing.engine.engine import Sample, _Sequence
+
+    return _Sequence(0, 0, Sample(ids=list(ids)), sampling, [], [], len(ids))
+
+
+def test_a_model_that_has_generated_can_be_copied(decoder):
+    model = Decoder(CONFIG).to(torch.bfloat16)
+    model.init_weights(seed=5, std=0.3)
+    with torch.no_grad():
+        before = model(torch.arange(8)[None])
+        again = copy.deepcopy(model)(torch.arange(8)[None])
+    torch.testing.assert_close(again, before, atol=0, rtol=0)

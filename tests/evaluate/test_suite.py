@@ -11,11 +11,12 @@ from farthing.engine import Model, Sample, Sampling
 from farthing.errors import UserError
 from farthing.evaluate import evaluate_source, gain, summarise
 from farthing.evaluate.statistics import mcnemar, paired_difference, wilson
-from farthing.evaluate.suite import Record, ask, judge
-from farthing.recipe import validate
+from farthing.evaluate.suite import Record, ask, judge, trained_questions
+from farthing.recipe import dump, validate
 from farthing.tasks import Item, Verdict
-from farthing.tasks.mixture import Mixture
+from farthing.tasks.mixture import Mixture, question_key
 
+DIGITS = {"weight": 1, "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
 LETTERS = {"r": "right", "w": "wrong", "u": "unparsed", "c": "cut_off", "t": "timeout", "b": "bad_gold"}
 
 
@@ -135,3 +136,31 @@ def test_a_model_is_asked_and_judged_as_by_hand(
 def test_no_questions_are_refused(tiny_model: Path, setting: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="n is 0"):
         evaluate_source(tiny_model, **setting(n=0))
+
+
+def test_what_a_run_trained_on_is_never_asked_of_its_model(tmp_path: Path) -> None:
+    recipe = validate(
+        {
+            "name": "r",
+            "base": "somewhere",
+            "seed": 3,
+            "stages": [{"kind": "grpo", "tasks": {"chain_sum": DIGITS}, "steps": 1}],
+            "evaluate": {"held_out": 20},
+        }
+    )
+    stage = tmp_path / "stages" / "01-grpo"
+    (stage / "model").mkdir(parents=True)
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    (tmp_path / "ledger.jsonl").touch()
+    (stage / "metrics.jsonl").write_text('{"step": 1, "cursor": 5}\n{"step": 2, "cursor": 40}\n')
+    mixture = Mixture({"chain_sum": DIGITS}, 3)
+    own = {question_key(item.question) for item in mixture.held_out(20)}
+    trained = {question_key(mixture.train(index).question) for index in range(40)} - own
+    for source in (tmp_path, stage / "model"):
+        assert trained_questions(source) == trained
+    assert not trained & {question_key(item.question) for item in mixture.held_out(60, trained)}
+    assert trained & {
+        question_key(item.question) for item in mixture.held_out(60)
+    }  # or the test proves nothing
+    assert mixture.held_out(20, trained) == mixture.held_out(20)
+    assert trained_questions(tmp_path.parent) == set()

@@ -150,7 +150,8 @@ def test_the_first_step_may_break_too(tmp_path: Path, meter: Meter) -> None:
     training = Training(tmp_path, meter)
     training.limit = 1e-6
     with pytest.raises(
-        Diverged, match=r"stopped at step 1: .*above max_grad_norm 1e-06; lower lr .*; nothing was trained yet"
+        Diverged,
+        match=r"stopped at step 1: .*above max_grad_norm 1e-06; lower lr .*; nothing was trained yet",
     ):
         training.go(8)
 
