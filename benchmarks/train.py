@@ -35,7 +35,7 @@ DECAY = 0.1
 CLIP = 1.0
 ADAMW_BYTES = 7 * 4 + 2  # a weight: 4 float32 values are read, 3 written, and the bfloat16 one
 VARIANTS = ("bf16 weights, fused", "bf16 weights, foreach", "fp32 autocast, fused", "fp32 autocast, foreach")
-LOSSES = ("token_logprobs", "linear_cross_entropy")
+LOSSES = ("linear_cross_entropy", "token_logprobs")
 
 
 def main() -> None:
