@@ -317,10 +317,10 @@ def test_killed_five_times_and_more_a_run_ends_the_same_to_the_byte(
     assert not (folder / "evaluations").exists()
     killed_when(metrics, draw.randint(1, 5))
     assert (folder / "evaluations" / "before.jsonl").exists()
-    dies("farthing.train.checkpoint:_sync_and_hash", draw.randint(1, 2))  # between a checkpoint's files
+    dies("farthing.train.checkpoint:sync", draw.randint(1, 2))  # between a checkpoint's files
     assert list((folder / "stages" / "01-grpo" / "state").glob(".*.partial"))
     killed_when(booked, count_lines(booked) + draw.randint(6, 14))
-    dies("farthing.weights.folder:_sync", draw.randint(1, 3))  # while the stage's model is written
+    dies("farthing.weights.folder:sync", draw.randint(1, 3))  # while the stage's model is written
     assert not (folder / "stages" / "01-grpo" / "model").exists()
     dies("farthing.evaluate.suite:judge", 1)  # in the second evaluation
     assert (folder / "stages" / "01-grpo" / "done.json").exists()

@@ -168,7 +168,7 @@ class _Work:
     def _held_out(self) -> list[Item]:
         if self.recipe.evaluate is None:
             return []
-        return _mixture(self.recipe.evaluation_tasks(), self.recipe.seed).held_out(
+        return Mixture(self.recipe.evaluation_tasks(), self.recipe.seed).held_out(
             self.recipe.evaluate.held_out
         )
 
@@ -202,7 +202,7 @@ class _Work:
         if not path.exists():
             with self.meter.span("verify"):
                 audits = [
-                    audit(_mixture(stage.tasks, self.recipe.seed), stage.answer, pool)
+                    audit(Mixture(stage.tasks, self.recipe.seed), stage.answer, pool)
                     for stage in self.recipe.stages
                 ]
                 _write_json(
@@ -397,10 +397,6 @@ def _gain_line(gain: dict[str, Any]) -> str:
     if readable["n"]:
         line += f"; {points(readable)} on the {readable['n']} questions the base already answered readably"
     return f"{line}; format alone {gain['format']['share_of_all'] * 100:+.1f}"
-
-
-def _mixture(tasks: Any, seed: int) -> Mixture:
-    return Mixture({name: setting.model_dump() for name, setting in tasks.items()}, seed)
 
 
 def _link(path: Path, target: Path) -> None:

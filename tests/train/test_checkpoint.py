@@ -72,7 +72,7 @@ def test_a_save_that_dies_on_the_way_leaves_no_checkpoint(
     def killed(path: Path) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_sync_and_hash", killed)  # the tensors are written, the manifest is not
+    monkeypatch.setattr(checkpoint, "sync", killed)  # the tensors are written, the manifest is not
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(folder, 6, tensors(6), {"cursor": 60})
     assert (folder / ".step-000006.partial" / "state.safetensors").exists()

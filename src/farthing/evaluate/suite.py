@@ -15,7 +15,7 @@ from typing import Any
 
 from farthing.data.templates import question_ids
 from farthing.data.tokenizer import Tokenizer
-from farthing.engine import Engine, Request, Sample, Sampling
+from farthing.engine import Engine, Request, Sample, Sampling, load
 from farthing.errors import UserError
 from farthing.evaluate.statistics import mcnemar, paired_difference, wilson
 from farthing.recipe import TaskSetting
@@ -135,11 +135,11 @@ def trained_questions(source: Path) -> set[str]:
     for number, stage in enumerate(recipe.stages, 1):
         metrics = run / "stages" / f"{number:02d}-{stage.kind}" / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
-        mixture = Mixture({name: setting.model_dump() for name, setting in stage.tasks.items()}, recipe.seed)
+        mixture = Mixture(stage.tasks, recipe.seed)
         last = json.loads(lines[-1])["cursor"] if lines else 0
         keys |= {question_key(mixture.train(index).question) for index in range(last)}
     if recipe.evaluate is not None:  # never trained on, though the stream passes over them
-        own = Mixture({n: t.model_dump() for n, t in recipe.evaluation_tasks().items()}, recipe.seed)
+        own = Mixture(recipe.evaluation_tasks(), recipe.seed)
         keys -= {question_key(item.question) for item in own.held_out(recipe.evaluate.held_out)}
     return keys
 
@@ -163,13 +163,8 @@ def evaluate_source(
     """
     if n < 1:
         raise UserError(f"n is {n}; ask at least one question")
-    from farthing.engine import load
-
     model = load(source)
-    trained_on = trained_questions(Path(source))
-    items = Mixture({name: setting.model_dump() for name, setting in tasks.items()}, seed).held_out(
-        n, trained_on
-    )
+    items = Mixture(tasks, seed).held_out(n, trained_questions(Path(source)))
     prompts = [question_ids(model.tokenizer, item.question, prompt, system) for item in items]
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     engine = model.engine(max_batch=48, cache_tokens=48 * (max_new_tokens + 1024))

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from farthing.errors import UserError
+from farthing.recipe import TaskSetting
 from farthing.tasks.gym import Task, load_task
 from farthing.tasks.item import Item
 
@@ -19,20 +20,23 @@ _IN_VAIN = 1000  # excluded items in a row
 
 
 class Mixture:
-    """Tasks by name, each with a weight, or with {"weight": w, "config": {...}}.
+    """Tasks by name, each with a weight, with {"weight": w, "config": {...}}, or as a recipe's `TaskSetting`.
 
     Raises UserError for no tasks, a weight that is not positive, and what `load_task` raises.
     """
 
-    def __init__(self, tasks: Mapping[str, float | Mapping[str, Any]], seed: int) -> None:
+    def __init__(self, tasks: Mapping[str, float | Mapping[str, Any] | TaskSetting], seed: int) -> None:
         if not tasks:
             raise UserError("tasks: there are none; name at least one, as in {chain_sum: 1}")
         self.seed = seed
         self.tasks: dict[str, Task] = {}
         self.weights: dict[str, float] = {}
         for name, setting in tasks.items():
-            weight, config = setting, None
-            if isinstance(setting, Mapping):
+            weight: Any = setting
+            config: dict[str, Any] | None = None
+            if isinstance(setting, TaskSetting):
+                weight, config = setting.weight, setting.config
+            elif isinstance(setting, Mapping):
                 weight, config = setting.get("weight", 1.0), setting.get("config")
             if not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 raise UserError(f"tasks: the weight of {name} must be a number above 0, not {weight!r}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from farthing.errors import UserError
-from farthing.weights.folder import is_disk_full
+from farthing.weights.folder import is_disk_full, sync
 
 KEEP = 2
 
@@ -32,14 +31,15 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     try:
         partial.mkdir()
         save_file({name: t.contiguous() for name, t in tensors.items()}, partial / "state.safetensors")
-        digest = _sync_and_hash(partial / "state.safetensors")
+        sync(partial / "state.safetensors")
+        digest = _hash(partial / "state.safetensors")
         manifest = {"step": step, "meta": meta, "sha256": {"state.safetensors": digest}}
         (partial / "manifest.json").write_text(json.dumps(manifest))
-        _sync_and_hash(partial / "manifest.json")
+        sync(partial / "manifest.json")
         if final.exists():  # the same step again after a restart from an older checkpoint
             shutil.rmtree(final)
         partial.rename(final)
-        _sync_folder(folder)
+        sync(folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if is_disk_full(error):
@@ -80,17 +80,3 @@ def _step(path: Path) -> int:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_and_hash(path: Path) -> str:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    return _hash(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -66,8 +66,7 @@ def train_grpo(
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
     samples = min(stage.prompts * stage.group, MAX_BATCH)
     engine = model.engine(samples, samples * (stage.max_new_tokens + 32) + stage.prompts * PROMPT_TOKENS)
-    tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
-    stream = Mixture(tasks, seed).stream(exclude=held_out)
+    stream = Mixture(stage.tasks, seed).stream(exclude=held_out)
     roller = Roller(stage, engine, model.tokenizer, model.hf_config, stream, pool, meter, seed)
     state = {"cursor": 0}
     learner = Learner(stage, decoder, reference, weights, model.hf_config, meter)

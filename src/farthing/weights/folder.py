@@ -267,10 +267,10 @@ def new_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
         mode = temporary.stat().st_mode & 0o666  # what the umask grants; safetensors makes its files private
         for path in temporary.iterdir():
             path.chmod(mode)
-            _sync(path)
+            sync(path)
         os.fsync(lock)
         _replace(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except BaseException as error:
         if is_disk_full(error):
             free = shutil.disk_usage(folder.parent).free
@@ -319,7 +319,8 @@ def _sweep(folder: Path) -> None:
             os.close(lock)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
