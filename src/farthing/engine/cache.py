@@ -1,22 +1,26 @@
 """The paged key/value cache: memory in pages of a few tokens, shared between sequences that begin alike.
 
 Kwon et al., arXiv:2309.06180 (pages); a full page of prompt is found again by its tokens and the page before
-it, so the samples of a prompt, and prompts with the same beginning, store and compute it once.
+it, so the samples of a prompt, and prompts with the same beginning, store and compute it once. Latent attention keeps
+one entry a token, the latent and the rotated key, in place of every head's keys and values.
 
-Shapes: B sequences, M pages a sequence, S tokens a page, G key/value heads, D head width, T = M * S.
+Shapes: B sequences, M pages a sequence, S tokens a page, G key/value heads, D head width, T = M * S, H query heads,
+L latent, R rotated width, W = L + R.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from farthing.model import ModelConfig
+from farthing.model.attention import sequence_attention
+from farthing.model.latent import LatentAttention
 
 
 class PagedCache:
@@ -26,10 +30,16 @@ class PagedCache:
     def __init__(
         self, config: ModelConfig, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (pages, page_size, config.num_kv_heads, config.head_dim)
+        heads, width = (1, config.mla.cache_dim) if config.mla else (config.num_kv_heads, config.head_dim)
+        layers = config.num_layers + config.mtp_depth
+
+        def store() -> list[Tensor]:
+            shape = (pages, page_size, heads, width)
+            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+
         self.page_size = page_size
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.keys = store()
+        self.values = [] if config.mla else store()
         self.users = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
         # remembered prefixes, least recently used first: (name of the page before, its tokens) -> (page, its
@@ -37,6 +47,11 @@ class PagedCache:
         self._prefixes: OrderedDict[tuple[int, tuple[int, ...]], tuple[int, int]] = OrderedDict()
         self._remembered: set[int] = set()
         self._names = itertools.count(1)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What one token takes in all layers."""
+        return sum(store[0, 0].nbytes for store in (*self.keys, *self.values))
 
     @property
     def available(self) -> int:
@@ -102,9 +117,10 @@ class PagedCache:
         for tensor in (*self.keys, *self.values):
             tensor[target] = tensor[source]
 
-    def _write(self, layer: int, slots_N: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> None:
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots_N, k_NGD)
-        self.values[layer].flatten(0, 1).index_copy_(0, slots_N, v_NGD)
+    def _write(self, layer: int, slots_N: Tensor, *entries: Tensor) -> None:
+        """Store keys and values [N, G, D], or latent entries [N, 1, W], in their slots."""
+        for stores, entry in zip((self.keys, self.values), entries, strict=False):
+            stores[layer].flatten(0, 1).index_copy_(0, slots_N, entry)
 
 
 class Decode:
@@ -125,7 +141,8 @@ class Decode:
         self.shape = (len(tables), pages * size)
         # every layer gathers its pages into the same two buffers: they stay in the processor's own cache
         self.gathered = [
-            cache.keys[0].new_empty((len(self.pages_BM), *cache.keys[0].shape[1:])) for _ in range(2)
+            cache.keys[0].new_empty((len(self.pages_BM), *cache.keys[0].shape[1:]))
+            for _ in range(2 if cache.values else 1)
         ]
         self.mask = None
         if min(lengths) + 1 < self.shape[1]:
@@ -148,6 +165,18 @@ class Decode:
         q = q_BHD.view(rows, groups, -1, width)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(q_BHD.shape)
 
+    def latent(self, attention: LatentAttention, q_BHD: Tensor, c_BL: Tensor, r_BR: Tensor) -> Tensor:
+        """The absorbed form: all heads attend to the latents themselves, as keys and as values."""
+        store = self.cache.keys[attention.layer]
+        self.cache._write(attention.layer, self.slots_B, torch.cat([c_BL, r_BR], -1)[:, None])
+        torch.index_select(store, 0, self.pages_BM, out=self.gathered[0])
+        entries_BTW = self.gathered[0].view(*self.shape, -1)
+        scores = torch.bmm(attention.absorb(q_BHD), entries_BTW.transpose(1, 2)) * q_BHD.shape[-1] ** -0.5
+        if self.mask is not None:
+            scores = scores + self.mask[:, 0]
+        weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+        return attention.unabsorb(torch.bmm(weights, entries_BTW[..., : c_BL.shape[-1]]))
+
 
 class Prefill:
     """The new tokens of several prompts, each after what the cache already holds of it (an `Attend`)."""
@@ -169,21 +198,40 @@ class Prefill:
 
     def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> Tensor:
         self.cache._write(layer, self.slots, k_NGD, v_NGD)
+
+        def cached(table: Tensor, end: int) -> tuple[Tensor, Tensor]:
+            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            return keys[table].flatten(0, 1)[:end], values[table].flatten(0, 1)[:end]
+
+        return self._attend(q_NHD, k_NGD, v_NGD, cached)
+
+    def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
+        """The expanded form, of the new tokens' latents and of those that the cache already held."""
+        self.cache._write(attention.layer, self.slots, torch.cat([c_NL, r_NR], -1)[:, None])
+
+        def cached(table: Tensor, end: int) -> tuple[Tensor, Tensor]:
+            entries = self.cache.keys[attention.layer][table].flatten(0, 2)[:end]
+            return attention.expand(*entries.split([c_NL.shape[-1], r_NR.shape[-1]], -1))
+
+        return self._attend(q_NHD, *attention.expand(c_NL, r_NR), cached)
+
+    def _attend(
+        self,
+        q_NHD: Tensor,
+        k_NGD: Tensor,
+        v_NGE: Tensor,
+        cached: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Each span by itself; `cached` gives the keys and values of a sequence's first so many tokens."""
         outs, at = [], 0
         for table, (start, end) in zip(self.tables, self.spans, strict=True):
             new = end - start
-            q, k, v = (t[at : at + new] for t in (q_NHD, k_NGD, v_NGD))
+            q, k, v = (t[at : at + new] for t in (q_NHD, k_NGD, v_NGE))
             mask = None
             if start:
-                k, v = (
-                    store[table].flatten(0, 1)[:end]
-                    for store in (self.cache.keys[layer], self.cache.values[layer])
-                )
+                k, v = cached(table, end)
                 mask = torch.ones(new, end, dtype=torch.bool, device=q.device).tril(diagonal=start)
-            q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-            )
-            outs.append(out[0].transpose(0, 1))
+            q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+            outs.append(sequence_attention(q, k, v, mask).transpose(0, 1))
             at += new
         return torch.cat(outs)

@@ -1,15 +1,17 @@
 """Grouped-query attention, and the ways a set of tokens can attend.
 
 A layer projects and rotates; *what attends to what, and where keys are kept* is the business of the `Attend` it is
-handed. Training hands it `Segments`, the engine its paged cache, and the network stays one.
+handed. Training hands it `Segments`, the engine its paged cache, and the network stays one. Latent attention
+(`model.latent`) hands over what it would cache and lets the `Attend` choose between its two forms.
 
-Shapes: N tokens (of all sequences, flat), H query heads, G key/value heads, D head width, P prefix, S suffix.
+Shapes: N tokens (of all sequences, flat), H query heads, G key/value heads, D head width, E value width (D, or less in
+latent attention), P prefix, S suffix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +21,23 @@ from farthing.model.config import ModelConfig
 from farthing.model.layers import Linear, RMSNorm
 from farthing.model.rotary import rotate
 
+if TYPE_CHECKING:
+    from farthing.model.latent import LatentAttention
+
 DENSE_LENGTH = (
     1024  # up to here a prompt with its samples is one product with a mask, which wastes less than it saves
 )
 
 
 class Attend(Protocol):
-    """Attention proper for layer number `layer`: q [N, H, D], k and v [N, G, D] -> [N, H, D]."""
+    """Attention proper for layer number `layer`: q [N, H, D], k [N, G, D], v [N, G, E] -> [N, H, E].
 
-    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, /) -> Tensor: ...
+    `latent` does the same for a `LatentAttention`, given its queries, latents and shared rotated keys.
+    """
+
+    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, /) -> Tensor: ...
+
+    def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor, /) -> Tensor: ...
 
 
 class Segments:
@@ -78,21 +88,26 @@ class Segments:
             self._masks[number] = mask.to(like.device)
         return self._masks[number]
 
-    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> Tensor:
+    def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
+        """The expanded form: every head's own keys and values, as in ordinary attention."""
+        return self(attention.layer, q_NHD, *attention.expand(c_NL, r_NR))
+
+    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
         if self.rectangle:
             rows, length = self.rectangle
-            q, k, v = (t.view(rows, length, *t.shape[1:]).transpose(1, 2) for t in (q_NHD, k_NGD, v_NGD))
+            wide = _widen(v_NGE, q_NHD)
+            q, k, v = (t.view(rows, length, *t.shape[1:]).transpose(1, 2) for t in (q_NHD, k_NGD, wide))
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            return out.transpose(1, 2).reshape(q_NHD.shape)
+            return out.transpose(1, 2).flatten(0, 1)[..., : v_NGE.shape[-1]]
         sizes = [sum((prefix, *suffixes)) for prefix, suffixes in self.segments]
-        pieces = zip(*(t.transpose(0, 1).split(sizes, 1) for t in (q_NHD, k_NGD, v_NGD)), strict=True)
+        pieces = zip(*(t.transpose(0, 1).split(sizes, 1) for t in (q_NHD, k_NGD, v_NGE)), strict=True)
         outs = []
         for number, (q, k, v) in enumerate(pieces):
             prefix, suffixes = self.segments[number]
             if not suffixes:
-                outs.append(_sdpa(q, k, v, None))
+                outs.append(sequence_attention(q, k, v, None))
             elif q.shape[1] <= DENSE_LENGTH:
-                outs.append(_sdpa(q, k, v, self._tree_mask(number, q)))
+                outs.append(sequence_attention(q, k, v, self._tree_mask(number, q)))
             else:
                 outs += _branches(q, k, v, prefix, suffixes)
         return torch.cat(outs, 1).transpose(0, 1)
@@ -102,19 +117,31 @@ def _branches(q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, prefix: int, suffixes
     """The prefix and each suffix by themselves: many small products, but no mask over the whole segment."""
     pieces = zip(*(t.split([prefix, *suffixes], 1) for t in (q_HND, k_GND, v_GND)), strict=True)
     q, k, v = next(pieces)
-    outs = [_sdpa(q, k, v, None)]
+    outs = [sequence_attention(q, k, v, None)]
     for q_s, k_s, v_s in pieces:
         new = q_s.shape[1]
         mask = torch.ones(new, prefix + new, dtype=torch.bool, device=q.device).tril(diagonal=prefix)
-        outs.append(_sdpa(q_s, torch.cat([k, k_s], 1), torch.cat([v, v_s], 1), mask))
+        outs.append(sequence_attention(q_s, torch.cat([k, k_s], 1), torch.cat([v, v_s], 1), mask))
     return outs
 
 
-def _sdpa(q_HLD: Tensor, k_GMD: Tensor, v_GMD: Tensor, mask: Tensor | None) -> Tensor:
-    """One sequence's attention; without a mask it is causal."""
+def sequence_attention(q_HLD: Tensor, k_GMD: Tensor, v_GME: Tensor, mask: Tensor | None) -> Tensor:
+    """One sequence's attention, [H, L, E]; without a mask it is causal."""
     return F.scaled_dot_product_attention(
-        q_HLD[None], k_GMD[None], v_GMD[None], attn_mask=mask, is_causal=mask is None, enable_gqa=True
-    )[0]
+        q_HLD[None],
+        k_GMD[None],
+        _widen(v_GME, q_HLD)[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=True,
+    )[0, ..., : v_GME.shape[-1]]
+
+
+def _widen(v: Tensor, q: Tensor) -> Tensor:
+    """Values as wide as queries, filled up with zeros: torch's fused CPU kernel wants them so, and without it
+    attention takes ten times as long."""
+    missing = q.shape[-1] - v.shape[-1]
+    return F.pad(v, (0, missing)) if missing > 0 and v.device.type == "cpu" else v
 
 
 class GroupedQueryAttention(nn.Module):

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 class Rope:
     """Rotary position embedding (Su et al., arXiv:2104.09864) and how it is stretched to longer contexts.
 
-    `kind` is `default`, `linear` (positions divided by `factor`) or `llama3` (low frequencies divided by `factor`,
-    high ones kept, a ramp between; Llama 3.1's model card).
+    `kind` is `default`, `linear` (positions divided by `factor`), `llama3` (low frequencies divided by `factor`, high
+    ones kept, a ramp between; Llama 3.1's model card) or `yarn` (the same idea with a ramp over dimensions, and sharper
+    attention; Peng et al., arXiv:2309.00071). `table_scale` multiplies cosine and sine, `score_scale` the attention
+    scores: DeepSeek keeps the first at 1 and sets the second to m squared (arXiv:2405.04434 section 3.1.4).
     """
 
     theta: float = 10_000.0
@@ -19,6 +21,99 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    table_scale: float = 1.0
+    score_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mla:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434 section 2.1): widths of its parts.
+
+    Keys and values of all heads come from one latent of `kv_lora_rank`; a head's query and key are `nope_dim` wide
+    without position and `rope_dim` wide with it, its value `v_dim`. `q_lora_rank` None projects queries directly.
+
+    Raises:
+        ValueError: for a width below 1 or an odd `rope_dim`.
+    """
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+
+    def __post_init__(self) -> None:
+        _whole(self, "kv_lora_rank", "nope_dim", "rope_dim", "v_dim")
+        if self.q_lora_rank is not None:
+            _whole(self, "q_lora_rank")
+        if self.rope_dim % 2:
+            raise ValueError(f"qk_rope_head_dim is {self.rope_dim}; rotary embedding needs an even number")
+
+    @property
+    def qk_dim(self) -> int:
+        """Width of a head's query and key."""
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def cache_dim(self) -> int:
+        """What one token leaves in the cache, elements a layer: the latent and the shared rotated key."""
+        return self.kv_lora_rank + self.rope_dim
+
+
+@dataclass(frozen=True)
+class Moe:
+    """A mixture of experts in the layers from number `first_dense` on (DeepSeekMoE, arXiv:2401.06066; V3's gate,
+    arXiv:2412.19437 section 2.1.2).
+
+    Every token goes through `shared` experts and `top_k` of `experts` routed ones, each `expert_size` wide. The choice
+    is limited to the best `top_groups` of `groups` groups. `scoring` is `sigmoid` or `softmax`; `normalise` divides the
+    chosen scores by their sum, `scale` multiplies them; `bias` adds V3's correction to the choice (not to the gate).
+
+    Raises:
+        ValueError: for numbers that leave nothing to choose, or groups of fewer than two experts.
+    """
+
+    experts: int
+    top_k: int
+    expert_size: int
+    shared: int = 1
+    groups: int = 1
+    top_groups: int = 1
+    scoring: str = "sigmoid"
+    normalise: bool = True
+    scale: float = 1.0
+    bias: bool = True
+    first_dense: int = 0
+
+    def __post_init__(self) -> None:
+        _whole(self, "experts", "top_k", "expert_size", "groups", "top_groups")
+        _whole(self, "shared", "first_dense", least=0)
+        if self.scoring not in ("sigmoid", "softmax"):
+            raise ValueError(f"scoring_func is {self.scoring!r}; it must be sigmoid or softmax")
+        if self.experts % self.groups:
+            raise ValueError(f"n_group ({self.groups}) must divide n_routed_experts ({self.experts})")
+        if self.top_groups > self.groups:
+            raise ValueError(f"topk_group ({self.top_groups}) must not exceed n_group ({self.groups})")
+        per_group = self.experts // self.groups
+        if self.groups > 1 and per_group < 2:
+            raise ValueError(
+                f"n_group ({self.groups}) leaves {per_group} expert a group of {self.experts} routed experts; a group "
+                "is scored by its best two, so use fewer groups"
+            )
+        if self.top_k > per_group * self.top_groups:
+            raise ValueError(
+                f"num_experts_per_tok ({self.top_k}) exceeds the {per_group * self.top_groups} experts of "
+                f"{self.top_groups} groups; lower it or raise topk_group"
+            )
+
+
+def _whole(config: object, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -44,14 +139,14 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm over each head of q and k before rotation (Qwen3)
+    mla: Mla | None = None  # in place of grouped-query attention; num_kv_heads and head_dim then mean nothing
+    moe: Moe | None = None
+    mtp_depth: int = 0  # multi-token prediction modules (arXiv:2412.19437 section 2.2)
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        _whole(self, "vocab_size", "hidden_size", "intermediate_size", "num_layers")
+        _whole(self, "num_heads", "num_kv_heads", "head_dim")
+        _whole(self, "mtp_depth", least=0)
         for name, number in (("rms_eps", self.rms_eps), ("rope theta", self.rope.theta)):
             if not isinstance(number, int | float) or not number > 0:
                 raise ValueError(f"{name} is {number!r}; it must be a number above 0")
@@ -61,3 +156,12 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number")
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many elements of a head are rotated."""
+        return self.mla.rope_dim if self.mla else self.head_dim
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether layer number `layer` is a mixture of experts; MTP modules follow the last layer."""
+        return self.moe is not None and layer >= self.moe.first_dense

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from farthing.model.attention import Attend, GroupedQueryAttention, Segments
 from farthing.model.config import ModelConfig
 from farthing.model.feedforward import SwiGLU
+from farthing.model.latent import LatentAttention
 from farthing.model.layers import Linear, RMSNorm
+from farthing.model.moe import MixtureOfExperts, Routing
+from farthing.model.mtp import MultiTokenPredictor
 from farthing.model.rotary import tables
 
 
@@ -22,13 +25,24 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_eps)
-        self.attention = GroupedQueryAttention(config, index)
+        self.attention = (
+            LatentAttention(config, index) if config.mla else GroupedQueryAttention(config, index)
+        )
         self.feedforward_norm = RMSNorm(config.hidden_size, config.rms_eps)
-        self.feedforward = SwiGLU(config)
+        self.feedforward: MixtureOfExperts | SwiGLU
+        if config.is_moe(index):
+            self.feedforward = MixtureOfExperts(config, index)
+        else:
+            self.feedforward = SwiGLU(config.hidden_size, config.intermediate_size, config.mlp_bias)
 
-    def forward(self, x_NC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(
+        self, x_NC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, routing: Routing | None = None
+    ) -> Tensor:
         x_NC = self.attention(self.attention_norm(x_NC), rope, attend, plus=x_NC)
-        return self.feedforward(self.feedforward_norm(x_NC), plus=x_NC)
+        normed = self.feedforward_norm(x_NC)
+        if isinstance(self.feedforward, MixtureOfExperts):
+            return self.feedforward(normed, x_NC, routing)
+        return self.feedforward(normed, plus=x_NC)
 
 
 class Decoder(nn.Module):
@@ -40,6 +54,10 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_eps)
+        self.mtp = nn.ModuleList(
+            MultiTokenPredictor(config, depth, Layer(config, config.num_layers + depth))
+            for depth in range(config.mtp_depth)
+        )
         self.head = Linear(config.hidden_size, (config.vocab_size,))
         if config.tied_head:
             self.head.weight = self.embed.weight
@@ -53,18 +71,41 @@ class Decoder(nn.Module):
             or self._rope[0].device != positions_N.device
         ):
             length = max(1 << (needed - 1).bit_length(), 256)
-            cos, sin = tables(self.config.rope, self.config.head_dim, length)
+            cos, sin = tables(self.config.rope, self.config.rotary_dim, length)
             self._rope = (cos.to(positions_N.device), sin.to(positions_N.device))
         cos, sin = self._rope
         return cos[positions_N].to(dtype)[:, None], sin[positions_N].to(dtype)[:, None]
 
-    def hidden(self, ids_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
+    def hidden(
+        self, ids_N: Tensor, positions_N: Tensor, attend: Attend, routing: Routing | None = None
+    ) -> Tensor:
         """The final norm's output for every token, [N, C]; `logits` of it predicts the token after."""
         x_NC = F.embedding(ids_N, self.embed.weight)
         rope = self._rope_at(positions_N, x_NC.dtype)
         for layer in self.layers:
-            x_NC = layer(x_NC, rope, attend)
+            x_NC = layer(x_NC, rope, attend, routing)
         return self.norm(x_NC)
+
+    def mtp_hidden(
+        self,
+        depth: int,
+        ids_N: Tensor,
+        hidden_NC: Tensor,
+        positions_N: Tensor,
+        attend: Attend,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """Prediction module number `depth` (from 0) over the same tokens, [N, C]; `logits` of row i predict the token
+        depth + 2 after token i.
+
+        Args:
+            ids_N: for every token the one depth + 1 after it (any id where its sequence has ended).
+            hidden_NC: what `hidden`, or the module before, gave for every token.
+        """
+        embedded = F.embedding(ids_N, self.embed.weight)
+        rope = self._rope_at(positions_N, embedded.dtype)
+        out: Tensor = self.mtp[depth](embedded, hidden_NC, rope, attend, routing)
+        return out
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """Scores of every vocabulary entry, [N, V] float32."""
@@ -79,8 +120,8 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int, std: float = 0.02) -> None:
-        """Random weights for training from scratch: normal with `std`, output projections scaled by 1/sqrt(2 layers)
-        (GPT-2's rule), norms at one, biases at zero."""
+        """Random weights for training from scratch: normal with `std`, projections into the residual stream scaled by
+        1/sqrt(2 layers) (GPT-2's rule), norms at one, biases at zero."""
         generator = torch.Generator().manual_seed(seed)
         residual_std = std / (2 * self.config.num_layers) ** 0.5
         for name, parameter in self.named_parameters():
@@ -89,5 +130,5 @@ class Decoder(nn.Module):
             elif parameter.dim() == 1:
                 parameter.fill_(1.0)
             else:
-                scale = residual_std if name.endswith(("o.weight", "down.weight")) else std
+                scale = residual_std if name.endswith(("o.weight", "down.weight", "experts.down")) else std
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from farthing.model.config import ModelConfig
 from farthing.model.layers import Linear
 
 
@@ -38,11 +37,10 @@ class _SiluMul(torch.autograd.Function):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); gate and up are one matrix."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden: int, inner: int, bias: bool = False) -> None:
         super().__init__()
-        inner = config.intermediate_size
-        self.gate_up = Linear(config.hidden_size, (inner, inner), bias=config.mlp_bias)
-        self.down = Linear(inner, (config.hidden_size,), bias=config.mlp_bias)
+        self.gate_up = Linear(hidden, (inner, inner), bias=bias)
+        self.down = Linear(inner, (hidden,), bias=bias)
 
     def forward(self, x_NC: Tensor, plus: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled():

@@ -43,6 +43,10 @@ class Linear(nn.Linear):
             y = y + self.lora(x)
         return y if plus is None else plus + y
 
+    def merged(self) -> Tensor:
+        """The weight with its low-rank update, if there is one, [out, in]."""
+        return self.weight if self.lora is None else self.weight + self.lora.delta().to(self.weight.dtype)
+
     def silu_product(self, x: Tensor) -> Tensor:
         """silu of the first part's output times the second's: SwiGLU's inner product, without gradients."""
         if self._in_place() and self.bias is None:

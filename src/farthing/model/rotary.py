@@ -13,9 +13,12 @@ from torch import Tensor
 
 from farthing.model.config import Rope
 
+KINDS = ("default", "linear", "llama3", "yarn")
+
 
 def frequencies(rope: Rope, head_dim: int) -> Tensor:
-    """Rotation speeds in radians a position, [D/2] float32 (arXiv:2104.09864 section 3.2.2; Llama 3.1 for `llama3`).
+    """Rotation speeds in radians a position, [D/2] float32 (arXiv:2104.09864 section 3.2.2; Llama 3.1 for `llama3`,
+    arXiv:2309.00071 section 3.2 for `yarn`).
 
     Raises:
         ValueError: for a scaling kind that is not known here.
@@ -32,14 +35,25 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
         ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         keep = ramp.clamp(0, 1)  # 0: slow pair, stretched by factor; 1: fast pair, kept
         return freq * (keep + (1 - keep) / rope.factor)
-    raise ValueError(f"rope scaling {rope.kind!r} is not supported; known are default, linear and llama3")
+    if rope.kind == "yarn":
+        # Pairs that turn more than beta_fast times in the original context are kept, those that turn less than
+        # beta_slow times are stretched; between the two pair numbers lies a linear ramp.
+        def pair_turning(times: float) -> float:
+            wavelength = rope.original_max_positions / (times * 2 * math.pi)
+            return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
+
+        first = max(math.floor(pair_turning(rope.beta_fast)), 0)
+        last = min(math.ceil(pair_turning(rope.beta_slow)), head_dim - 1)
+        stretch = ((torch.arange(head_dim // 2) - first) / max(last - first, 0.001)).clamp(0, 1)
+        return freq * (1 - stretch + stretch / rope.factor)
+    raise ValueError(f"rope scaling {rope.kind!r} is not supported; known are {', '.join(KINDS)}")
 
 
 def tables(rope: Rope, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
     """(cos, sin) for positions 0..length-1, each [T, D] float32; sin carries the sign of its half, so that
     `rotate` is x * cos + swap_halves(x) * sin."""
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(rope, head_dim))
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos() * rope.table_scale, angles.sin() * rope.table_scale
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 

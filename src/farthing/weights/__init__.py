@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,12 +13,14 @@ from torch import Tensor
 from farthing.errors import UserError
 from farthing.model import Decoder, ModelConfig
 from farthing.model.memory import keep_freed_memory
-from farthing.weights import llama, qwen
+from farthing.model.moe import Experts
+from farthing.weights import deepseek, glm, llama, qwen
 from farthing.weights.folder import read_config, read_tensors, write_folder
+from farthing.weights.fp8 import read_dequantised
 
-LAYOUTS: tuple[ModuleType, ...] = (llama, qwen)
+LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, deepseek, glm)
 
-__all__ = ["decoder_config", "export_tensors", "load_decoder", "save_decoder"]
+__all__ = ["decoder_config", "export_tensors", "folder_config", "load_decoder", "save_decoder"]
 
 
 def _layout(hf: dict[str, Any]) -> ModuleType:
@@ -70,11 +73,13 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
         for ours, names in layout.tensors(config).items()
         for part, theirs in enumerate(names)
     }
+    ignored = {*_copies(layout, config), *(["lm_head.weight"] if config.tied_head else [])}
     missing = set(places)
-    for name, tensor in read_tensors(folder):
+    read = read_dequantised(folder) if "quantization_config" in hf else read_tensors(folder)
+    for name, tensor in read:
         if name not in places:
-            if (name == "lm_head.weight" and config.tied_head) or name.endswith("rotary_emb.inv_freq"):
-                continue  # a copy of the tied embedding, or a buffer of old releases: nothing is lost without it
+            if name in ignored or name.endswith("rotary_emb.inv_freq"):
+                continue  # a copy of what is shared, or a buffer of old releases: nothing is lost without it
             raise UserError(
                 f"{folder}: tensor {name!r} is not part of a {hf['model_type']} model; is config.json its own?"
             )
@@ -84,9 +89,19 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
             raise UserError(
                 f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(target.shape)}"
             )
+        order = _row_order(layout, config, name)
         with torch.no_grad():
-            target.copy_(tensor)
+            target.copy_(tensor if order is None else tensor[order])
         missing.discard(name)
+    if (
+        missing
+        and {places[name][0].partition(".")[0] for name in missing} == {"mtp"}
+        and len(missing) == sum(ours.startswith("mtp.") for ours, _ in places.values())
+    ):
+        # transformers writes one prediction module into every config.json and none into the weights
+        decoder.mtp = torch.nn.ModuleList()
+        decoder.config = replace(config, mtp_depth=0)
+        missing.clear()
     if missing:
         raise UserError(
             f"{folder}: tensor {min(missing)!r} is missing ({len(missing)} in all); download the folder again"
@@ -94,29 +109,53 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
     return decoder.eval()
 
 
+def _copies(layout: ModuleType, config: ModelConfig) -> dict[str, str]:
+    copies: dict[str, str] = layout.copies(config) if hasattr(layout, "copies") else {}
+    return copies
+
+
+def _row_order(layout: ModuleType, config: ModelConfig, theirs: str) -> Tensor | None:
+    order: Tensor | None = layout.row_order(config, theirs) if hasattr(layout, "row_order") else None
+    return order
+
+
 def _rows(decoder: Decoder, name: str, parameter: Tensor, part: int) -> Tensor:
-    """The rows of a fused parameter that belong to its part number `part`."""
-    parts = getattr(decoder.get_submodule(name.rpartition(".")[0]), "parts", (parameter.shape[0],))
-    return parameter.detach().split(parts)[part]
+    """The rows of a fused parameter that belong to its part number `part`; stacked matrices lie one below another."""
+    module = decoder.get_submodule(name.rpartition(".")[0])
+    flat = parameter.detach().flatten(0, -2) if parameter.dim() > 2 else parameter.detach()
+    if isinstance(module, Experts):
+        return flat.split(module.inner if name.endswith("gate_up") else parameter.shape[1])[part]
+    return flat.split(getattr(module, "parts", (len(flat),)))[part]
 
 
 def export_tensors(decoder: Decoder, hf: dict[str, Any]) -> dict[str, Tensor]:
     """The network's weights under the names its family's folders use, low-rank updates merged in."""
+    layout, config = _layout(hf), decoder.config
     merged = dict(decoder.named_parameters())
     for name, module in decoder.named_modules():
         if getattr(module, "lora", None) is not None:
             weight = merged[f"{name}.weight"]
             merged[f"{name}.weight"] = (weight.detach().float() + module.lora.delta()).to(weight.dtype)
-    table: dict[str, list[str]] = _layout(hf).tensors(decoder.config)
-    return {
-        theirs: _rows(decoder, ours, merged[ours], part).contiguous()
-        for ours, names in table.items()
-        for part, theirs in enumerate(names)
-    }
+    out: dict[str, Tensor] = {}
+    for ours, names in layout.tensors(config).items():
+        for part, theirs in enumerate(names):
+            rows = _rows(decoder, ours, merged[ours], part)
+            order = _row_order(layout, config, theirs)
+            out[theirs] = rows.contiguous() if order is None else rows[order.argsort()]
+    # safetensors refuses two names for one memory
+    return out | {theirs: out[original].clone() for theirs, original in _copies(layout, config).items()}
+
+
+def folder_config(hf: dict[str, Any], config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The config.json of a folder that holds this network in `dtype`, with every key other engines ask for."""
+    name = str(dtype).removeprefix("torch.")
+    layout = _layout(hf)
+    complete = layout.complete(hf, config) if hasattr(layout, "complete") else hf
+    kept = {key: value for key, value in complete.items() if key != "quantization_config"}
+    return {**kept, "torch_dtype": name, "dtype": name}
 
 
 def save_decoder(decoder: Decoder, hf: dict[str, Any], folder: Path, tokenizer_from: Path | None) -> Path:
     """Write an ordinary Hugging Face folder that transformers loads with no missing and no unexpected key."""
-    dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
-    config = {**hf, "torch_dtype": dtype, "dtype": dtype}
+    config = folder_config(hf, decoder.config, decoder.embed.weight.dtype)
     return write_folder(folder, export_tensors(decoder, hf), config, tokenizer_from)

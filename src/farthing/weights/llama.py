@@ -6,10 +6,12 @@ parameter of the `Decoder` (several where ours is fused, in the order of its row
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from farthing.errors import UserError
 from farthing.model import ModelConfig, Rope
+from farthing.model.rotary import KINDS
 
 MODEL_TYPES = ("llama", "mistral")
 
@@ -67,20 +69,39 @@ def rope(hf: dict[str, Any]) -> Rope:
     old = hf.get("rope_scaling") or {}
     settings = {"rope_theta": hf.get("rope_theta", 10_000.0), **old, **new}
     kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind not in ("default", "linear", "llama3"):
+    if kind not in KINDS:
         raise UserError(
-            f"config.json: rope scaling {kind!r} is not supported; supported are default, linear and llama3"
+            f"config.json: rope scaling {kind!r} is not supported; supported are {', '.join(KINDS)}"
         )
     if settings.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError("config.json: partial_rotary_factor is not supported; only whole heads are rotated")
+    factor = float(settings.get("factor", 1.0))
+    table_scale, score_scale = _yarn_scales(settings, factor) if kind == "yarn" else (1.0, 1.0)
     return Rope(
         theta=float(settings["rope_theta"]),
         kind=kind,
-        factor=float(settings.get("factor", 1.0)),
+        factor=factor,
         low_freq_factor=float(settings.get("low_freq_factor", 1.0)),
         high_freq_factor=float(settings.get("high_freq_factor", 4.0)),
-        original_max_positions=int(settings.get("original_max_position_embeddings", 8192)),
+        original_max_positions=int(settings.get("original_max_position_embeddings") or 8192),
+        beta_fast=float(settings.get("beta_fast") or 32.0),
+        beta_slow=float(settings.get("beta_slow") or 1.0),
+        table_scale=table_scale,
+        score_scale=score_scale if hf.get("kv_lora_rank") else 1.0,
     )
+
+
+def _yarn_scales(settings: dict[str, Any], factor: float) -> tuple[float, float]:
+    """What YaRN multiplies the tables and, in DeepSeek's attention, the scores by (arXiv:2309.00071 eq. 15;
+    DeepSeek-V2, arXiv:2405.04434 section 3.1.4)."""
+
+    def m(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    over, under = settings.get("mscale"), settings.get("mscale_all_dim")
+    given = settings.get("attention_factor")
+    tables = float(given) if given else m(over) / m(under) if over and under else m(1.0)
+    return tables, m(under) ** 2 if under else 1.0
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:

@@ -1,0 +1,202 @@
+"""DeepSeek's folder layout (`DeepseekV3ForCausalLM`, `DeepseekV2ForCausalLM`): V2, V2-Lite, V3, R1, Moonlight.
+
+On disk every expert is a tensor of its own, the rotated rows are neighbouring pairs (here they are two halves, which
+rotates faster; `row_order` translates), and a prediction module is a layer after the last one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farthing.errors import UserError
+from farthing.model import Mla, ModelConfig, Moe
+from farthing.weights.llama import common_fields
+
+MODEL_TYPES = ("deepseek_v3", "deepseek_v2")
+
+
+def model_config(hf: dict[str, Any]) -> ModelConfig:
+    """The network a DeepSeek config.json describes.
+
+    Raises:
+        UserError: for a missing key, or a setting that would change the result and is not built.
+    """
+    version3 = hf["model_type"] == "deepseek_v3"
+    if hf.get("hidden_act", "silu") != "silu":
+        raise UserError(f"config.json: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
+    if hf.get("attention_bias", False):
+        raise UserError(
+            "config.json: attention_bias is not supported in latent attention, nor does vLLM serve it; merge or drop "
+            "the biases first"
+        )
+    if not hf.get("rope_interleave", True):
+        raise UserError(
+            "config.json: rope_interleave false is read by no other engine; permute the rotated rows first"
+        )
+    if hf.get("moe_layer_freq", 1) != 1:
+        raise UserError(f"config.json: moe_layer_freq {hf['moe_layer_freq']!r} is not supported; only 1 is")
+    try:
+        mla = Mla(
+            q_lora_rank=hf.get("q_lora_rank"),
+            kv_lora_rank=hf["kv_lora_rank"],
+            nope_dim=hf["qk_nope_head_dim"],
+            rope_dim=hf["qk_rope_head_dim"],
+            v_dim=hf["v_head_dim"],
+        )
+        moe = gate(hf, "sigmoid" if version3 else "softmax") if hf.get("n_routed_experts") else None
+    except KeyError as error:
+        raise UserError(f"config.json has no {error.args[0]!r}; download the model's folder again") from error
+    heads = hf.get("num_attention_heads")
+    if hf.get("num_key_value_heads") not in (None, heads):
+        raise UserError(
+            f"config.json: num_key_value_heads ({hf['num_key_value_heads']}) must equal num_attention_heads ({heads}) "
+            "in latent attention"
+        )
+    depth = hf.get("num_nextn_predict_layers", hf.get("num_mtp_layers")) or 0
+    fields = common_fields({"head_dim": mla.qk_dim, **hf, "num_key_value_heads": heads})
+    return ModelConfig(
+        **{**fields, "head_dim": mla.qk_dim}, mla=mla, moe=moe, mtp_depth=depth if version3 else 0
+    )
+
+
+def gate(hf: dict[str, Any], scoring: str) -> Moe:
+    """The mixture of experts under DeepSeek's keys; `scoring` where the folder does not say.
+
+    Raises:
+        KeyError: when a size is missing.
+        UserError: for a way to choose experts that is not known.
+    """
+    method = hf.get("topk_method") or ("noaux_tc" if scoring == "sigmoid" else "greedy")
+    if method not in ("noaux_tc", "group_limited_greedy", "greedy"):
+        raise UserError(
+            f"config.json: topk_method {method!r} is not supported; noaux_tc, group_limited_greedy and greedy are"
+        )
+    grouped = method != "greedy"
+    return Moe(
+        experts=hf["n_routed_experts"],
+        top_k=hf["num_experts_per_tok"],
+        expert_size=hf["moe_intermediate_size"],
+        shared=hf.get("n_shared_experts") or 0,
+        groups=(hf.get("n_group") or 1) if grouped else 1,
+        top_groups=(hf.get("topk_group") or 1) if grouped else 1,
+        scoring=hf.get("scoring_func") or scoring,
+        normalise=bool(hf.get("norm_topk_prob", scoring == "sigmoid")),
+        scale=float(hf.get("routed_scaling_factor", 1.0)),
+        bias=method == "noaux_tc",
+        first_dense=hf.get("first_k_dense_replace") or 0,
+    )
+
+
+def complete(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The config.json to write: with the keys that vLLM and llama.cpp read and transformers leaves out, rotary settings
+    in both spellings, and the prediction modules that are there."""
+    out = dict(hf)
+    out["num_key_value_heads"] = config.num_heads
+    if config.moe:
+        out["scoring_func"] = config.moe.scoring
+        limited = "group_limited_greedy" if config.moe.groups > 1 else "greedy"
+        out["topk_method"] = "noaux_tc" if config.moe.bias else limited
+        out["moe_layer_freq"] = 1
+    if out["model_type"] == "deepseek_v3":
+        out["num_nextn_predict_layers"] = config.mtp_depth
+        out.pop("num_mtp_layers", None)
+    old, new = hf.get("rope_scaling") or {}, hf.get("rope_parameters") or {}
+    settings = {**old, **new}
+    kind = settings.pop("rope_type", None) or settings.pop("type", None) or "default"
+    settings.pop("type", None)
+    theta = settings.pop("rope_theta", hf.get("rope_theta", 10_000.0))
+    out["rope_theta"] = theta
+    out["rope_parameters"] = {"rope_type": kind, "rope_theta": theta, **settings}
+    out["rope_scaling"] = None if kind == "default" else {"type": kind, "rope_type": kind, **settings}
+    return out
+
+
+def tensors(config: ModelConfig) -> dict[str, list[str]]:
+    """For every parameter of the decoder, the tensors on disk whose rows it joins."""
+    table = {"embed.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
+    if not config.tied_head:
+        table["head.weight"] = ["lm_head.weight"]
+    for i in range(config.num_layers):
+        table |= _layer(config, i, f"layers.{i}", f"model.layers.{i}")
+    for depth in range(config.mtp_depth):
+        number = config.num_layers + depth
+        ours, theirs = f"mtp.{depth}", f"model.layers.{number}"
+        table[f"{ours}.embedding_norm.weight"] = [f"{theirs}.enorm.weight"]
+        table[f"{ours}.hidden_norm.weight"] = [f"{theirs}.hnorm.weight"]
+        table[f"{ours}.join.weight"] = [f"{theirs}.eh_proj.weight"]
+        table[f"{ours}.norm.weight"] = [f"{theirs}.shared_head.norm.weight"]
+        table |= _layer(config, number, f"{ours}.layer", theirs)
+    return table
+
+
+def _layer(config: ModelConfig, number: int, ours: str, theirs: str) -> dict[str, list[str]]:
+    assert config.mla is not None
+    attention = f"{theirs}.self_attn"
+    first = "q_a_proj" if config.mla.q_lora_rank else "q_proj"
+    table = {
+        f"{ours}.attention_norm.weight": [f"{theirs}.input_layernorm.weight"],
+        f"{ours}.feedforward_norm.weight": [f"{theirs}.post_attention_layernorm.weight"],
+        f"{ours}.attention.qkv_a.weight": [
+            f"{attention}.{first}.weight",
+            f"{attention}.kv_a_proj_with_mqa.weight",
+        ],
+        f"{ours}.attention.kv_norm.weight": [f"{attention}.kv_a_layernorm.weight"],
+        f"{ours}.attention.kv_b.weight": [f"{attention}.kv_b_proj.weight"],
+        f"{ours}.attention.o.weight": [f"{attention}.o_proj.weight"],
+    }
+    if config.mla.q_lora_rank:
+        table[f"{ours}.attention.q_norm.weight"] = [f"{attention}.q_a_layernorm.weight"]
+        table[f"{ours}.attention.q_b.weight"] = [f"{attention}.q_b_proj.weight"]
+    return table | feedforward(config, number, ours, theirs)
+
+
+def feedforward(config: ModelConfig, number: int, ours: str, theirs: str) -> dict[str, list[str]]:
+    """A layer's dense or mixed feed-forward half; other families write a mixture of experts the same way."""
+    ours, theirs = f"{ours}.feedforward", f"{theirs}.mlp"
+    moe = config.moe
+    if moe is None or not config.is_moe(number):
+        return _swiglu(ours, theirs)
+    table = {
+        f"{ours}.router.weight": [f"{theirs}.gate.weight"],
+        f"{ours}.experts.gate_up": [
+            f"{theirs}.experts.{e}.{half}_proj.weight" for e in range(moe.experts) for half in ("gate", "up")
+        ],
+        f"{ours}.experts.down": [f"{theirs}.experts.{e}.down_proj.weight" for e in range(moe.experts)],
+    }
+    if moe.bias:
+        table[f"{ours}.router.bias"] = [f"{theirs}.gate.e_score_correction_bias"]
+    return table | (_swiglu(f"{ours}.shared", f"{theirs}.shared_experts") if moe.shared else {})
+
+
+def _swiglu(ours: str, theirs: str) -> dict[str, list[str]]:
+    return {
+        f"{ours}.gate_up.weight": [f"{theirs}.{half}_proj.weight" for half in ("gate", "up")],
+        f"{ours}.down.weight": [f"{theirs}.down_proj.weight"],
+    }
+
+
+def copies(config: ModelConfig) -> dict[str, str]:
+    """Tensors on disk that repeat another one: each prediction module carries the embedding and the head."""
+    head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
+    out = {}
+    for depth in range(config.mtp_depth):
+        theirs = f"model.layers.{config.num_layers + depth}"
+        out[f"{theirs}.embed_tokens.weight"] = "model.embed_tokens.weight"
+        out[f"{theirs}.shared_head.head.weight"] = head
+    return out
+
+
+def row_order(config: ModelConfig, theirs: str) -> Tensor | None:
+    """Which of its rows on disk each row of a tensor here is; None where they are in the same order."""
+    mla = config.mla
+    assert mla is not None
+    halves = torch.arange(mla.rope_dim).view(-1, 2).t().flatten()
+    if theirs.endswith("kv_a_proj_with_mqa.weight"):
+        return torch.cat([torch.arange(mla.kv_lora_rank), mla.kv_lora_rank + halves])
+    if theirs.endswith(("q_proj.weight", "q_b_proj.weight")):
+        head = torch.cat([torch.arange(mla.nope_dim), mla.nope_dim + halves])
+        return (torch.arange(config.num_heads)[:, None] * mla.qk_dim + head).flatten()
+    return None
