@@ -73,7 +73,7 @@ def _small(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _batch(vocab: int, rows: int, step: int) -> Tensor:
+def batch(vocab: int, rows: int, step: int) -> Tensor:
     """Rows with something to learn, [rows, LENGTH + 1]: half of the tokens follow from the one before."""
     generator = torch.Generator().manual_seed(step)
     noise = (torch.rand(rows, LENGTH + 1, generator=generator) ** 4 * vocab).long()
@@ -142,20 +142,20 @@ def _measure(
 ) -> None:
     hf = json.loads((folder / "config.json").read_text())
     rows, steps_a_run = (1, 1) if args.quick else (rows, steps_a_run)
-    batches = [_batch(hf["vocab_size"], rows, step) for step in range(4 if args.quick else 8)]
+    batches = [batch(hf["vocab_size"], rows, step) for step in range(4 if args.quick else 8)]
     if args.profile:
         side = _Ours(folder, args.loss or LOSSES[0], lr)
         profile(f"train/{name}", lambda: side.step(batches[0]))
         return
 
     ours = {loss: _Ours(folder, loss, lr) for loss in LOSSES if args.loss in (None, loss)}
-    seconds = {loss: _probe(side.step, batches) for loss, side in ours.items()}
+    seconds = {loss: probe(side.step, batches) for loss, side in ours.items()}
     loss, losses = _fastest(seconds)
     reference: list[float] = []
     tried: dict[str, tuple[float, list[float]]] = {}
     for variant in VARIANTS:
         if args.peer in (None, variant) or variant == VARIANTS[2]:
-            tried[variant] = _probe(_Peer(folder, variant, lr).step, batches)
+            tried[variant] = probe(_Peer(folder, variant, lr).step, batches)
             reference = tried[variant][1] if variant == VARIANTS[2] else reference
     chosen = args.peer or _fastest(tried)[0]
     apart = max(abs(a - b) / b for a, b in zip(losses, reference, strict=True))
@@ -185,7 +185,7 @@ def _measure(
     )
 
 
-def _probe(step: Callable[[Tensor], float], batches: list[Tensor]) -> tuple[float, list[float]]:
+def probe(step: Callable[[Tensor], float], batches: list[Tensor]) -> tuple[float, list[float]]:
     """The best time of a step after the first, and the loss of every step."""
     losses: list[float] = []
     times = [timed(lambda batch=batch: losses.append(step(batch))) for batch in batches]  # type: ignore[misc]

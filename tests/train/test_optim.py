@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from farthing.model import Decoder
+from farthing.model import Decoder, ModelConfig, Moe
 from farthing.model.layers import Linear
 from farthing.train import checkpoint
 from farthing.train.lora import add_lora
-from farthing.train.optim import MasterWeights, learning_rate
+from farthing.train.optim import MasterWeights, StackedMuon, learning_rate
 
 Make = Callable[..., Decoder]
 RATES = (1e-2, 5e-3, 2e-2, 1e-3)
@@ -191,3 +191,52 @@ def test_learning_rates() -> None:
     assert all(a > b > 0 for a, b in itertools.pairwise(cosine))
     assert learning_rate(10, 10, 2.0, 0, "cosine") == pytest.approx(0)
     assert rates("cosine", warmup=10) == pytest.approx([0.2 * step for step in range(1, 11)])
+
+
+def test_muon_of_a_stack_is_torchs_muon_of_each_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stack = nn.Parameter(torch.randn(3, 2 * 5, 7, generator=generator))
+    apart = [nn.Parameter(half.detach().clone()) for matrix in stack for half in matrix.split(5)]
+    ours = StackedMuon([{"params": [stack], "rows": 5}], lr=1e-2, weight_decay=0.1)
+    theirs = torch.optim.Muon(apart, lr=1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        grad = torch.randn(stack.shape, generator=generator)
+        stack.grad = grad
+        for parameter, part in zip(apart, grad.view(-1, 5, 7), strict=True):
+            parameter.grad = part.clone()
+        ours.step()
+        theirs.step()
+    # torch's products are single ones in bfloat16, ours batched: they round differently
+    torch.testing.assert_close(stack.view(-1, 5, 7), torch.stack(apart), atol=4e-3, rtol=0)
+
+
+def test_muon_takes_expert_stacks_and_leaves_routers_to_adamw() -> None:
+    decoder = Decoder(
+        ModelConfig(
+            vocab_size=31,
+            hidden_size=16,
+            intermediate_size=24,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=8,
+            moe=Moe(experts=4, top_k=2, expert_size=8),
+        )
+    )
+    decoder.init_weights(0)
+    weights = MasterWeights(decoder, "muon", 1e-2, (0.9, 0.95), 0.0)
+    stacks = [o for o in weights.optimizers if isinstance(o, StackedMuon)]
+    assert [tuple(g["params"][0].shape) for g in stacks[0].param_groups] == [(4, 16, 16), (4, 16, 8)] * 2
+    assert [g["rows"] for g in stacks[0].param_groups] == [8, 16] * 2
+    adamw = weights.optimizers[0]
+    assert isinstance(adamw, torch.optim.AdamW)
+    shapes = [tuple(p.shape) for group in adamw.param_groups for p in group["params"]]
+    assert shapes.count((4, 16)) == 2  # the routers' matrices
+    before = {name: p.detach().clone() for name, p in decoder.named_parameters()}
+    decoder(torch.arange(12)[None]).square().mean().backward()
+    weights.clip(1.0)
+    weights.step(1e-2)
+    moved = {name for name, p in decoder.named_parameters() if not torch.equal(p.detach(), before[name])}
+    assert {name for name in before if not name.endswith("router.bias")} - moved == set()
+    restored = weights.state()
+    weights.restore(restored)

@@ -154,7 +154,7 @@ class ModelConfig:
             raise ValueError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads}); correct config.json"
             )
-        if self.head_dim % 2:
+        if self.mla is None and self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number")
 
     @property
@@ -165,3 +165,8 @@ class ModelConfig:
     def is_moe(self, layer: int) -> bool:
         """Whether layer number `layer` is a mixture of experts; MTP modules follow the last layer."""
         return self.moe is not None and layer >= self.moe.first_dense
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """Numbers of the decoder's layers that are mixtures of experts; MTP modules are not among them."""
+        return [layer for layer in range(self.num_layers) if self.is_moe(layer)]

@@ -21,7 +21,7 @@ from farthing.model.config import ModelConfig, Moe
 from farthing.model.feedforward import SwiGLU
 
 PAD_TO = 64  # rows of an expert are rounded up to this, so that few shapes occur and each is planned once
-MOST_PADDING = 1.75  # beyond this many rows for each real one, ragged rows are the faster product
+MOST_PADDING = 1.75  # beyond this many rows for each real one, a product for each expert is faster
 
 
 class Routing:
@@ -53,11 +53,12 @@ class Routing:
         self.chosen[layer] = chosen_NK
         self.loads[layer] = torch.bincount(chosen_NK.flatten(), minlength=moe.experts)
         if self._balance:
-            loss = self._balance * self._sequence_loss(moe, scores_NE, chosen_NK)
+            loss = self._balance * self._sequence_loss(moe, scores_NE)
             self.loss = loss if self.loss is None else self.loss + loss
 
-    def _sequence_loss(self, moe: Moe, scores_NE: Tensor, chosen_NK: Tensor) -> Tensor:
-        """Mean over the sequences of sum_i f_i P_i (arXiv:2412.19437 eq. 17 to 20)."""
+    def _sequence_loss(self, moe: Moe, scores_NE: Tensor) -> Tensor:
+        """Mean over the sequences of sum_i f_i P_i (arXiv:2412.19437 eq. 17 to 20). As there, f counts the best of the
+        scores themselves: the choice, once corrected, would look balanced and leave the scores nothing to learn."""
         assert self._lengths is not None
         lengths = torch.tensor(self._lengths, device=scores_NE.device)
         if self._sequence is None:
@@ -67,7 +68,8 @@ class Routing:
         sums = scores_NE.new_zeros(len(lengths), moe.experts)
         share = (scores_NE / scores_NE.sum(-1, keepdim=True)).float()
         mean_share = sums.index_add(0, self._sequence, share) / lengths[:, None]
-        at = self._sequence[:, None] * moe.experts + chosen_NK
+        best_NK = scores_NE.detach().topk(moe.top_k, -1, sorted=False).indices
+        at = self._sequence[:, None] * moe.experts + best_NK
         counts = torch.bincount(at.flatten(), minlength=len(lengths) * moe.experts).view(-1, moe.experts)
         frequency = counts * (moe.experts / moe.top_k) / lengths[:, None]
         return (frequency * mean_share).sum(-1).mean()
@@ -87,9 +89,10 @@ class Router(nn.Module):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Router:
+        bias = None if self.bias is None else self.bias.data
         super()._apply(fn, recurse)
-        if self.bias is not None and self.bias.dtype != torch.float32:
-            self.bias.data = self.bias.data.float()
+        if self.bias is not None and bias is not None and self.bias.dtype != torch.float32:
+            self.bias.data = bias.to(self.bias.device, torch.float32)  # as it was, not rounded and back
         return self
 
     def forward(self, x_NC: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
@@ -114,8 +117,9 @@ class Router(nn.Module):
             scores_NE = scores_NE + self.bias
         if moe.groups > 1:
             scores_NGE = scores_NE.view(len(scores_NE), moe.groups, -1)
-            # V3 scores a group by its best two experts, V2 (arXiv:2405.04434 section 2.2.2) by its best one.
-            best = scores_NGE.topk(2, -1).values.sum(-1) if moe.scoring == "sigmoid" else scores_NGE.amax(-1)
+            # V3 scores a group by its best two experts, V2 (arXiv:2405.04434 section 2.2.2) by its best one; what
+            # tells them apart in every engine that reads both is the correction.
+            best = scores_NGE.topk(2, -1).values.sum(-1) if moe.bias else scores_NGE.amax(-1)
             keep = torch.zeros_like(best, dtype=torch.bool)
             keep.scatter_(1, best.topk(moe.top_groups, -1, sorted=False).indices, True)
             scores_NE = scores_NGE.masked_fill(~keep[..., None], -torch.inf).flatten(1)
@@ -136,7 +140,7 @@ class Experts(nn.Module):
         gates_NK = gates_NK.to(x_NC.dtype)
         if not torch.is_grad_enabled() and chosen_NK.numel() < len(self.gate_up):
             return self._few(x_NC, gates_NK, chosen_NK)
-        rows = _Rows.of(chosen_NK, len(self.gate_up), x_NC)
+        rows = _Rows.of(chosen_NK, len(self.gate_up), _ragged_works(x_NC, self.inner))
         return _Mixture.apply(x_NC, gates_NK, self.gate_up, self.down, rows)
 
     def _few(self, x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
@@ -152,56 +156,76 @@ class Experts(nn.Module):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where each expert's rows lie. Either every expert has the same number of rows, some of them filling (`ends` is
-    None), or they follow each other without gaps up to `ends`."""
+    """Where each expert's rows lie, one expert's after another's, and how all of them are multiplied.
+
+    Padded to one length they are one batched product. When the loads differ too much for that, a GPU has a product
+    over ragged rows; elsewhere each expert is a product of its own, its rows rounded up so that few shapes occur.
+    """
 
     source_S: Tensor  # the token a row is taken from; 0 for filling
     row_NK: Tensor  # the row of a token's k-th expert
-    ends: Tensor | None
+    lengths: list[int] | None = None  # of the experts' rows, where they differ
+    ends: Tensor | None = None  # of the experts' rows, for the ragged product
 
     @staticmethod
-    def of(chosen_NK: Tensor, experts: int, x_NC: Tensor) -> _Rows:
-        top_k = chosen_NK.shape[1]
+    def of(chosen_NK: Tensor, experts: int, may_be_ragged: bool) -> _Rows:
         flat = chosen_NK.flatten()
-        order = flat.argsort(stable=True)
         counts = torch.bincount(flat, minlength=experts)
-        most = -(-int(counts.max()) // PAD_TO) * PAD_TO
-        padded = experts * most
+        lengths = (counts + (PAD_TO - 1)) // PAD_TO * PAD_TO
+        most = int(lengths.max())
+        padded = experts * most <= max(MOST_PADDING * len(flat), PAD_TO * experts)
+        if padded:
+            lengths = torch.full_like(counts, most)
+        elif may_be_ragged:
+            lengths = counts
+        order = flat.argsort(stable=True)
+        expert = flat[order]
+        shift = lengths.cumsum(0) - lengths - (counts.cumsum(0) - counts)
+        place = torch.arange(len(flat), device=flat.device) + shift[expert]
         row = torch.empty_like(flat)
-        if padded <= max(MOST_PADDING * len(flat), PAD_TO * experts) or not _ragged_works(x_NC):
-            before = counts.cumsum(0) - counts
-            expert = flat[order]
-            place = torch.arange(len(flat), device=flat.device) - before[expert] + expert * most
-            row[order] = place
-            source = flat.new_zeros(padded)
-            source[place] = order // top_k
-            return _Rows(source, row.view_as(chosen_NK), None)
-        row[order] = torch.arange(len(flat), device=flat.device)
-        return _Rows(order // top_k, row.view_as(chosen_NK), counts.cumsum(0).to(torch.int32))
+        row[order] = place
+        source = flat.new_zeros(int(lengths.sum()))
+        source[place] = order // chosen_NK.shape[1]
+        row_NK = row.view_as(chosen_NK)
+        if padded:
+            return _Rows(source, row_NK)
+        if may_be_ragged:
+            return _Rows(source, row_NK, ends=counts.cumsum(0).to(torch.int32))
+        return _Rows(source, row_NK, lengths=lengths.tolist())
 
     def product(self, x_SA: Tensor, weight_EAB: Tensor) -> Tensor:
         """Each expert's rows times its matrix, [S, B]."""
         if self.ends is not None:
             return F.grouped_mm(x_SA, weight_EAB, offs=self.ends)
-        return torch.bmm(x_SA.view(len(weight_EAB), -1, x_SA.shape[-1]), weight_EAB).flatten(0, 1)
+        if self.lengths is None:
+            return torch.bmm(x_SA.view(len(weight_EAB), -1, x_SA.shape[-1]), weight_EAB).flatten(0, 1)
+        out_SB = x_SA.new_empty(len(x_SA), weight_EAB.shape[-1])
+        for x, weight, out in zip(
+            x_SA.split(self.lengths), weight_EAB, out_SB.split(self.lengths), strict=True
+        ):
+            torch.mm(x, weight, out=out)
+        return out_SB
 
     def outer(self, x_SA: Tensor, y_SB: Tensor, experts: int) -> Tensor:
         """Each expert's sum over its rows of x times y, [E, A, B]."""
         if self.ends is not None:
             return F.grouped_mm(x_SA.t(), y_SB, offs=self.ends)
-        return torch.bmm(
-            x_SA.view(experts, -1, x_SA.shape[-1]).transpose(1, 2), y_SB.view(experts, -1, y_SB.shape[-1])
-        )
+        if self.lengths is None:
+            x_EAR = x_SA.view(experts, -1, x_SA.shape[-1]).transpose(1, 2)
+            return torch.bmm(x_EAR, y_SB.view(experts, -1, y_SB.shape[-1]))
+        out_EAB = x_SA.new_empty(experts, x_SA.shape[-1], y_SB.shape[-1])
+        for x, y, out in zip(x_SA.split(self.lengths), y_SB.split(self.lengths), out_EAB, strict=True):
+            torch.mm(x.t(), y, out=out)
+        return out_EAB
 
 
-def _ragged_works(x_NC: Tensor) -> bool:
-    """Whether torch has a product over ragged rows for this input: rows must be multiples of 16 bytes, and on a GPU
-    bfloat16 on an A100 or later."""
-    if not hasattr(F, "grouped_mm") or x_NC.shape[-1] * x_NC.element_size() % 16:
+def _ragged_works(x_NC: Tensor, inner: int) -> bool:
+    """Whether torch's product over ragged rows is there and fast: bfloat16 on an A100 or later, with rows, of the
+    model's and of the experts' width, in multiples of 16 bytes. On a CPU it plans every new shape, at 30 ms a call."""
+    if x_NC.device.type != "cuda" or x_NC.dtype != torch.bfloat16 or not hasattr(F, "grouped_mm"):
         return False
-    if x_NC.device.type == "cuda":
-        return x_NC.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x_NC.device) >= (8, 0)
-    return True
+    aligned = all(n * x_NC.element_size() % 16 == 0 for n in (x_NC.shape[-1], inner))
+    return aligned and torch.cuda.get_device_capability(x_NC.device) >= (8, 0)
 
 
 class _Mixture(torch.autograd.Function):

@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from farthing.model.layers import Linear
+from farthing.model.moe import Experts
+
+MOMENTUM = 0.95  # of Muon
 
 
 @dataclass
@@ -33,8 +37,8 @@ class MasterWeights:
     Args:
         kind: `adamw` (Loshchilov and Hutter, arXiv:1711.05101) for everything, or `muon` (Jordan 2024; with
             Moonlight's update scale 0.2 sqrt(max(rows, columns)), arXiv:2502.16982 section 2.2) for the
-            matrices inside the layers and AdamW for embedding, head, norms and biases. Matrices that the
-            network fuses are optimized apart.
+            matrices inside the layers and AdamW for embedding, head, norms, routers and biases. Matrices that
+            the network fuses or stacks are optimized apart.
     """
 
     def __init__(
@@ -44,13 +48,25 @@ class MasterWeights:
         self.hooks = []
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
+        stacks: list[dict[str, Any]] = []
         parts_of = {
             id(module.weight): module.parts for module in network.modules() if isinstance(module, Linear)
         }
+        rows_of: dict[int, int] = {}  # of one matrix in a stack
+        for module in network.modules():
+            if isinstance(module, Experts):
+                rows_of |= {id(module.gate_up): module.inner, id(module.down): module.down.shape[1]}
         for name, parameter in network.named_parameters():
             if not parameter.requires_grad:
                 continue
-            by_muon = kind == "muon" and parameter.dim() == 2 and ".layers." in f".{name}"
+            if kind == "muon" and id(parameter) in rows_of:
+                copy = nn.Parameter(parameter.detach().float().clone())
+                stacks.append({"params": [copy], "rows": rows_of[id(parameter)]})
+                self.masters.append(_Master(parameter, slice(0, len(parameter)), copy))
+                self.hooks.append(parameter.register_post_accumulate_grad_hook(_collector(self.masters[-1:])))
+                continue
+            inside = name.startswith(("layers.", "mtp.")) and ".router." not in name
+            by_muon = kind == "muon" and parameter.dim() == 2 and inside
             whole = (len(parameter),)
             parts = parts_of.get(id(parameter), whole) if by_muon else whole
             start = 0
@@ -73,9 +89,15 @@ class MasterWeights:
         if matrices:
             self.optimizers.append(
                 torch.optim.Muon(
-                    matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+                    matrices,
+                    lr=lr,
+                    weight_decay=weight_decay,
+                    momentum=MOMENTUM,
+                    adjust_lr_fn="match_rms_adamw",
                 )
             )
+        if stacks:
+            self.optimizers.append(StackedMuon(stacks, lr, weight_decay))
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradients gathered since the last step down to `max_norm`; returns their norm before."""
@@ -127,6 +149,48 @@ class MasterWeights:
         self.publish()
 
 
+class StackedMuon(torch.optim.Optimizer):
+    """Muon for stacks of matrices [E, rows of one or more, C], which torch's own refuses: all of a stack are
+    orthogonalised in one batch of products. Otherwise as `torch.optim.Muon` with Moonlight's scale.
+
+    A group's `rows` says how many rows one matrix has; a stack may hold several below each other (gate, up).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                average = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
+                matrices = parameter.grad.lerp(average, MOMENTUM).view(-1, group["rows"], parameter.shape[-1])
+                update = orthogonalised(matrices)
+                scale = 0.2 * max(matrices.shape[1:]) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+
+
+def orthogonalised(matrices_BMN: Tensor) -> Tensor:
+    """Each matrix with its singular values brought near 1, [B, M, N] bfloat16, by five Newton-Schulz steps (Jordan
+    2024)."""
+    x = matrices_BMN.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.transpose(1, 2)
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).bfloat16()
+    for _ in range(5):
+        gram = torch.bmm(x, x.transpose(1, 2))
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return x.transpose(1, 2) if tall else x
+
+
 def _collector(masters: Sequence[_Master]):  # type: ignore[no-untyped-def]
     """A hook that moves a parameter's gradient into its masters as soon as it is complete."""
 
@@ -147,8 +211,8 @@ def _collector(masters: Sequence[_Master]):  # type: ignore[no-untyped-def]
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str) -> float:
-    """The rate for step 0..steps-1: linear warm-up over `warmup` steps, then constant, linear to 0 or cosine
-    to 0."""
+    """The rate for step 0..steps-1: linear warm-up over `warmup` steps, then constant, linear to 0, cosine
+    to 0, or `wsd`: constant, and linear to 0 over the last fifth of the steps (arXiv:2405.18392)."""
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
@@ -156,4 +220,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str
         return peak * (1 - done)
     if schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "wsd":
+        return peak * min(1.0, 5 * (steps - step) / steps)
     return peak

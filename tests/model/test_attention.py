@@ -1,0 +1,53 @@
+"""The written-out backward pass of short attention, against torch's."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from farthing.model.attention import SHORT_LENGTH, _fused, _ShortAttention
+
+
+def tensors(length: int, heads: int, groups: int, width: int, value: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(2, heads, length, width), (2, groups, length, width), (2, groups, length, value)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def gradients(attention: object, inputs: list[Tensor], mask: Tensor | None) -> list[Tensor]:
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    out = attention(*leaves, mask)  # type: ignore[operator]
+    out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype))
+    return [out.detach(), *(t.grad for t in leaves)]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("heads", "groups", "value"), [(4, 4, 8), (6, 2, 8), (4, 4, 5)])
+@pytest.mark.parametrize("masked", ["causal", "added", "boolean"])
+def test_its_gradients_are_torchs(heads: int, groups: int, value: int, masked: str) -> None:
+    inputs = tensors(19, heads, groups, 8, value)
+    seen = torch.ones(19, 19, dtype=torch.bool).tril()
+    seen[12:, 4:12] = False  # two samples of one prompt
+    mask = {
+        "causal": None,
+        "added": torch.zeros(19, 19).masked_fill_(~seen, -torch.inf),
+        "boolean": seen,
+    }[masked]
+    for ours, theirs in zip(
+        gradients(_ShortAttention.apply, inputs, mask), gradients(_fused, inputs, mask), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_in_bfloat16_it_is_as_near_the_truth_as_torchs() -> None:
+    inputs = tensors(64, 4, 4, 16, 16)
+    truth = gradients(_fused, inputs, None)
+    halves = [t.bfloat16() for t in inputs]
+
+    def errors(attention: object) -> list[float]:
+        found = gradients(attention, halves, None)
+        return [
+            float((got.float() - want).norm() / want.norm()) for got, want in zip(found, truth, strict=True)
+        ]
+
+    for ours, theirs in zip(errors(_ShortAttention.apply), errors(_fused), strict=True):
+        assert ours < max(2.5 * theirs, 0.01)
+    assert SHORT_LENGTH >= 256
