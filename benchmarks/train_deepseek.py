@@ -3,9 +3,9 @@
 11.8M parameters, 8 rows of 256 tokens, AdamW, clipping. Farthing computes in bfloat16 with float32 master
 weights, with the balance loss and the bias update that transformers leaves out. The peer is
 `DeepseekV3ForCausalLM` with torch's AdamW, in whichever of its expert and attention implementations and
-precisions is fastest here. Both start from the same weights and see the same batches; the losses are compared
-with the float32 peer's. The second line sets Farthing's own dense Llama with as many active parameters beside
-it: the ratio is what the mixture and the latents cost a step.
+precisions is fastest here. Both start from the same weights, their routers balanced beforehand, and see the
+same batches; the losses are compared with the float32 peer's. The second line sets Farthing's own dense Llama
+with as many active parameters beside it: the ratio is what the mixture and the latents cost a step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.model import Routing, Segments, update_biases
 from farthing.train.losses import next_token_losses
 from farthing.train.optim import MasterWeights
-from farthing.weights import load_decoder
+from farthing.weights import load_decoder, save_decoder
+from farthing.weights.folder import read_config
 
 ROWS = 8
 LR = 1e-3
@@ -84,7 +85,22 @@ def _models(mixture: Path, dense: Path) -> None:
             num_mtp_layers=0,
         )
     ).save_pretrained(mixture)
+    _balance(mixture)
     LlamaForCausalLM(LlamaConfig(**shared, intermediate_size=544)).save_pretrained(dense)
+
+
+@torch.no_grad()
+def _balance(folder: Path) -> None:
+    """Move the routers' corrections until the experts' loads are what they are in the middle of a run: with a fresh
+    router the busiest expert has several times the mean. The weights stay, and both sides read the corrections."""
+    decoder, hf = load_decoder(folder), read_config(folder)
+    segments = Segments([(LENGTH, ())] * ROWS)
+    for step in range(120):
+        routing = Routing()
+        ids = batch(hf["vocab_size"], ROWS, step % 6)[:, :-1].flatten()
+        decoder.hidden(ids, segments.positions(), segments, routing)
+        update_biases(decoder, routing.loads, 0.02 * 0.97**step)
+    save_decoder(decoder, hf, folder, tokenizer_from=None)
 
 
 class _Ours:
@@ -94,6 +110,7 @@ class _Ours:
         self.hf: dict[str, Any] = json.loads((folder / "config.json").read_text())
         self.decoder = load_decoder(folder).train()
         self.weights = MasterWeights(self.decoder, "adamw", LR, BETAS, DECAY)
+        self.imbalance: list[float] = []  # the busiest expert's load by the mean, layer by layer
 
     def step(self, ids: Tensor) -> float:
         rows, length = ids.shape[0], ids.shape[1] - 1
@@ -105,6 +122,9 @@ class _Ours:
         self.weights.clip(CLIP)
         self.weights.step(LR)
         update_biases(self.decoder, routing.loads, 1e-3)
+        self.imbalance = [
+            round(float(load.max() / load.float().mean()), 2) for load in routing.loads.values()
+        ]
         return float(loss.detach())
 
 
@@ -167,6 +187,7 @@ def _against_transformers(folder: Path, args: argparse.Namespace) -> None:
         details={
             "parameters": counts.total,
             "active": counts.active,
+            "busiest_expert_by_mean": mine.imbalance,
             "tokens_a_step": rows * LENGTH,
             "losses_apart": round(apart, 4),
             "peers_tried_s": {", ".join(variant): round(value, 3) for variant, value in tried.items()},

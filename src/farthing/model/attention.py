@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DENSE_LENGTH = (
     1024  # up to here a prompt with its samples is one product with a mask, which wastes less than it saves
 )
+JOIN_LENGTH = 256  # of short documents that are computed together
 SHORT_LENGTH = (
     512  # up to here the backward pass is faster written out than in torch's CPU kernel, by 3 at 256
 )
@@ -58,6 +59,7 @@ class Segments:
         lengths = {prefix for prefix, _ in self.segments}
         plain = all(not suffixes for _, suffixes in self.segments)
         self.rectangle = (len(self.segments), lengths.pop()) if plain and len(lengths) == 1 else None
+        self._computed = _joined(self.segments)
         self._masks: dict[int, Tensor] = {}
 
     @property
@@ -81,9 +83,9 @@ class Segments:
         )
 
     def _tree_mask(self, number: int, like: Tensor) -> Tensor:
-        """Who sees whom within segment `number`: [n, n], 0 where allowed and -inf elsewhere."""
+        """Who sees whom within computed segment `number`: [n, n], 0 where allowed and -inf elsewhere."""
         if number not in self._masks:
-            prefix, suffixes = self.segments[number]
+            prefix, suffixes = self._computed[number]
             sizes = torch.tensor([prefix, *suffixes])
             part = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
             seen = ((part[None, :] == 0) | (part[None, :] == part[:, None])).tril()
@@ -100,11 +102,11 @@ class Segments:
             rows, length = self.rectangle
             q, k, v = (t.view(rows, length, *t.shape[1:]).transpose(1, 2) for t in (q_NHD, k_NGD, v_NGE))
             return _attention(q, k, v, None).transpose(1, 2).flatten(0, 1)
-        sizes = [sum((prefix, *suffixes)) for prefix, suffixes in self.segments]
+        sizes = [sum((prefix, *suffixes)) for prefix, suffixes in self._computed]
         pieces = zip(*(t.transpose(0, 1).split(sizes, 1) for t in (q_NHD, k_NGD, v_NGE)), strict=True)
         outs = []
         for number, (q, k, v) in enumerate(pieces):
-            prefix, suffixes = self.segments[number]
+            prefix, suffixes = self._computed[number]
             if not suffixes:
                 outs.append(sequence_attention(q, k, v, None))
             elif q.shape[1] <= DENSE_LENGTH:
@@ -112,6 +114,20 @@ class Segments:
             else:
                 outs += _branches(q, k, v, prefix, suffixes)
         return torch.cat(outs, 1).transpose(0, 1)
+
+
+def _joined(segments: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+    """The same segments with short documents that are neighbours made suffixes of one empty prefix, which says the
+    same: one product with a mask over them beats many tiny ones."""
+    out: list[tuple[int, list[int]]] = []
+    for prefix, suffixes in segments:
+        if suffixes or prefix > JOIN_LENGTH:
+            out.append((prefix, list(suffixes)))
+        elif out and out[-1][0] == 0 and sum(out[-1][1]) + prefix <= JOIN_LENGTH:
+            out[-1][1].append(prefix)
+        else:
+            out.append((0, [prefix]))
+    return [(parts[0], []) if prefix == 0 and len(parts) == 1 else (prefix, parts) for prefix, parts in out]
 
 
 def _branches(q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, prefix: int, suffixes: list[int]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """A mixture of experts (DeepSeekMoE, arXiv:2401.06066) with DeepSeek-V3's gate (arXiv:2412.19437 section 2.1.2).
 
 Every token goes through the shared expert and `top_k` routed ones, and no token is ever dropped: the rows of each
-expert are laid side by side, and all experts are one product.
+expert are laid side by side, and the experts are one batched product, or a few.
 
 Shapes: N tokens, C model width, E experts, K experts a token, F inner width of an expert, G groups, S rows of all
 experts together (N * K and, where experts are padded to one length, what fills them up).
@@ -21,7 +21,8 @@ from farthing.model.config import ModelConfig, Moe
 from farthing.model.feedforward import SwiGLU
 
 PAD_TO = 64  # rows of an expert are rounded up to this, so that few shapes occur and each is planned once
-MOST_PADDING = 1.75  # beyond this many rows for each real one, a product for each expert is faster
+MOST_PADDING = 1.5  # beyond this many rows for each real one, several products are faster than one
+GROUPS = 4  # of experts with similar loads
 
 
 class Routing:
@@ -159,64 +160,79 @@ class _Rows:
     """Where each expert's rows lie, one expert's after another's, and how all of them are multiplied.
 
     Padded to one length they are one batched product. When the loads differ too much for that, a GPU has a product
-    over ragged rows; elsewhere each expert is a product of its own, its rows rounded up so that few shapes occur.
+    over ragged rows; elsewhere experts with similar loads are padded together, a batched product for each group.
     """
 
     source_S: Tensor  # the token a row is taken from; 0 for filling
     row_NK: Tensor  # the row of a token's k-th expert
-    lengths: list[int] | None = None  # of the experts' rows, where they differ
-    ends: Tensor | None = None  # of the experts' rows, for the ragged product
+    ends_E: Tensor | None = None  # of the experts' rows, for the ragged product
+    order_E: Tensor | None = None  # the experts as their rows lie, where they are in groups
+    groups: tuple[tuple[int, int], ...] = ()  # (experts, rows of each)
 
     @staticmethod
     def of(chosen_NK: Tensor, experts: int, may_be_ragged: bool) -> _Rows:
         flat = chosen_NK.flatten()
-        counts = torch.bincount(flat, minlength=experts)
-        lengths = (counts + (PAD_TO - 1)) // PAD_TO * PAD_TO
-        most = int(lengths.max())
-        padded = experts * most <= max(MOST_PADDING * len(flat), PAD_TO * experts)
-        if padded:
-            lengths = torch.full_like(counts, most)
+        counts_E = torch.bincount(flat, minlength=experts)
+        most = _padded(int(counts_E.max()))
+        kinds: dict[str, Any] = {}
+        if experts * most <= max(MOST_PADDING * len(flat), PAD_TO * experts):
+            lengths_E = torch.full_like(counts_E, most)
+            starts_E = lengths_E.cumsum(0) - lengths_E
         elif may_be_ragged:
-            lengths = counts
+            lengths_E, kinds["ends_E"] = counts_E, counts_E.cumsum(0).to(torch.int32)
+            starts_E = lengths_E.cumsum(0) - lengths_E
+        else:
+            sorted_E, order_E = counts_E.sort(descending=True)
+            parts = [part for part in sorted_E.tensor_split(GROUPS) if len(part)]
+            groups = tuple((len(part), _padded(int(part[0]))) for part in parts)
+            lengths_E = torch.cat([counts_E.new_full((count,), rows) for count, rows in groups])
+            starts_E = torch.empty_like(counts_E)
+            starts_E[order_E] = lengths_E.cumsum(0) - lengths_E
+            kinds |= {"order_E": order_E, "groups": groups}
         order = flat.argsort(stable=True)
         expert = flat[order]
-        shift = lengths.cumsum(0) - lengths - (counts.cumsum(0) - counts)
-        place = torch.arange(len(flat), device=flat.device) + shift[expert]
+        nth = torch.arange(len(flat), device=flat.device) - (counts_E.cumsum(0) - counts_E)[expert]
+        place = starts_E[expert] + nth
         row = torch.empty_like(flat)
         row[order] = place
-        source = flat.new_zeros(int(lengths.sum()))
-        source[place] = order // chosen_NK.shape[1]
-        row_NK = row.view_as(chosen_NK)
-        if padded:
-            return _Rows(source, row_NK)
-        if may_be_ragged:
-            return _Rows(source, row_NK, ends=counts.cumsum(0).to(torch.int32))
-        return _Rows(source, row_NK, lengths=lengths.tolist())
+        source_S = flat.new_zeros(int(lengths_E.sum()))
+        source_S[place] = order // chosen_NK.shape[1]
+        return _Rows(source_S, row.view_as(chosen_NK), **kinds)
 
-    def product(self, x_SA: Tensor, weight_EAB: Tensor) -> Tensor:
-        """Each expert's rows times its matrix, [S, B]."""
-        if self.ends is not None:
-            return F.grouped_mm(x_SA, weight_EAB, offs=self.ends)
-        if self.lengths is None:
-            return torch.bmm(x_SA.view(len(weight_EAB), -1, x_SA.shape[-1]), weight_EAB).flatten(0, 1)
-        out_SB = x_SA.new_empty(len(x_SA), weight_EAB.shape[-1])
-        for x, weight, out in zip(
-            x_SA.split(self.lengths), weight_EAB, out_SB.split(self.lengths), strict=True
-        ):
-            torch.mm(x, weight, out=out)
+    def product(self, x_SA: Tensor, weight_EBA: Tensor, transposed: bool = False) -> Tensor:
+        """Each expert's rows times its matrix transposed, [S, B]; times the matrix as it is if `transposed`."""
+        if self.order_E is not None:
+            weight_EBA = weight_EBA.index_select(0, self.order_E)
+        weight = weight_EBA if transposed else weight_EBA.transpose(1, 2)
+        if self.ends_E is not None:
+            return F.grouped_mm(x_SA, weight, offs=self.ends_E)
+        if self.order_E is None:
+            return torch.bmm(x_SA.view(len(weight), -1, x_SA.shape[-1]), weight).flatten(0, 1)
+        out_SB = x_SA.new_empty(len(x_SA), weight.shape[-1])
+        pieces = weight.split([count for count, _ in self.groups])
+        for x, piece, out in zip(self._split(x_SA), pieces, self._split(out_SB), strict=True):
+            torch.bmm(x, piece, out=out)
         return out_SB
 
     def outer(self, x_SA: Tensor, y_SB: Tensor, experts: int) -> Tensor:
         """Each expert's sum over its rows of x times y, [E, A, B]."""
-        if self.ends is not None:
-            return F.grouped_mm(x_SA.t(), y_SB, offs=self.ends)
-        if self.lengths is None:
+        if self.ends_E is not None:
+            return F.grouped_mm(x_SA.t(), y_SB, offs=self.ends_E)
+        if self.order_E is None:
             x_EAR = x_SA.view(experts, -1, x_SA.shape[-1]).transpose(1, 2)
             return torch.bmm(x_EAR, y_SB.view(experts, -1, y_SB.shape[-1]))
-        out_EAB = x_SA.new_empty(experts, x_SA.shape[-1], y_SB.shape[-1])
-        for x, y, out in zip(x_SA.split(self.lengths), y_SB.split(self.lengths), out_EAB, strict=True):
-            torch.mm(x.t(), y, out=out)
-        return out_EAB
+        parts = zip(self._split(x_SA), self._split(y_SB), strict=True)
+        sorted_EAB = torch.cat([torch.bmm(x.transpose(1, 2), y) for x, y in parts])
+        return torch.empty_like(sorted_EAB).index_copy_(0, self.order_E, sorted_EAB)
+
+    def _split(self, t_SA: Tensor) -> list[Tensor]:
+        """Each group's rows, [experts, rows, A]."""
+        parts = t_SA.split([count * rows for count, rows in self.groups])
+        return [part.view(count, rows, -1) for part, (count, rows) in zip(parts, self.groups, strict=True)]
+
+
+def _padded(rows: int) -> int:
+    return max(1, -(-rows // PAD_TO)) * PAD_TO
 
 
 def _ragged_works(x_NC: Tensor, inner: int) -> bool:
@@ -239,10 +255,10 @@ class _Mixture(torch.autograd.Function):
         x_SC = x_NC.index_select(0, rows.source_S)
         gate_S = gates_NK.new_zeros(len(rows.source_S))
         gate_S[rows.row_NK.flatten()] = gates_NK.flatten()
-        inner_S2F = rows.product(x_SC, gate_up.transpose(1, 2))
+        inner_S2F = rows.product(x_SC, gate_up)
         gate, up = inner_S2F.chunk(2, -1)
         act_SF = F.silu(gate).mul_(up).mul_(gate_S[:, None])
-        y_SC = rows.product(act_SF, down.transpose(1, 2))
+        y_SC = rows.product(act_SF, down)
         ctx.save_for_backward(x_NC, gate_up, down, inner_S2F, gate_S)
         ctx.rows = rows
         return F.embedding_bag(rows.row_NK, y_SC, mode="sum")
@@ -257,7 +273,7 @@ class _Mixture(torch.autograd.Function):
         gate, up = inner_S2F.chunk(2, -1)
         silu = F.silu(gate)
         act_SF = silu * up
-        grad_act = rows.product(grad_SC, down)
+        grad_act = rows.product(grad_SC, down, transposed=True)
         grad_gates = (grad_act * act_SF).sum(-1)[rows.row_NK]
         grad_act.mul_(gate_S[:, None])
         grad_down = rows.outer(grad_SC, act_SF.mul_(gate_S[:, None]), experts)
@@ -266,7 +282,7 @@ class _Mixture(torch.autograd.Function):
         torch.mul(grad_act, silu, out=half_up)
         torch.ops.aten.silu_backward.grad_input(grad_act.mul_(up), gate, grad_input=half_gate)
         grad_gate_up = rows.outer(grad_inner, x_SC, experts)
-        grad_x = F.embedding_bag(rows.row_NK, rows.product(grad_inner, gate_up), mode="sum")
+        grad_x = F.embedding_bag(rows.row_NK, rows.product(grad_inner, gate_up, transposed=True), mode="sum")
         return grad_x, grad_gates, grad_gate_up, grad_down, None
 
 

@@ -38,7 +38,13 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
         )
     if hf.get("moe_layer_freq", 1) != 1:
         raise UserError(f"config.json: moe_layer_freq {hf['moe_layer_freq']!r} is not supported; only 1 is")
+    if not version3 and hf.get("norm_topk_prob", False):
+        raise UserError(
+            "config.json: norm_topk_prob true is ignored by transformers in deepseek_v2 and obeyed by others; set it "
+            "to false, or write the model as deepseek_v3"
+        )
     try:
+        heads = hf["num_attention_heads"]
         mla = Mla(
             q_lora_rank=hf.get("q_lora_rank"),
             kv_lora_rank=hf["kv_lora_rank"],
@@ -49,7 +55,6 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
         moe = gate(hf, "sigmoid" if version3 else "softmax") if hf.get("n_routed_experts") else None
     except KeyError as error:
         raise UserError(f"config.json has no {error.args[0]!r}; download the model's folder again") from error
-    heads = hf.get("num_attention_heads")
     if hf.get("num_key_value_heads") not in (None, heads):
         raise UserError(
             f"config.json: num_key_value_heads ({hf['num_key_value_heads']}) must equal num_attention_heads ({heads}) "
@@ -103,15 +108,20 @@ def complete(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     if out["model_type"] == "deepseek_v3":
         out["num_nextn_predict_layers"] = config.mtp_depth
         out.pop("num_mtp_layers", None)
-    old, new = hf.get("rope_scaling") or {}, hf.get("rope_parameters") or {}
-    settings = {**old, **new}
+    return out | rope_keys(hf)
+
+
+def rope_keys(hf: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings in both spellings: what transformers 5 reads, and what was read before it."""
+    settings = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     kind = settings.pop("rope_type", None) or settings.pop("type", None) or "default"
     settings.pop("type", None)
     theta = settings.pop("rope_theta", hf.get("rope_theta", 10_000.0))
-    out["rope_theta"] = theta
-    out["rope_parameters"] = {"rope_type": kind, "rope_theta": theta, **settings}
-    out["rope_scaling"] = None if kind == "default" else {"type": kind, "rope_type": kind, **settings}
-    return out
+    return {
+        "rope_theta": theta,
+        "rope_parameters": {"rope_type": kind, "rope_theta": theta, **settings},
+        "rope_scaling": None if kind == "default" else {"type": kind, "rope_type": kind, **settings},
+    }
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from farthing.errors import UserError
 from farthing.model import ModelConfig
 from farthing.weights import llama
-from farthing.weights.deepseek import feedforward, gate
+from farthing.weights.deepseek import feedforward, gate, rope_keys
 
 MODEL_TYPES = ("glm4_moe",)
 
@@ -38,8 +38,12 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def complete(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The config.json to write: it has no prediction modules, and says so."""
-    return {**hf, "num_nextn_predict_layers": 0}
+    """The config.json to write: it has no prediction modules, and says so. That heads are rotated whole is written
+    where newer and where older readers look for it, for without it both rotate half."""
+    whole = {"partial_rotary_factor": 1.0}
+    rope = rope_keys(hf)
+    rope["rope_parameters"] |= whole
+    return {**hf, **rope, **whole, "num_nextn_predict_layers": 0}
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:
