@@ -5,8 +5,9 @@ does (the tests hold the two together): importing transformers would cost more t
 answer.
 """
 
+import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,20 @@ class Tokenizer:
     def raw_encode(self, text: str) -> list[int]:
         """Ids of exactly this text, nothing put around it; special tokens written in it count as such."""
         return list(self._tokens.encode(text, add_special_tokens=False).ids)
+
+    def offset_encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`raw_encode`, with the characters [start, end) of the text that each id stands for."""
+        encoded = self._tokens.encode(text, add_special_tokens=False)
+        return list(encoded.ids), list(encoded.offsets)
+
+    def text_encoder(self) -> Callable[[list[str]], list[list[int]]]:
+        """A function that encodes many documents at once, each with the marks (BOS) the tokenizer puts around one.
+
+        Unlike in `encode`, a special token written in a text is text: a document cannot end itself.
+        """
+        tokens = copy.deepcopy(self._tokens)
+        tokens.encode_special_tokens = True
+        return lambda texts: [list(encoded.ids) for encoded in tokens.encode_batch(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without special tokens. Bytes that are no UTF-8 become U+FFFD."""

@@ -1,0 +1,248 @@
+"""Documents from files and from the hub, one at a time; what is broken is named by file and line.
+
+A source is a .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or a dataset on the hub
+(`hf:owner/name`, streamed). Nothing but the row at hand is held in memory; a .txt file is one document.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from farthing.errors import UserError
+
+Policy = Literal["skip", "stop"]
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+_HUB = re.compile(
+    r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.]+))?"
+)
+_BATCH = 256  # rows of a parquet file held at once
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and where it came from, as in "books.jsonl:12" (rows count from 1)."""
+
+    text: str
+    place: str
+
+
+class Problems:
+    """What to do about a broken row: go on and say so (`skip`), or raise (`stop`)."""
+
+    def __init__(self, policy: Policy, on_problem: Callable[[str], None]) -> None:
+        if policy not in ("skip", "stop"):
+            raise UserError(f"policy: there is no {policy!r}; choose skip or stop")
+        self.policy = policy
+        self.say = on_problem
+        self._other_ends: set[str] = set()
+
+    def broken(self, place: str, what: str) -> None:
+        """Report what cannot be used. Raises UserError under the policy `stop`."""
+        if self.policy == "stop":
+            raise UserError(f"{place}: {what}; mend it, or leave such rows out with policy: skip")
+        self.say(f"{place}: {what}; left out")
+
+    def other_line_ends(self, place: str) -> None:
+        r"""Report line ends other than \n, once a file."""
+        file = place.rpartition(":")[0]
+        if file not in self._other_ends:
+            self._other_ends.add(file)
+            self.say(f"{place}: has line ends other than \\n; in this file they are read as \\n")
+
+
+def documents(
+    source: str, *, field: str = "text", policy: Policy = "stop", on_problem: Callable[[str], None]
+) -> Iterator[Document]:
+    r"""The documents of a source, in order (a folder's files by name), line ends normalised to \n.
+
+    A row that is no JSON object, a field that is missing or no text, an empty document and invalid UTF-8 are
+    broken rows: `on_problem` gets one sentence each under `skip`, and `stop` raises at the first. Line ends
+    other than \n are no error: they are reported once a file.
+
+    Args:
+        field: the row's key that holds the text.
+
+    Raises:
+        UserError: for a source that does not exist or holds no file of a known kind, and for a broken row
+            under the policy `stop`; names file and line.
+    """
+    problems = Problems(policy, on_problem)
+    for row, place in records(source, field, problems):
+        text = row[field]
+        if not isinstance(text, str):
+            problems.broken(place, f"its {field!r} is {_kind(text)} where a text belongs")
+            continue
+        if not text.strip():
+            problems.broken(place, "the document is empty")
+            continue
+        if not _is_unicode(text):
+            problems.broken(place, "its text holds half a character (a lone surrogate)")
+            continue
+        if "\r" in text:
+            problems.other_line_ends(place)
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        yield Document(text, place)
+
+
+def records(source: str, field: str, problems: Problems) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a source that have `field`, each with its place; a .txt file is one row, `{field: text}`.
+
+    Raises UserError as `documents` does.
+    """
+    if source.startswith("hf:"):
+        yield from _with_field(_hub_rows(source), field, problems)
+        return
+    for path, name in _files(source):
+        kind = next(suffix for suffix in SUFFIXES if path.name.endswith(suffix))
+        try:
+            if kind == ".txt":
+                yield from _text_file(path, name, field, problems)
+            elif kind == ".parquet":
+                yield from _parquet_rows(path, name, field, problems)
+            else:
+                yield from _with_field(_json_rows(path, name, problems), field, problems)
+        except PermissionError:
+            raise UserError(f"{path} may not be read; change its permissions") from None
+
+
+def _files(source: str) -> list[tuple[Path, str]]:
+    """Every file of a source, with the name it goes by in messages."""
+    path = Path(source)
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"{source} is of no kind Farthing reads; give one of {', '.join(SUFFIXES)}")
+        return [(path, path.name)]
+    if not path.is_dir():
+        raise UserError(f"{source} does not exist; give a file, a folder of files or hf:owner/name")
+    inside = [(found, found.relative_to(path)) for found in sorted(path.rglob("*"))]
+    files = [
+        (found, f"{path.name}/{name.as_posix()}")
+        for found, name in inside
+        if found.is_file() and found.name.endswith(SUFFIXES) and not any(p[0] == "." for p in name.parts)
+    ]
+    if not files:
+        raise UserError(f"{source} holds no file Farthing reads; put {', '.join(SUFFIXES)} files in it")
+    return files
+
+
+def _with_field(
+    rows: Iterable[tuple[Any, str]], field: str, problems: Problems
+) -> Iterator[tuple[dict[str, Any], str]]:
+    for row, place in rows:
+        if not isinstance(row, dict):
+            problems.broken(place, f"the row is {_kind(row)} where a JSON object belongs")
+        elif field not in row:
+            problems.broken(
+                place, f"the row has no {field!r} (it has {', '.join(map(repr, row)) or 'nothing'})"
+            )
+        else:
+            yield row, place
+
+
+def _json_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any, str]]:
+    number = 0
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        # newline="" also ends a line at a lone \r, which inside a JSON text could only stand escaped
+        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for number, line in enumerate(file, 1):
+                place = f"{name}:{number}"
+                if line.endswith(("\r\n", "\r")):
+                    problems.other_line_ends(place)
+                if not line.strip():
+                    continue
+                if not _is_unicode(line):
+                    problems.broken(place, "the line is not UTF-8")
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    problems.broken(place, f"the line is not JSON ({error.msg} at character {error.pos + 1})")
+                    continue
+                except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+                    problems.broken(place, f"the line is not JSON ({error})")
+                    continue
+                yield row, place
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        problems.broken(f"{name}:{number + 1}", f"the file cannot be unpacked any further ({error})")
+
+
+def _text_file(path: Path, name: str, field: str, problems: Problems) -> Iterator[tuple[dict[str, Any], str]]:
+    data = path.read_bytes()
+    try:
+        yield {field: data.decode("utf-8-sig")}, f"{name}:1"
+    except UnicodeDecodeError as error:
+        line = len(re.findall(rb"\r\n|\r|\n", data[: error.start])) + 1
+        problems.broken(f"{name}:{line}", "the line is not UTF-8")
+
+
+def _parquet_rows(
+    path: Path, name: str, field: str, problems: Problems
+) -> Iterator[tuple[dict[str, Any], str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if field not in file.schema_arrow.names:
+                has = ", ".join(map(repr, file.schema_arrow.names)) or "nothing"
+                problems.broken(f"{name}:1", f"the file has no column {field!r} (it has {has})")
+                return
+            for batch in file.iter_batches(batch_size=_BATCH, columns=[field]):
+                for value in batch.column(0):
+                    number += 1
+                    try:
+                        row = {field: value.as_py()}
+                    except UnicodeDecodeError:
+                        problems.broken(f"{name}:{number}", "the text is not UTF-8")
+                        continue
+                    yield row, f"{name}:{number}"
+    except (pyarrow.ArrowException, OSError) as error:
+        what = " ".join(str(error).split())
+        problems.broken(f"{name}:{number + 1}", f"the parquet file is damaged ({what})")
+
+
+def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
+    """`hf:owner/name[/config][@revision][:split]`, streamed; the split is `train` unless named."""
+    match = _HUB.fullmatch(source)
+    if match is None:
+        raise UserError(f"{source} names no dataset; write hf:owner/name, hf:owner/name/config or …:split")
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            match["name"],
+            match["config"],
+            split=match["split"] or "train",
+            revision=match["revision"],
+            streaming=True,
+        )
+        for number, row in enumerate(rows, 1):
+            yield row, f"{source}:{number}"
+    except Exception as error:  # the library raises what its file systems and formats raise
+        what = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{source} cannot be read from the hub ({what}); check the name, or give a local file"
+        ) from error
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return "null" if value is None else names.get(type(value), "an object")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write the text: no lone surrogates, which also stand for bytes that were not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
