@@ -203,6 +203,42 @@ def tiny_recipe(tiny_model: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
+TINY_DEEPSEEK = {
+    "model_type": "deepseek_v3", "vocab_size": 304, "hidden_size": 64, "intermediate_size": 96,
+    "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 24,
+    "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_shared_experts": 1, "n_group": 4, "topk_group": 2,
+    "routed_scaling_factor": 2.5, "norm_topk_prob": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+    "first_k_dense_replace": 1, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "max_position_embeddings": 128,
+    "tie_word_embeddings": False, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_deepseek() -> Callable[..., Any]:
+    """A function that makes a random decoder with latent attention, experts with a correction, and prediction modules;
+    and its config.json."""
+
+    def make(seed: int = 5, std: float = 0.15, **changes: Any) -> tuple[Any, dict[str, Any]]:
+        import torch
+
+        from farthing.model import Decoder
+        from farthing.model.moe import routers
+        from farthing.weights import decoder_config
+
+        hf = TINY_DEEPSEEK | changes
+        decoder = Decoder(decoder_config(hf))
+        decoder.init_weights(seed=seed, std=std)
+        for router in routers(decoder):
+            if router.bias is not None:
+                router.bias.data = 0.1 * torch.randn(
+                    len(router.bias), generator=torch.Generator().manual_seed(seed)
+                )
+        return decoder.eval(), hf
+
+    return make
+
+
 def sum_tokenizer() -> Any:
     """Byte-level BPE that knows the words of `SUM` and takes digits one by one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

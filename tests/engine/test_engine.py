@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farthing.engine import Engine, Request, Sampling
+from farthing.engine import Engine, Request, Sample, Sampling
+from farthing.engine.sequence import Running
 from farthing.errors import UserError
 from farthing.model import Decoder, ModelConfig
 
@@ -197,9 +198,7 @@ def test_stop_strings_of_many_bytes_a_letter_are_found(decoder):
 
 
 def engine_sequence(ids, sampling):
-    from farthing.engine.engine import Sample, _Sequence
-
-    return _Sequence(0, 0, Sample(ids=list(ids)), sampling, [], [], len(ids))
+    return Running(0, 0, [], Sample(ids=list(ids)), sampling, [], [], len(ids))
 
 
 def test_a_model_that_has_generated_can_be_copied(decoder):

@@ -15,6 +15,7 @@ from farthing.evaluate.suite import Record, ask, judge, trained_questions
 from farthing.recipe import dump, validate
 from farthing.tasks import Item, Verdict
 from farthing.tasks.mixture import Mixture, question_key
+from farthing.weights import save_decoder
 
 DIGITS = {"weight": 1, "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
 LETTERS = {"r": "right", "w": "wrong", "u": "unparsed", "c": "cut_off", "t": "timeout", "b": "bad_gold"}
@@ -131,6 +132,22 @@ def test_a_model_is_asked_and_judged_as_by_hand(
     assert evaluate_source(tiny_model, **how) == found
     warm = setting(temperature=1.5)
     assert evaluate_source(tiny_model, **warm) == evaluate_source(tiny_model, **warm)
+
+
+def test_guessing_changes_no_answer_and_is_counted(
+    small_deepseek: Callable[..., Any],
+    tiny_model: Path,
+    setting: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    decoder, hf = small_deepseek()
+    folder = save_decoder(decoder, hf, tmp_path / "deepseek", tokenizer_from=tiny_model)
+    plain, fast = (evaluate_source(folder, **setting(max_new_tokens=12, speculate=count)) for count in (0, 1))
+    (share,) = fast.pop("acceptance")
+    assert 0 <= share < 1
+    assert fast == plain
+    with pytest.raises(UserError, match="speculate is 1, the model has 0"):
+        evaluate_source(tiny_model, **setting(speculate=1))
 
 
 def test_no_questions_are_refused(tiny_model: Path, setting: Callable[..., dict[str, Any]]) -> None:

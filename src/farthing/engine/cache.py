@@ -4,20 +4,21 @@ Kwon et al., arXiv:2309.06180 (pages); a full page of prompt is found again by i
 it, so the samples of a prompt, and prompts with the same beginning, store and compute it once. Latent attention keeps
 one entry a token, the latent and the rotated key, in place of every head's keys and values.
 
-Shapes: B sequences, M pages a sequence, S tokens a page, G key/value heads, D head width, T = M * S, H query heads,
-L latent, R rotated width, W = L + R.
+Shapes: B sequences, M pages a sequence, S tokens a page, N new tokens (of a sequence, or of all of them flat), G
+key/value heads, D head width, T = M * S, H query heads, K experts a token, L latent, R rotated width, W = L + R.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from farthing.cost.flops import causal_pairs
 from farthing.model import ModelConfig
 from farthing.model.attention import sequence_attention
 from farthing.model.latent import LatentAttention
@@ -25,13 +26,26 @@ from farthing.model.latent import LatentAttention
 
 class PagedCache:
     """Keys and values of every layer in `pages` pages of `page_size` tokens, with a count of users for each
-    page."""
+    page.
+
+    Args:
+        modules: prediction modules that get a layer each, after the decoder's.
+        routing: keep beside them the experts that each token was sent to.
+    """
 
     def __init__(
-        self, config: ModelConfig, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        modules: int = 0,
+        routing: bool = False,
     ) -> None:
         heads, width = (1, config.mla.cache_dim) if config.mla else (config.num_kv_heads, config.head_dim)
-        layers = config.num_layers + config.mtp_depth
+        layers = config.num_layers + modules
 
         def store() -> list[Tensor]:
             shape = (pages, page_size, heads, width)
@@ -40,6 +54,11 @@ class PagedCache:
         self.page_size = page_size
         self.keys = store()
         self.values = [] if config.mla else store()
+        self.routes: Tensor | None = None
+        if routing and config.moe:
+            narrow = torch.uint8 if config.moe.experts <= 256 else torch.int16
+            shape = (pages, page_size, len(config.moe_layers), config.moe.top_k)
+            self.routes = torch.zeros(shape, dtype=narrow, device=device)
         self.users = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
         # remembered prefixes, least recently used first: (name of the page before, its tokens) -> (page, its
@@ -114,8 +133,20 @@ class PagedCache:
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page in every layer (a partly filled page cannot be shared by sequences that differ after
         it)."""
-        for tensor in (*self.keys, *self.values):
+        routes = [] if self.routes is None else [self.routes]
+        for tensor in (*self.keys, *self.values, *routes):
             tensor[target] = tensor[source]
+
+    def write_routes(self, slots_N: Tensor, chosen: Mapping[int, Tensor]) -> None:
+        """Keep the experts chosen for tokens, [N, K] for each layer number, in their slots."""
+        assert self.routes is not None
+        stacked = torch.stack([chosen[layer] for layer in sorted(chosen)], 1)
+        self.routes.flatten(0, 1).index_copy_(0, slots_N, stacked.to(self.routes.dtype))
+
+    def read_routes(self, pages: Sequence[int], length: int) -> Tensor:
+        """The experts of a sequence's first `length` tokens, [length, layers with experts, K]."""
+        assert self.routes is not None
+        return self.routes[pages].flatten(0, 1)[:length]
 
     def _write(self, layer: int, slots_N: Tensor, *entries: Tensor) -> None:
         """Store keys and values [N, G, D], or latent entries [N, 1, W], in their slots."""
@@ -124,19 +155,26 @@ class PagedCache:
 
 
 class Decode:
-    """One new token for each of B sequences: store its key and value, attend to everything before (an
-    `Attend`).
+    """The same number of new tokens for each of B sequences: store their keys and values, attend to everything up to
+    themselves (an `Attend`). One in plain decoding, more where guesses are verified.
 
-    The heads that share a key/value head are laid out as rows of one small matrix product.
+    The queries that share a key/value head, of several heads and tokens, are rows of one small matrix product.
+
+    Args:
+        positions: of the new tokens in each sequence, [B][N].
     """
 
-    def __init__(self, cache: PagedCache, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+    def __init__(
+        self, cache: PagedCache, tables: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+    ) -> None:
         size, device = cache.page_size, cache.keys[0].device
         self.cache = cache
-        pages = -(-(max(lengths) + 1) // size)  # the pages the longest sequence needs for its new token
+        self.pairs = sum(at + 1 for row in positions for at in row)
+        pages = max(map(max, positions)) // size + 1
         table = torch.tensor([list(t[:pages]) + [0] * (pages - len(t)) for t in tables], device=device)
-        at = torch.tensor(list(lengths), device=device)
-        self.slots_B = table.gather(1, (at // size)[:, None])[:, 0] * size + at % size
+        at_BN = torch.tensor([list(row) for row in positions], device=device)
+        self.positions = at_BN.flatten()
+        self.slots = (table.gather(1, at_BN // size) * size + at_BN % size).flatten()
         self.pages_BM = table.flatten()
         self.shape = (len(tables), pages * size)
         # every layer gathers its pages into the same two buffers: they stay in the processor's own cache
@@ -145,15 +183,24 @@ class Decode:
             for _ in range(2 if cache.values else 1)
         ]
         self.mask = None
-        if min(lengths) + 1 < self.shape[1]:
-            hidden = torch.arange(self.shape[1], device=device) > at[:, None]
+        if min(map(min, positions)) + 1 < self.shape[1]:
+            hidden_BNT = torch.arange(self.shape[1], device=device) > at_BN[..., None]
             # added to the scores; made once a step, where a boolean one would be converted in every layer
-            mask = torch.zeros(hidden.shape, dtype=cache.keys[0].dtype, device=device)
-            self.mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None, :]
+            mask = torch.zeros(hidden_BNT.shape, dtype=cache.keys[0].dtype, device=device)
+            self.mask = mask.masked_fill_(hidden_BNT, -torch.inf)[:, None]
 
-    def __call__(self, layer: int, q_BHD: Tensor, k_BGD: Tensor, v_BGD: Tensor) -> Tensor:
-        rows, groups, width = k_BGD.shape
-        self.cache._write(layer, self.slots_B, k_BGD, v_BGD)
+    def _rows_mask(self, heads: int) -> Tensor | None:
+        """For the rows of a product, [B, 1, N * heads, T]: every token's once for each of `heads`."""
+        if self.mask is None or self.mask.shape[2] == 1:
+            return self.mask
+        rows = len(self.slots) // self.shape[0] * heads
+        if self.mask.shape[2] < rows:  # the first layer widens it for all
+            self.mask = self.mask.repeat_interleave(heads, 2)
+        return self.mask
+
+    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> Tensor:
+        (batch, _), (groups, width) = self.shape, k_NGD.shape[1:]
+        self.cache._write(layer, self.slots, k_NGD, v_NGD)
         k, v = (
             torch.index_select(store, 0, self.pages_BM, out=buffer)
             .view(*self.shape, groups, width)
@@ -162,20 +209,24 @@ class Decode:
                 (self.cache.keys[layer], self.cache.values[layer]), self.gathered, strict=True
             )
         )
-        q = q_BHD.view(rows, groups, -1, width)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(q_BHD.shape)
+        heads = q_NHD.shape[1] // groups
+        q = q_NHD.view(batch, -1, groups, heads, width).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q.flatten(2, 3), k, v, attn_mask=self._rows_mask(heads))
+        return out.view(q.shape).transpose(1, 2).reshape(q_NHD.shape)
 
-    def latent(self, attention: LatentAttention, q_BHD: Tensor, c_BL: Tensor, r_BR: Tensor) -> Tensor:
+    def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
         """The absorbed form: all heads attend to the latents themselves, as keys and as values."""
-        store = self.cache.keys[attention.layer]
-        self.cache._write(attention.layer, self.slots_B, torch.cat([c_BL, r_BR], -1)[:, None])
+        store, heads = self.cache.keys[attention.layer], q_NHD.shape[1]
+        self.cache._write(attention.layer, self.slots, torch.cat([c_NL, r_NR], -1)[:, None])
         torch.index_select(store, 0, self.pages_BM, out=self.gathered[0])
         entries_BTW = self.gathered[0].view(*self.shape, -1)
-        scores = torch.bmm(attention.absorb(q_BHD), entries_BTW.transpose(1, 2)) * q_BHD.shape[-1] ** -0.5
-        if self.mask is not None:
-            scores = scores + self.mask[:, 0]
+        queries = attention.absorb(q_NHD).view(self.shape[0], -1, entries_BTW.shape[-1])
+        scores = torch.bmm(queries, entries_BTW.transpose(1, 2)) * q_NHD.shape[-1] ** -0.5
+        if (mask := self._rows_mask(heads)) is not None:
+            scores = scores + mask[:, 0]
         weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-        return attention.unabsorb(torch.bmm(weights, entries_BTW[..., : c_BL.shape[-1]]))
+        out = torch.bmm(weights, entries_BTW[..., : c_NL.shape[-1]])
+        return attention.unabsorb(out.view(len(q_NHD), heads, -1))
 
 
 class Prefill:
@@ -186,6 +237,7 @@ class Prefill:
     ) -> None:
         size, device = cache.page_size, cache.keys[0].device
         self.cache, self.spans = cache, list(spans)
+        self.pairs = sum(causal_pairs(end - start, start) for start, end in spans)
         self.tables = [torch.tensor(list(t), device=device) for t in tables]
         self.positions = torch.cat([torch.arange(start, end, device=device) for start, end in spans])
         self.slots = torch.cat(

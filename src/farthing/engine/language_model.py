@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
-from farthing.engine.engine import Engine, Request, Sample
+from farthing.engine.engine import Engine
 from farthing.engine.sampling import Sampling
+from farthing.engine.sequence import Request, Sample
 from farthing.errors import UserError
 from farthing.weights import load_decoder, save_decoder
 from farthing.weights.folder import read_config
@@ -46,14 +47,23 @@ class Model:
             )
         self._engine: Engine | None = None
 
-    def engine(self, max_batch: int = 32, cache_tokens: int = 32_768) -> Engine:
-        """A generation engine on this model's own parameters."""
+    def engine(
+        self,
+        max_batch: int = 32,
+        cache_tokens: int = 32_768,
+        *,
+        record_routing: bool = False,
+        speculate: int = 0,
+    ) -> Engine:
+        """A generation engine on this model's own parameters; arguments are `Engine`'s."""
         return Engine(
             self.decoder,
             self.tokenizer.stop_ids,
             max_batch=max_batch,
             cache_tokens=cache_tokens,
             decode=self.tokenizer.decode,
+            record_routing=record_routing,
+            speculate=speculate,
         )
 
     @torch.no_grad()

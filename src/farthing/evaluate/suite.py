@@ -18,7 +18,7 @@ from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Engine, Request, Sample, Sampling, load
 from farthing.errors import UserError
 from farthing.evaluate.statistics import mcnemar, paired_difference, wilson
-from farthing.recipe import TaskSetting
+from farthing.recipe import Grpo, TaskSetting
 from farthing.recipe import load as load_recipe
 from farthing.tasks import Item
 from farthing.tasks.item import Convention
@@ -133,7 +133,13 @@ def trained_questions(source: Path) -> set[str]:
     recipe = load_recipe(run / "recipe.yaml")
     keys: set[str] = set()
     for number, stage in enumerate(recipe.stages, 1):
-        metrics = run / "stages" / f"{number:02d}-{stage.kind}" / "metrics.jsonl"
+        folder = run / "stages" / f"{number:02d}-{stage.kind}"
+        for path in folder.glob("data/lessons-*.jsonl"):  # worked solutions that it learnt from
+            with path.open(encoding="utf-8") as file:
+                keys |= {question_key(json.loads(line)["question"]) for line in file}
+        if not isinstance(stage, Grpo):
+            continue
+        metrics = folder / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         mixture = Mixture(stage.tasks, recipe.seed)
         last = json.loads(lines[-1])["cursor"] if lines else 0
@@ -155,11 +161,17 @@ def evaluate_source(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    speculate: int = 0,
 ) -> dict[str, Any]:
     """Evaluate any model: the summary `farthing eval` prints.
 
+    Args:
+        speculate: tokens to guess a step with the model's prediction modules; the summary then has `acceptance`, for
+            each depth the share of right guesses.
+
     Raises:
-        UserError: when the source cannot be loaded, a task does not exist, or n is not positive.
+        UserError: when the source cannot be loaded, a task does not exist, n is not positive, or the model has too few
+            prediction modules.
     """
     if n < 1:
         raise UserError(f"n is {n}; ask at least one question")
@@ -167,7 +179,8 @@ def evaluate_source(
     items = Mixture(tasks, seed).held_out(n, trained_questions(Path(source)))
     prompts = [question_ids(model.tokenizer, item.question, prompt, system) for item in items]
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    engine = model.engine(max_batch=48, cache_tokens=48 * (max_new_tokens + 1024))
+    engine = model.engine(48, 48 * (max_new_tokens + 1024), speculate=speculate)
     with VerifierPool(workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
         records = judge(ask(engine, model.tokenizer, items, prompts, sampling), pool, answer)
-    return summarise(str(source), records)
+    summary = summarise(str(source), records)
+    return {**summary, "acceptance": engine.work.acceptance} if speculate else summary

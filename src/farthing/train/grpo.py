@@ -3,7 +3,9 @@ arXiv:2501.12948).
 
 For every question sample a group of answers, pay the right ones, and raise the probability of each answer's
 tokens by how much better it did than its group. The sampler reads the trainer's own parameters; that both
-agree on the log-probability of what was sampled is checked as training goes (the sync proof).
+agree on the log-probability of what was sampled is checked as training goes (the sync proof). A mixture of experts
+is trained through the experts that the sampler used (routing replay, arXiv:2510.11370), for a token that rounding sends
+elsewhere is another computation; its routers' correction biases stay as they are.
 
 Shapes: N tokens through the network, M completion tokens, C model width.
 """
@@ -22,7 +24,8 @@ from torch import Tensor
 from farthing.cost.flops import forward_flops
 from farthing.cost.meter import Meter
 from farthing.engine import Model
-from farthing.model import Decoder, Segments
+from farthing.model import Decoder, ModelConfig, Segments
+from farthing.model.moe import Routing
 from farthing.recipe import Grpo
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
@@ -65,7 +68,8 @@ def train_grpo(
         add_lora(decoder, stage.lora, stage.lora_alpha, seed)
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
     samples = min(stage.prompts * stage.group, MAX_BATCH)
-    engine = model.engine(samples, samples * (stage.max_new_tokens + 32) + stage.prompts * PROMPT_TOKENS)
+    cache_tokens = samples * (stage.max_new_tokens + 32) + stage.prompts * PROMPT_TOKENS
+    engine = model.engine(samples, cache_tokens, record_routing=True)
     stream = Mixture(stage.tasks, seed).stream(exclude=held_out)
     roller = Roller(stage, engine, model.tokenizer, model.hf_config, stream, pool, meter, seed)
     state = {"cursor": 0}
@@ -109,6 +113,7 @@ class Answer:
     old_logprobs: list[float]
     advantage: float
     weight: float  # of each of its tokens in the loss
+    routes: Tensor | None = None  # as in `Sample`
 
 
 @dataclass
@@ -172,7 +177,7 @@ class Learner:
         device = self.decoder.embed.weight.device
         ids, segments, rows, targets = layout(one_pass, device)
         positions = segments.positions().to(device)
-        hidden = self.decoder.hidden(ids, positions, segments)
+        hidden = self.decoder.hidden(ids, positions, segments, replay(one_pass, self.decoder.config))
         logprobs = token_logprobs(
             hidden.index_select(0, rows), self.decoder.head.weight, targets, stage.temperature
         )
@@ -260,7 +265,7 @@ def prepare(groups: Iterable[Group], stage: Grpo) -> list[tuple[list[int], list[
     for group in groups:
         scores = advantages(torch.tensor([group.rewards]), stage.advantage)[0].tolist()
         answers = [
-            Answer(sample.ids, sample.logprobs, score, 0.0)
+            Answer(sample.ids, sample.logprobs, score, 0.0, sample.routes)
             for sample, score in zip(group.samples, scores, strict=True)
             if not (stage.mask_truncated and sample.finish_reason == "length")
         ]
@@ -316,3 +321,16 @@ def layout(one_pass: Pass, device: torch.device | None = None) -> tuple[Tensor, 
     )
     flat, at, wanted = (torch.tensor(values, device=device) for values in (ids, rows, targets))
     return flat, segments, at, wanted
+
+
+def replay(one_pass: Pass, config: ModelConfig) -> Routing | None:
+    """The experts that the sampler used, for the tokens in the order of `layout`; None where it recorded none."""
+    parts: list[Tensor] = []
+    for prompt, answers in one_pass.prompts:
+        for number, answer in enumerate(answers):
+            if answer.routes is None:
+                return None
+            # The last token never went through the sampler. Nothing is read from its row, so any experts do.
+            parts += [answer.routes[len(prompt) if number else 0 :], answer.routes[-1:]]
+    chosen_NLK = torch.cat(parts).long()
+    return Routing(replay=dict(zip(config.moe_layers, chosen_NLK.unbind(1), strict=True)))
