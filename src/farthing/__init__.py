@@ -1,18 +1,19 @@
 """Farthing: build a DeepSeek-style language model from open parts, and account for every farthing.
 
-The public face is `load`, `run` and what they return; both are imported when first used, so that the command line
-answers without loading torch.
+The public face is `load`, `run`, `plan` and what they return; all are imported when first used, so that the command
+line answers without loading torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Completion", "Model", "UserError", "load", "run"]
+__all__ = ["Completion", "Model", "UserError", "load", "plan", "run"]
 
 from farthing.errors import UserError
 
 if TYPE_CHECKING:
     from farthing.engine import Completion, Model, load
+    from farthing.plans import plan
     from farthing.runs import run
 
 
@@ -25,4 +26,8 @@ def __getattr__(name: str) -> Any:
         import farthing.runs
 
         return farthing.runs.run
+    if name == "plan":
+        import farthing.plans
+
+        return farthing.plans.plan
     raise AttributeError(f"module 'farthing' has no attribute {name!r}")

@@ -148,6 +148,17 @@ def test_a_wall_clock_set_back_gives_no_negative_seconds(path, fake):
     assert [line["seconds"] for line in lines] == [2.0, 1.0, 2.0]
     assert lines[1]["started"] == pytest.approx(1.7e9 + 2 - 3600)
     assert ledger.summarise(lines).covered <= 1.0
+    assert lines[0]["clock_jump"] == -3600.0
+    assert "clock_jump" not in lines[2]
+    assert 0 in ledger.clock_jumps(lines)
+
+
+def test_a_machine_that_slept_is_told_and_not_billed(path, fake):
+    with open_meter(path, fake) as meter, meter.span("train"):
+        fake.sleep(2.0)
+        fake.wall.now += 8 * 3600  # the steady clock stands still
+    (line,), _ = ledger.read(path)
+    assert (line["seconds"], line["clock_jump"]) == (2.0, 8 * 3600.0)
 
 
 def test_a_monotonic_clock_that_stumbles_gives_no_negative_seconds(path, fake):

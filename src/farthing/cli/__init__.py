@@ -146,6 +146,9 @@ def evaluate(
         int | None, typer.Option("--n", min=1, help="Questions; the recipe's number, or 200.")
     ] = None,
     seed: Seed = None,
+    speculate: Annotated[
+        int, typer.Option(min=0, help="Tokens to guess a step with the model's prediction modules.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out questions."""
@@ -161,12 +164,14 @@ def evaluate(
     else:
         raise UserError('farthing eval needs either --tasks "chain_sum" or --recipe RECIPE')
     with only_results_on_stdout():
-        card = _evaluate(model_source(source), asked, n)
+        card = _evaluate(model_source(source), asked, n, speculate)
     low, high = (f"{100 * bound:.1f}" for bound in card["ci95"])
     sentence = (
         f"{source}: {100 * card['accuracy']:.1f}% right of {card['n']} (95% interval {low} to {high}); "
         f"{card['wrong']} wrong, {card['unparsed']} unparsed, {card['cut_off']} cut off"
     )
+    if speculate:
+        sentence += "; guesses right " + ", ".join(f"{share:.0%}" for share in card["acceptance"])
     print_result(card, sentence, as_json)
 
 
@@ -228,21 +233,21 @@ def main() -> NoReturn:
 # ---- what the commands share ----
 
 
-def _evaluate(source: str, recipe: Recipe, n: int | None) -> dict[str, Any]:
+def _evaluate(source: str, recipe: Recipe, n: int | None, speculate: int) -> dict[str, Any]:
     from farthing.evaluate import evaluate_source
 
-    stage = recipe.stages[-1]
-    settings = recipe.evaluate
+    asks, settings = recipe.asks(), recipe.evaluate
     return evaluate_source(
         source,
-        recipe.evaluation_tasks(),
+        asks.tasks,
         n or (settings.held_out if settings else 200),
-        answer=stage.answer,
-        prompt=stage.prompt,
-        system=stage.system,
-        max_new_tokens=(settings.max_new_tokens if settings else None) or stage.max_new_tokens,
+        answer=asks.answer,
+        prompt=asks.prompt,
+        system=asks.system,
+        max_new_tokens=asks.max_new_tokens,
         temperature=settings.temperature if settings else 0.0,
         seed=recipe.seed,
+        speculate=speculate,
     )
 
 

@@ -3,6 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-COMMANDS: tuple[Callable[..., Any], ...] = ()
+import typer
+
+from farthing.cli.shared import Json, log, model_source, only_results_on_stdout, print_result
+
+Source = Annotated[
+    str, typer.Argument(metavar="FOLDER", help="A model folder, run, .gguf, hf:owner/name or pypi:name.")
+]
+
+
+def export(
+    source: Source,
+    to: Annotated[str, typer.Option(help="gguf, hf-fp8 or hf-bf16.")],
+    out: Annotated[
+        Path | None, typer.Option(help="What to write; a name made of the source's, here, by default.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--type", help="Type of a .gguf's tensors: f16, bf16, q8_0 or f32.")
+    ] = "f16",
+    as_json: Json = False,
+) -> None:
+    """Write a model in another format: for llama.cpp, in FP8, in bfloat16."""
+    with only_results_on_stdout():
+        from farthing.weights.export import default_name, describe
+        from farthing.weights.export import export as write
+        from farthing.weights.sources import model_folder
+
+        chosen = model_source(source)
+        path = out or Path(default_name(chosen, to, kind))
+        notes = write(model_folder(chosen), to, path, kind)
+    for note in notes:
+        log(note)
+    print_result(describe(path, to, notes), str(path), as_json)
+
+
+def inspect(source: Source, as_json: Json = False) -> None:
+    """Say what a model folder holds, what it costs to run, and which engines would misread it."""
+    with only_results_on_stdout():
+        from farthing.weights.inspect import inspect as look
+        from farthing.weights.inspect import inspection_text
+        from farthing.weights.sources import model_folder
+
+        found = look(model_folder(model_source(source)))
+    print_result(found, inspection_text(found), as_json)
+
+
+COMMANDS: tuple[Callable[..., Any], ...] = (export, inspect)

@@ -3,6 +3,249 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-COMMANDS: tuple[Callable[..., Any], ...] = ()
+import typer
+
+from farthing.cli.shared import RUNS, Json, log, only_results_on_stdout, print_result, print_text
+from farthing.errors import UserError
+
+
+def plan(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE|MODEL|CONFIG.json",
+            help="A recipe, a model (folder, hf:OWNER/NAME, pypi:NAME), or a config.json.",
+        ),
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to train on: 14.8T, 300B, 1.5e13.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence; 4096 by default.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="The device: h100, a100-40gb, rtx4090, cpu, …")] = None,
+    count: Annotated[int | None, typer.Option(help="How many of them; found if not given.")] = None,
+    precision: Annotated[str, typer.Option(help="bf16, fp16 or fp8.")] = "bf16",
+    price: Annotated[
+        float | None, typer.Option(help="Dollars a device-hour; the catalogue's by default.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe. Repeatable."),
+    ] = None,
+    pass_rate: Annotated[
+        float | None, typer.Option(help="Share of answers that a recipe's base gets right, if known.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="USD", help="The largest model and tokens for this money.")
+    ] = None,
+    inference_tokens: Annotated[
+        str | None, typer.Option(help="Tokens that model will read and write in use, for --budget.")
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Print the model's predictions beside published runs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would cost before it is started, or refuse it with a reason."""
+    if validate:
+        from farthing.cost.validate import validation_json, validation_text
+
+        print_result(validation_json(), validation_text(), as_json)
+        return
+    if budget is not None:
+        _plan_budget(budget, gpu, count, precision, price, inference_tokens, as_json)
+        return
+    from farthing import plans
+    from farthing.cost.plan import Plan
+    from farthing.cost.plan_text import plan_text
+    from farthing.plans.recipe import recipe_text
+    from farthing.recipe import load
+
+    if what is None:
+        raise UserError("say what to plan: a recipe, a model, or a config.json")
+    if set_ and not plans.is_recipe(what):
+        raise UserError("--set changes a recipe; name one")
+    with only_results_on_stdout():
+        found = plans.plan(
+            load(what, set_) if set_ else what,
+            tokens=tokens,
+            device=gpu,
+            count=count,
+            seq_len=seq_len,
+            precision=precision,
+            price=price,
+            pass_rate=pass_rate,
+        )
+    if not isinstance(found, Plan):
+        print_result(found.as_json(), recipe_text(found), as_json)
+        return
+    if found.fits or as_json:
+        print_result(found.as_json(), plan_text(found), as_json)
+    if not found.fits:
+        raise UserError(
+            f"{what} does not fit on {found.count} x {found.device.name}: it needs "
+            f"{found.least_bytes / 1e9:.0f} GB a device; {found.remedy}"
+        )
+
+
+def _plan_budget(
+    dollars: str,
+    gpu: str | None,
+    count: int | None,
+    precision: str,
+    price: float | None,
+    inference_tokens: str | None,
+    as_json: bool,
+) -> None:
+    from farthing.cost import hardware
+    from farthing.cost.budget import budget, budget_text
+    from farthing.cost.plan import check_count, checked_price, parse_amount
+
+    device = hardware.find(gpu or "h100")
+    check_count(count)
+    paid, source = checked_price(device, price)
+    if paid is None:
+        raise UserError(f"no price is known for {device.name}: give --price")
+    served = parse_amount(inference_tokens, "--inference-tokens") if inference_tokens else None
+    found = budget(
+        parse_amount(dollars, "--budget"),
+        device,
+        paid,
+        source,
+        precision=precision,
+        count=count,
+        inference_tokens=served,
+    )
+    print_result(found.as_json(), budget_text(found), as_json)
+
+
+def calibrate(as_json: Json = False) -> None:
+    """Measure this machine in ten seconds, so that plans for it can be trusted."""
+    with only_results_on_stdout():
+        from farthing.plans.calibrate import calibrate as measure
+
+        found = measure()
+    lines = [
+        f"{found.device}, {found.threads} threads, torch {found.torch}, measured in {found.took:.1f} s",
+        f"  matrix products   {found.gemm_float32 / 1e9:.0f} GFLOP/s in float32, "
+        f"{found.gemm_bfloat16 / 1e9:.0f} in bfloat16",
+        f"  memory            {found.bandwidth / 1e9:.1f} GB/s copying",
+        f"  disk              {found.disk / 1e6:.0f} MB/s, flushed and checked",
+        f"  small operation   {found.small_op * 1e6:.2f} microseconds",
+    ]
+    for kind in ("decode", "prefill", "train"):
+        pace = getattr(found, kind)
+        rate = f"{1e-9 / pace.flop:.0f} GFLOP/s" if pace.flop else "no time that grows with the rows"
+        lines.append(f"  {kind:17} {pace.fixed * 1e3:.2f} ms a layer, then {rate}")
+    lines.append(f"  optimizer         {found.optimizer * 1e9:.2f} ns a parameter")
+    print_result(found.as_json(), "\n".join(lines), as_json)
+
+
+def ledger(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run directories, or names under runs/.")
+    ],
+    by: Annotated[
+        Literal["activity", "stage", "day", "run", "device"] | None,
+        typer.Option(help="The table's rows; activity for one run and run for several by default."),
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DEVICE=USD", help="The same bill at another price an hour. Repeatable."),
+    ] = None,
+    rates: Annotated[
+        Path | None, typer.Option(help="The same bill at the rates of this YAML file; own hardware too.")
+    ] = None,
+    add: Annotated[
+        str | None,
+        typer.Option(metavar="ENTRY", help="Enter what no clock saw: {kind: data, what: …, usd: …}."),
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what runs have cost: one bill for all of them, failed attempts included."""
+    from farthing._yaml import parse_text
+    from farthing.cost import bill, spend
+    from farthing.cost import rates as other_rates
+    from farthing.cost.ledger import merge
+
+    if as_csv and as_json:
+        raise UserError("give --csv or --json, not both")
+    folders = [_run_folder(run) for run in runs]
+    if add is not None:
+        if len(folders) != 1:
+            raise UserError("--add enters into one run; give one RUN")
+        spend.add_entry(folders[0], parse_text(add, "--add"))
+    found = [spend.read_run(folder) for folder in folders]
+    without = [str(folder) for folder, run in zip(folders, found, strict=True) if run is None]
+    booked = [run for run in found if run is not None]
+    if not booked:
+        raise UserError(f"no ledger in {', '.join(without)}; give a run directory")
+    if without:
+        log(f"no ledger in {', '.join(without)}: left out")
+    given = other_rates.read_rates(rates) if rates else {}
+    given |= other_rates.parse_prices(price or ())
+    booked = spend.with_rates(booked, given)
+    if as_csv:
+        print_text(spend.as_csv(booked).rstrip("\n"))
+        return
+    data = {**spend.as_json(booked), "left_out": without}
+    total = merge([run.summary for run in booked])
+    by = by or ("run" if len(booked) > 1 else "activity")
+    rows = None if by == "activity" else [(key, row) for (key,), row in spend.group(booked, by).items()]
+    bought = [(f"{entry.kind}: {entry.what}", entry.cost) for run in booked for entry in run.entries]
+    notes = [f"{run.name}: {note}" for run in booked for note in run.notes]
+    title = booked[0].name if len(booked) == 1 else f"{len(booked)} runs"
+    print_result(data, bill.bill_text(total, title, 120, rows, bought, notes).rstrip("\n"), as_json)
+
+
+def claim(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME|FILE.yaml", help="A claim that comes with Farthing, or your own."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check what somebody says a model cost; without a name, list the claims that come with Farthing."""
+    from farthing.cost import claim as claims
+    from farthing.cost.check import check
+    from farthing.cost.claim_text import data, text
+
+    if name is None:
+        found = [claims.load(each) for each in claims.builtin()]
+        width = max(len(each.name) for each in found)
+        lines = "\n".join(f"{each.name:{width}}  {each.title}" for each in found)
+        print_result({"claims": [{"name": each.name, "title": each.title} for each in found]}, lines, as_json)
+        return
+    finding = check(claims.load(name))
+    print_result(data(finding), text(finding), as_json)
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="Run directories, or names under runs/.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the comparison as a page, with the plot.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what runs cost with what they can do."""
+    from farthing.report import compare as comparing
+
+    found = comparing.compare([_run_folder(run) for run in runs])
+    if out is not None:
+        comparing.write_html(found, out)
+        log(f"written: {out}")
+    print_result(comparing.as_json(found), comparing.as_text(found), as_json)
+
+
+def _run_folder(run: str) -> Path:
+    """A run as it was given: a directory, or the bare name of one under runs/."""
+    path = Path(run)
+    if not path.exists() and "/" not in run and (RUNS / run).is_dir():
+        return RUNS / run
+    if not path.exists():
+        raise UserError(f"{run}: no such run; give a run directory, or the name of one under {RUNS}/")
+    return path
+
+
+COMMANDS: tuple[Callable[..., Any], ...] = (plan, calibrate, ledger, claim, compare)

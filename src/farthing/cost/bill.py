@@ -18,16 +18,28 @@ _ENERGY_UNITS = [(3.6, "mWh"), (3600.0, "Wh"), (3.6e6, "kWh"), (3.6e9, "MWh")]  
 _NONE = "–"
 
 
-def bill_table(summary: Summary, title: str = "") -> Table:
-    """The bill as a rich table: a row an activity, a total, and at its foot the rate and where it is from."""
+def bill_table(
+    summary: Summary,
+    title: str = "",
+    rows: Sequence[tuple[str, Row]] | None = None,
+    bought: Sequence[tuple[str, float]] = (),
+    notes: Sequence[str] = (),
+) -> Table:
+    """The bill as a rich table: a row an activity, a total, and at its foot the rate and where it is from.
+
+    `rows` (name, row) take the place of the activities, `bought` (name, dollars) are added to what the clock
+    saw, `notes` stand under the foot.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     flop_scale, flop_unit = _unit(summary.total.flops, _FLOP_UNITS)
     energy_scale, energy_unit = _unit(summary.total.joules, _ENERGY_UNITS)
-    money = _decimals(summary.total.usd, least=2)
-    rows = summary.by_activity()
+    usd = summary.total.usd + sum(cost for _, cost in bought)
+    money = _decimals(usd, least=2)
+    if rows is None:
+        rows = [(_name(row, summary), row) for row in summary.by_activity()]
 
     def cells(row: Row, name: str, tokens: str, time: str) -> list[Text]:
         flops = amount(row.flops / flop_scale, _decimals(summary.total.flops / flop_scale, digits=4))
@@ -38,7 +50,7 @@ def bill_table(summary: Summary, title: str = "") -> Table:
         box=box.SIMPLE,
         title=Text(title) if title else None,
         title_justify="left",
-        caption=Text("\n".join(foot(summary))),
+        caption=Text("\n".join([*foot(summary), *notes])),
         caption_justify="left",
         show_edge=False,
         pad_edge=False,
@@ -47,21 +59,32 @@ def bill_table(summary: Summary, title: str = "") -> Table:
     energy = f"{energy_unit} (est.)" if summary.total.joules_are == "estimated" else energy_unit
     for heading in ("time", "tokens", flop_unit, energy, "$"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
+    for name, row in rows:
         # What went in and what came out are added: both passed through the model.
-        table.add_row(*cells(row, _name(row, summary), tokens(row), human_seconds(row.seconds)))
+        table.add_row(*cells(row, name, tokens(row), human_seconds(row.seconds)))
+    for name, cost in bought:
+        table.add_row(*map(Text, (name, _NONE, _NONE, _NONE, _NONE, amount(cost, money))))
     table.add_section()
     # No total of the tokens: the same ones are generated and then trained on.
-    table.add_row(*cells(summary.total, "total", "", human_seconds(summary.total.seconds)), style="bold")
+    total = cells(summary.total, "total", "", human_seconds(summary.total.seconds))
+    table.add_row(*total[:-1], Text(amount(usd, money)), style="bold")
     return table
 
 
-def bill_text(summary: Summary, title: str = "", width: int = 100) -> str:
+def bill_text(
+    summary: Summary,
+    title: str = "",
+    width: int = 100,
+    rows: Sequence[tuple[str, Row]] | None = None,
+    bought: Sequence[tuple[str, float]] = (),
+    notes: Sequence[str] = (),
+) -> str:
     """The same as plain text without colours, `width` characters wide at most."""
     from rich.console import Console
 
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None, force_terminal=False).print(bill_table(summary, title))
+    console = Console(file=out, width=width, color_system=None, force_terminal=False)
+    console.print(bill_table(summary, title, rows, bought, notes))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 

@@ -1,60 +1,96 @@
-"""Model FLOPs and parameters of a dense decoder in closed form, from its Hugging Face config.
+"""Model FLOPs and parameters in closed form, from a network's Hugging Face config.
 
 The convention, to be stated beside every figure: a matrix product of [m, k] by [k, n] is 2*m*n*k FLOPs;
 causal attention is counted once, that is, only the (query, key) pairs that the mask lets through;
 embeddings are look-ups and cost nothing; the head is counted only for the positions whose logits are
 computed; norms, rotary embeddings, activations, softmax and biases are left out; the backward pass is twice
 the forward pass; recomputation is not model work and is not counted. These are the "model FLOPs" of PaLM
-(arXiv:2204.02311, appendix B), except that PaLM counts the masked half of attention too.
+(arXiv:2204.02311, appendix B), except that PaLM counts the masked half of attention too. Of a mixture's
+experts those count that a token is sent to, and the router.
 
-Legend: d hidden size, h query heads, k key/value heads, c head size, f feed-forward size, V vocabulary,
-L layers.
+`forward_flops`, `backward_flops` and `mtp_flops` give one number for work that was done, for the ledger;
+`flops`, `flops_per_token` and `decode_flops` give it in parts, for plans. docs/counting.md has every formula.
+
+Legend: d hidden size, h query heads, V vocabulary, S tokens of a sequence, W the window of sliding attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
-from farthing.errors import UserError
+from farthing.cost.shapes import Role, Shapes, shapes
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 CONVENTION = "model FLOPs: 2mnk a product, causal attention once, embeddings not, backward twice the forward"
 
-_QWEN3_HEAD_SIZE = 128  # Qwen3Config's default, which is not hidden_size / heads
+Recompute = Literal["none", "selective", "full"]
+Work = Literal["forward", "backward", "train"]
+_TIMES: dict[Work, int] = {"forward": 1, "backward": 2, "train": 3}
+_LINEAR: tuple[Role, ...] = ("attention", "feedforward", "expert")
+_NEWTON_SCHULZ = 5  # iterations of Muon; torch.optim.Muon's default
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameter counts. `head` is 0 when the head shares the embedding's matrix."""
+    """Parameter counts. Routers' correction biases are buffers and not among them."""
 
     total: int
-    """All parameters, a shared matrix once."""
+    """All parameters, a shared matrix once; multi-token prediction apart."""
     embedding: int
     """V*d, the input table."""
     head: int
     """V*d of a head with a matrix of its own, else 0."""
     active: int
-    """Parameters that one token passes through; the total for a dense model."""
+    """Parameters that one token passes through, embedding and head included; the total for a dense model.
+    Others leave out the embedding, or both: active - embedding, active - embedding - head."""
+    mtp: int
+    """Of the multi-token-prediction depths, which share embedding and head; 0 without them."""
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """The sizes of a config, checked once. L layers, the rest as in the module's legend."""
+class Flops:
+    """FLOPs by what they are for. Vectors add, and are multiplied by a number."""
 
-    L: int
-    d: int
-    h: int
-    k: int
-    c: int
-    f: int
-    V: int
-    tied: bool
-    bias_qkv: bool
-    bias_o: bool
-    bias_mlp: bool
-    qk_norm: bool
+    linear: float = 0.0
+    """Projections and feed-forward blocks: what FP8 training computes in FP8 (arXiv:2412.19437 sec. 3.3)."""
+    attention_causal: float = 0.0
+    """Scores and weighted values of the pairs that the mask lets through."""
+    attention_full: float = 0.0
+    """The same of all pairs, as PaLM's MFU counts them. Stands in for `attention_causal`, never beside it."""
+    logits: float = 0.0
+    router: float = 0.0
+    mtp: float = 0.0
+    """All of multi-token prediction, its attention causal, its logits included."""
+    mtp_full: float = 0.0
+    """The same with all pairs."""
+    recompute: float = 0.0
+    """Forward work done again in the backward pass; no model FLOPs."""
+    optimizer: float = 0.0
+    """The optimizer's matrix products; no model FLOPs."""
+
+    @property
+    def model(self) -> float:
+        """Model FLOPs by `CONVENTION`, multi-token prediction included."""
+        return self.linear + self.attention_causal + self.logits + self.router + self.mtp
+
+    @property
+    def model_full(self) -> float:
+        """Model FLOPs as PaLM counts them, masked pairs included."""
+        return self.linear + self.attention_full + self.logits + self.router + self.mtp_full
+
+    @property
+    def hardware(self) -> float:
+        """Everything the device computes: model FLOPs, recomputation, the optimizer."""
+        return self.model + self.recompute + self.optimizer
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, factor: float) -> Flops:
+        return Flops(*(getattr(self, f.name) * factor for f in fields(self)))
+
+    __rmul__ = __mul__
 
 
 def causal_pairs(new: int, prefix: int = 0) -> int:
@@ -67,33 +103,36 @@ def causal_pairs(new: int, prefix: int = 0) -> int:
 def parameters(config: Mapping[str, Any]) -> Parameters:
     """Count the parameters of a Hugging Face style config, exactly.
 
-    Raises UserError for a family that is not in `FAMILIES` or a config without a size that is needed.
+    Raises UserError for a family that is not in `families.FAMILIES` or a config without a size that is
+    needed.
     """
-    s = _shape(config)
-    attention = _attention_weights(s)
-    attention += s.bias_qkv * (s.h + 2 * s.k) * s.c + s.bias_o * s.d + s.qk_norm * 2 * s.c
-    feedforward = 3 * s.d * s.f + s.bias_mlp * (2 * s.f + s.d)
-    norms = 2 * s.d
-    embedding = s.V * s.d
-    head = 0 if s.tied else s.V * s.d
-    total = s.L * (attention + feedforward + norms) + s.d + embedding + head
-    return Parameters(total=total, embedding=embedding, head=head, active=total)
+    s = shapes(config)
+    embedding = s.vocab * s.embed
+    head = 0 if s.tied else embedding
+    common = s.outside.parameters + embedding + head
+    return Parameters(
+        total=common + sum(layer.parameters for layer in s.layers),
+        embedding=embedding,
+        head=head,
+        active=common + sum(layer.active() + layer.vectors for layer in s.layers),
+        mtp=s.mtp_depth * s.mtp.parameters,
+    )
 
 
-def forward_flops(config: Mapping[str, Any], tokens: int, pairs: int, logit_tokens: int) -> int:
-    """Model FLOPs of one forward pass.
+def forward_flops(
+    config: Mapping[str, Any], tokens: int, pairs: int, logit_tokens: int, *, absorbed: bool = False
+) -> int:
+    """Model FLOPs of one forward pass, without multi-token prediction.
 
     `tokens` go through the layers, `pairs` is the number of (query, key) pairs attended in each layer (the
-    sum of `causal_pairs` over the sequences), `logit_tokens` positions go through the head. Raises as
-    `parameters`.
+    sum of `causal_pairs` over the sequences), `logit_tokens` positions go through the head. `absorbed` says
+    that latent attention was computed on the latents themselves, as in decoding. Raises as `parameters`.
     """
-    if min(tokens, pairs, logit_tokens) < 0:
-        raise ValueError(f"counts cannot be negative: {tokens=}, {pairs=}, {logit_tokens=}")
-    s = _shape(config)
-    linear = 2 * tokens * (_attention_weights(s) + 3 * s.d * s.f)
-    attention = 4 * pairs * s.h * s.c  # the scores, and the sum of the values: 2*h*c each for a pair
-    head = 2 * logit_tokens * s.d * s.V
-    return s.L * (linear + attention) + head
+    _check(tokens, pairs, logit_tokens)
+    s = shapes(config)
+    linear = s.outside.active() + sum(layer.active() for layer in s.layers)
+    attention = len(s.layers) * pairs * _flops_of_pair(s, absorbed)
+    return 2 * tokens * linear + attention + 2 * logit_tokens * s.embed * s.vocab
 
 
 def backward_flops(config: Mapping[str, Any], tokens: int, pairs: int, logit_tokens: int) -> int:
@@ -101,39 +140,142 @@ def backward_flops(config: Mapping[str, Any], tokens: int, pairs: int, logit_tok
     return 2 * forward_flops(config, tokens, pairs, logit_tokens)
 
 
-def _attention_weights(s: _Shape) -> int:
-    """Weights of q, k, v and o of one layer."""
-    return s.d * (s.h + 2 * s.k) * s.c + s.h * s.c * s.d
+def mtp_flops(
+    config: Mapping[str, Any], tokens: int, pairs: int, logit_tokens: int, *, absorbed: bool = False
+) -> int:
+    """Model FLOPs that the config's multi-token-prediction depths add to a forward pass, all together.
+
+    `tokens` and `pairs` are those of the pass, as in `forward_flops`: every depth goes over all of them;
+    `logit_tokens` is the sum over the depths. `absorbed` as in `forward_flops`. Raises as `parameters`.
+    """
+    _check(tokens, pairs, logit_tokens)
+    s = shapes(config)
+    layers = 2 * tokens * s.mtp.active() + pairs * _flops_of_pair(s, absorbed)
+    return s.mtp_depth * layers + 2 * logit_tokens * s.embed * s.vocab
 
 
-def _shape(config: Mapping[str, Any]) -> _Shape:
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise UserError(
-            f"cannot count the FLOPs of a model of type {family!r}: the types known are {', '.join(FAMILIES)}"
-        )
+def flops(
+    config: Mapping[str, Any],
+    lengths: int | Sequence[int],
+    work: Work = "train",
+    *,
+    mtp: bool = True,
+    recompute: Recompute = "none",
+) -> Flops:
+    """FLOPs of a pass over whole sequences, logits at every token.
 
-    def size(key: str, default: int | None = None) -> int:
-        value = config.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or value <= 0:
-            raise UserError(f"the model's config gives {key}: {value!r}, not a whole number above 0")
-        return value
+    Args:
+        lengths: tokens of a sequence, or of each; packed documents that do not see each other are sequences.
+        mtp: whether the config's multi-token-prediction depths are trained.
+        recompute: `full` computes every layer again in the backward pass; `selective` only what is cheap:
+            norms and activations (no matrix products) and the up-projections of latent attention, as
+            DeepSeek-V3 does (arXiv:2412.19437 section 3.2.3). Counts only where there is a backward pass.
 
-    d, h = size("hidden_size"), size("num_attention_heads")
-    bias = bool(config.get("attention_bias", False))
-    return _Shape(
-        L=size("num_hidden_layers"),
-        d=d,
-        h=h,
-        k=size("num_key_value_heads", h),
-        c=size("head_dim", _QWEN3_HEAD_SIZE if family == "qwen3" else d // h),
-        f=size("intermediate_size"),
-        V=size("vocab_size"),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        # Qwen2 always has a bias on q, k and v and never on o; Mistral has none at all.
-        bias_qkv=family == "qwen2" or (family in ("llama", "qwen3") and bias),
-        bias_o=family in ("llama", "qwen3") and bias,
-        bias_mlp=family == "llama" and bool(config.get("mlp_bias", False)),
-        qk_norm=family == "qwen3",
+    Raises as `parameters`.
+    """
+    lengths = [lengths] if isinstance(lengths, int) else lengths
+    _check(*lengths)
+    s, tokens = shapes(config), sum(lengths)
+    causal = {w: sum(_causal(n, w) for n in lengths) for w in {layer.window for layer in s.layers}}
+    full = {w: sum(n * min(n, w or n) for n in lengths) for w in causal}
+    pair = _flops_of_pair(s)
+    once = Flops(
+        linear=2 * tokens * (s.outside.active() + sum(layer.active(*_LINEAR) for layer in s.layers)),
+        attention_causal=pair * sum(causal[layer.window] for layer in s.layers),
+        attention_full=pair * sum(full[layer.window] for layer in s.layers),
+        logits=2 * tokens * s.embed * s.vocab,
+        router=2 * tokens * sum(layer.active("router") for layer in s.layers),
     )
+    depths = s.mtp_depth if mtp else 0
+    extra = depths * 2 * tokens * (s.mtp.active() + s.embed * s.vocab)
+    once += Flops(
+        mtp=extra + depths * pair * causal[s.mtp.window], mtp_full=extra + depths * pair * full[s.mtp.window]
+    )
+    if work == "forward":
+        return once
+    again = 0.0
+    if recompute == "full":
+        heads = depths * 2 * tokens * s.embed * s.vocab
+        again = once.linear + once.attention_causal + once.router + once.mtp - heads
+    elif recompute == "selective":
+        again = 2 * tokens * (len(s.layers) + depths) * _up_projections(s)
+    return once * _TIMES[work] + Flops(recompute=again)
+
+
+def flops_per_token(
+    config: Mapping[str, Any],
+    seq_len: int,
+    work: Work = "train",
+    *,
+    mtp: bool = True,
+    recompute: Recompute = "none",
+) -> Flops:
+    """`flops` of a sequence of `seq_len` tokens, divided by them."""
+    return flops(config, seq_len, work, mtp=mtp, recompute=recompute) * (1 / seq_len)
+
+
+def decode_flops(config: Mapping[str, Any], context: int) -> Flops:
+    """FLOPs of generating one token after `context` cached ones.
+
+    Latent attention is in its absorbed form (arXiv:2405.04434 section 2.1.2): every head's query is taken
+    into the latent space by W_UK and its result out of it by W_UV. That is as much linear work for a token
+    as expanding one latent, but the pairs cost more and nothing cached is expanded again.
+    """
+    _check(context)
+    s = shapes(config)
+    pairs = sum(min(context + 1, layer.window or context + 1) for layer in s.layers)
+    attention = pairs * _flops_of_pair(s, absorbed=True)
+    return Flops(
+        linear=2 * (s.outside.active() + sum(layer.active(*_LINEAR) for layer in s.layers)),
+        attention_causal=attention,
+        attention_full=attention,
+        logits=2 * s.embed * s.vocab,
+        router=2 * sum(layer.active("router") for layer in s.layers),
+    )
+
+
+def optimizer_flops(
+    config: Mapping[str, Any], optimizer: Literal["adamw", "muon"], *, mtp: bool = True
+) -> int:
+    """FLOPs of the matrix products of one optimizer step.
+
+    AdamW has none. Muon orthogonalises each matrix [a, b], a <= b, inside the layers, routers apart, by
+    Newton-Schulz (Jordan 2024): in each of 5 iterations X X^T is 2a^2b, its square 2a^3, their product with X 2a^2b.
+    """
+    if optimizer == "adamw":
+        return 0
+    s = shapes(config)
+    layers = (*s.layers, *[s.mtp] * (s.mtp_depth if mtp else 0))
+    return _NEWTON_SCHULZ * sum(
+        matrix.count * (4 * a * a * b + 2 * a**3)
+        for layer in layers
+        for matrix in layer.matrices
+        if matrix.role != "router"
+        for a, b in [sorted((matrix.inputs, matrix.outputs))]
+    )
+
+
+def _check(*counts: int) -> None:
+    if min(counts, default=0) < 0:
+        raise ValueError(f"counts cannot be negative: {', '.join(map(str, counts))}")
+
+
+def _flops_of_pair(s: Shapes, absorbed: bool = False) -> int:
+    """For all heads of a layer: a score, and a value added to the sum, each 2 FLOPs a channel."""
+    if s.mla and absorbed:
+        return 2 * s.heads * (2 * s.mla.kv_lora + s.mla.rope)
+    return 2 * s.heads * (s.qk + s.v)
+
+
+def _causal(n: int, window: int | None) -> int:
+    """Pairs of a sequence where a token sees itself and what is at most window - 1 before it."""
+    if window is None or n <= window:
+        return causal_pairs(n)
+    return causal_pairs(window) + (n - window) * window
+
+
+def _up_projections(s: Shapes) -> int:
+    """Weights of a layer that take latent queries, keys and values to the heads."""
+    if s.mla is None:
+        return 0
+    return (s.mla.q_lora or 0) * s.heads * s.qk + s.mla.kv_lora * s.heads * (s.mla.nope + s.mla.v)

@@ -38,7 +38,7 @@ class Device:
 
     name: str
     kind: str
-    """"gpu" or "cpu"."""
+    """"gpu", "cpu", "tpu", "asic" or "apple"."""
     aliases: tuple[str, ...] = ()
     peak_flops: Mapping[str, float] = field(default_factory=dict)
     """Dense FLOP/s by dtype: float32, float16, bfloat16, float8."""
@@ -47,6 +47,8 @@ class Device:
     memory_bytes: int = 0
     """0 when it is not known, like the next two."""
     bytes_per_second: float = 0.0
+    link_bytes_per_second: float = 0.0
+    """One way, between the devices of a node; 0 when it is not known."""
     watts: float = 0.0
     cores: int = 0
     """Logical cores the figures are for; CPUs only."""
@@ -78,6 +80,10 @@ def find(name: str) -> Device:
     for device in catalogue():
         if _tokens(name) and any(_tokens(name) <= _tokens(own) for own in (device.name, *device.aliases)):
             return device
+    for device in catalogue():  # "rtx 4090 24GB": the memory it has anyway
+        rest = _tokens(name) - {f"{round(device.memory_bytes / 1e9)}gb"}
+        if rest and any(rest <= _tokens(own) for own in (device.name, *device.aliases)):
+            return device
     raise UserError(f"no device is called {name!r}{_nearest(name)}")
 
 
@@ -92,7 +98,7 @@ def rate(device: Device, overrides: Mapping[str, float] | None = None) -> tuple[
     for key, usd in (overrides or {}).items():
         if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 < usd < float("inf"):
             raise UserError(f"rates gives {key}: {usd!r}, but an hour's price has to be a number above 0")
-        if not _means(key, device):
+        if not means(key, device):
             find(key)
         elif chosen is None or len(_key(key)) > len(_key(chosen)):
             chosen = key
@@ -106,6 +112,20 @@ def rate(device: Device, overrides: Mapping[str, float] | None = None) -> tuple[
         short = device.aliases[0] if device.aliases else device.name
         raise UserError(f"no price is known for {device.name}: write rates: {{{short}: 1.25}} in the recipe")
     return device.prices[0].usd, str(device.prices[0])
+
+
+def means(key: str, device: Device) -> bool:
+    """Whether a key of `rates` names this device: by its name, an alias, or the words of its name."""
+    return _key(key) in _keys(device) or (bool(_tokens(key)) and _tokens(key) <= _tokens(device.name))
+
+
+def named(name: str) -> Device:
+    """The device that a ledger's line names: the catalogue's, or one of which only the name is known."""
+    for device in catalogue():
+        if device.name == name:
+            return device
+    is_cpu = name.startswith("cpu")
+    return Device(name=name, kind="cpu" if is_cpu else "gpu", aliases=("cpu",) if is_cpu else ())
 
 
 def detect() -> Device:
@@ -183,6 +203,7 @@ def _device(entry: Mapping[str, Any]) -> Device:
         measured_flops=flops("measured_tflops"),
         memory_bytes=int(entry["memory_gb"] * 1e9),
         bytes_per_second=entry["memory_gb_s"] * 1e9,
+        link_bytes_per_second=entry.get("link_gb_s", 0) * 1e9,
         watts=float(entry["watts"]),
         cores=entry.get("cores", 0),
         prices=tuple(
@@ -208,12 +229,7 @@ def _keys(device: Device) -> set[str]:
     return {_key(own) for own in (device.name, *device.aliases)}
 
 
-def _means(name: str, device: Device) -> bool:
-    """Does a key of `rates` name this device?"""
-    return _key(name) in _keys(device) or (bool(_tokens(name)) and _tokens(name) <= _tokens(device.name))
-
-
 def _nearest(name: str) -> str:
-    short = [device.aliases[0] if device.kind == "gpu" else device.name for device in catalogue()]
+    short = [device.name if device.kind == "cpu" else device.aliases[0] for device in catalogue()]
     near = difflib.get_close_matches(_key(name), short, n=3, cutoff=0.3)
     return f": did you mean {', '.join(near)}?" if near else f": the names known are {', '.join(short)}"

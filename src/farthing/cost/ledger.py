@@ -7,7 +7,6 @@ died while it was written): reading skips and counts it, so that one bad line ne
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 ACTIVITIES = ("load", "compile", "generate", "train", "verify", "evaluate", "checkpoint", "idle")
+_MOST = 1e100  # an amount beyond was not booked by a meter, and sums of it might not be finite
+_CLOCK_SECONDS = 1.0  # two clocks that are corrected a little all the time may differ by less
 LOST = "lost"  # the summary's activity for work that was thrown away: interrupted, failed or done again
 STATUSES = ("ok", "failed", "interrupted")
 
 
-class Line(TypedDict):
-    """One span: what was done, for how long, on what, and what it cost."""
+class _Line(TypedDict):
+    """What every line has."""
 
     stage: str
     activity: str
@@ -44,6 +45,14 @@ class Line(TypedDict):
     attempt: int
     """1 for the first start of a run, one more each time it is continued."""
     step: int | None
+
+
+class Line(_Line, total=False):
+    """One span: what was done, for how long, on what, and what it cost."""
+
+    clock_jump: float
+    """Only where the wall clock was set during the span: seconds by which it ran ahead (above 0: set forward,
+    or the machine slept) or back of the steady clock that `seconds` is from."""
 
 
 @dataclass
@@ -133,7 +142,7 @@ def parse(text: bytes) -> Line | None:
 
 def is_line(value: Any) -> bool:
     """Whether a JSON value has everything a line needs, of the right type, finite and not negative."""
-    if not isinstance(value, dict) or not value.keys() >= Line.__annotations__.keys():
+    if not isinstance(value, dict) or not value.keys() >= Line.__required_keys__:
         return False
     texts = all(isinstance(value[key], str) for key in ("stage", "device", "rate_source"))
     amounts = all(_is_amount(value[key]) for key in ("started", "seconds", "joules", "usd", "usd_rate"))
@@ -146,6 +155,7 @@ def is_line(value: Any) -> bool:
         and value["status"] in STATUSES
         and value["joules_are"] in ("measured", "estimated")
         and (value["step"] is None or _is_count(value["step"]))
+        and _is_finite(value.get("clock_jump", 0.0))
     )
 
 
@@ -162,21 +172,19 @@ def summarise(lines: Sequence[Line], wall_seconds: float | None = None) -> Summa
     the caller knows it; otherwise it is that of each attempt, first start to last end, without the gaps
     between attempts when nothing ran.
     """
-    redone_from = _redone_from(lines)
     rows: dict[tuple[str, str], Row] = {}
     lost_attempts: set[int] = set()
     rates: dict[Rate, None] = {}
     total = Row("", "total")
     stages: dict[str, int] = {}
     failed = False
-    for line in lines:
+    for line, is_lost in zip(lines, lost(lines), strict=True):
         stages.setdefault(line["stage"], len(stages))
-        lost = _is_lost(line, redone_from)
-        if lost:
+        if is_lost:
             lost_attempts.add(line["attempt"])
             failed = failed or line["status"] == "failed"
-        key = (line["stage"], LOST if lost else line["activity"])
-        cost = _cost(line)
+        key = (line["stage"], LOST if is_lost else line["activity"])
+        cost = cost_of(line)
         rows.setdefault(key, Row(*key)).add(cost)
         total.add(cost)
         rates[Rate(line["device"], line["devices"], line["usd_rate"], line["rate_source"])] = None
@@ -192,7 +200,67 @@ def summarise(lines: Sequence[Line], wall_seconds: float | None = None) -> Summa
     )
 
 
-def _cost(line: Line) -> Row:
+def merge(summaries: Sequence[Summary]) -> Summary:
+    """Several runs as one: their rows, totals and wall clocks added up."""
+    rows: dict[tuple[str, str], Row] = {}
+    total = Row("", "total")
+    for summary in summaries:
+        total.add(summary.total)
+        for row in summary.rows:
+            key = (row.stage, row.activity)
+            rows.setdefault(key, Row(*key)).add(row)
+    wall = sum(summary.wall_seconds for summary in summaries)
+    rates = {rate: None for summary in summaries for rate in summary.rates}
+    return Summary(
+        rows=list(rows.values()),
+        total=total,
+        wall_seconds=wall,
+        covered=total.seconds / wall if wall > 0 else 0.0,
+        interruptions=sum(summary.interruptions for summary in summaries),
+        failed=any(summary.failed for summary in summaries),
+        rates=list(rates),
+    )
+
+
+def lost(lines: Sequence[Line]) -> list[bool]:
+    """For each line of one run's ledger, whether its work was thrown away; see `summarise`."""
+    redone_from = _redone_from(lines)
+    return [_is_lost(line, redone_from) for line in lines]
+
+
+def clock_jumps(lines: Sequence[Line]) -> list[int]:
+    """Which lines (by their place) show that the wall clock was set while the run went on.
+
+    Seconds come from a clock that cannot be set, so no duration and no cost is wrong; what is wrong is when.
+    A line says so itself (`clock_jump`), or it starts before the one above it and the lines between do not
+    fill that time, as they would if it were a span around them.
+    """
+    found = []
+    for place, line in enumerate(lines):
+        jumped = "clock_jump" in line
+        if not jumped and place:
+            before = lines[place - 1]
+            back = before["started"] + before["seconds"] - line["started"]
+            if back > _CLOCK_SECONDS and line["started"] < before["started"]:
+                jumped = _booked_since(lines, place) < back / 2
+        if jumped:
+            found.append(place)
+    return found
+
+
+def _booked_since(lines: Sequence[Line], place: int) -> float:
+    """Seconds of a line and of those above it that began no earlier, in its attempt."""
+    last, seconds = lines[place], 0.0
+    for index in range(place, -1, -1):
+        line = lines[index]
+        if line["attempt"] != last["attempt"] or line["started"] < last["started"]:
+            break
+        seconds += line["seconds"]
+    return seconds
+
+
+def cost_of(line: Line) -> Row:
+    """A line as a row of its own."""
     return Row(
         stage=line["stage"],
         activity=line["activity"],
@@ -248,9 +316,13 @@ def _order(row: Row) -> int:
     return ACTIVITIES.index(row.activity) if row.activity in ACTIVITIES else len(ACTIVITIES)
 
 
-def _is_amount(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value <= sys.float_info.max
+    return number and abs(value) <= _MOST
+
+
+def _is_amount(value: Any) -> bool:
+    return _is_finite(value) and value >= 0
 
 
 def _is_count(value: Any) -> bool:

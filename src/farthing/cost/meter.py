@@ -27,6 +27,7 @@ from farthing.cost.hardware import Device, cpu_cores
 from farthing.cost.ledger import ACTIVITIES, Line
 
 _BEAT_SECONDS = 1.0
+_CLOCK_SECONDS = 1.0  # the wall clock may stray so far from the steady one before a line says it
 _IDLE_LINE_SECONDS = 0.25  # shorter gaps between spans are gathered, or they would double the ledger
 
 _Status = Literal["ok", "failed", "interrupted"]
@@ -40,6 +41,9 @@ class Span:
     activity: str
     step: int | None
     started: float
+    """By the wall clock, unix seconds; a person reads it."""
+    opened: float | None = None
+    """By the clock that cannot be set; None for what began before the meter."""
     tokens_in: int = 0
     tokens_out: int = 0
     flops: int = 0
@@ -135,7 +139,7 @@ class Meter:
             self._charge()
             if not self._spans and self._idle.seconds >= _IDLE_LINE_SECONDS:
                 self._book_idle()
-            span = Span(self._stage, activity, step, started=self._wall())
+            span = Span(self._stage, activity, step, self._wall(), self._monotonic())
             self._spans.append(span)
         try:
             yield span
@@ -190,6 +194,7 @@ class Meter:
         owner = self._spans[-1] if self._spans else self._idle
         if owner is self._idle and owner.seconds == 0:
             owner.stage, owner.started = self._stage, self._wall() - (now - self._charged)
+            owner.opened = self._charged
         owner.seconds += max(0.0, now - self._charged)
         owner.joules += max(0.0, joules - self._joules_read)
         if joules_are == "estimated":
@@ -219,11 +224,11 @@ class Meter:
         self._idle = self._new_idle()
 
     def _new_idle(self) -> Span:
-        return Span(self._stage, "idle", None, started=self._wall())
+        return Span(self._stage, "idle", None, self._wall(), self._monotonic())
 
     def _line(self, span: Span, status: _Status) -> Line:
         usd_rate, source = self._rate
-        return Line(
+        line = Line(
             stage=span.stage,
             activity=span.activity,
             started=max(0.0, span.started),
@@ -243,6 +248,11 @@ class Meter:
             attempt=self.attempt,
             step=span.step,
         )
+        if span.opened is not None:
+            jump = (self._wall() - span.started) - (self._monotonic() - span.opened)
+            if abs(jump) > _CLOCK_SECONDS:
+                line["clock_jump"] = round(jump, 3)
+        return line
 
     def _usd_for(self, seconds: float) -> float:
         return seconds * self._devices * self._rate[0] / 3600

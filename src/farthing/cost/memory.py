@@ -1,0 +1,284 @@
+"""Bytes that training or serving a model takes on the fullest device, in closed form.
+
+States are counted as mixed-precision trainers keep them (Micikevicius et al., arXiv:1710.03740; ZeRO,
+arXiv:1910.02054 section 3.1): weights in the compute precision, and for each trained one a float32 gradient, a
+float32 master copy and the optimizer's moments: 18 bytes with AdamW in bfloat16. `fp8` is DeepSeek-V3's
+recipe (arXiv:2412.19437 section 3.3): matrices inside the layers in a byte, moments in bfloat16.
+
+Of a GPU this is what the allocator hands out; the driver's own context, communication buffers and
+fragmentation come on top, so a plan must leave some room. docs/counting.md has every formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from farthing.cost.activations import WIDTH, Code, Precision, is_short, layer_bytes, working_bytes
+from farthing.cost.flops import Recompute
+from farthing.cost.shapes import Layer, Matrix, Shapes, shapes
+from farthing.errors import UserError
+
+Kind = Literal["pretrain", "sft", "lora", "grpo", "serve"]
+Optimizer = Literal["adamw", "muon"]
+
+CHUNK_BYTES = 256 << 20  # of logits at a time; train.losses has the same figure, and a test compares them
+# Measured in 2026-11 with torch 2.13 and glibc 2.36 on x86-64 Linux: what is resident after importing the package;
+# what oneDNN's buffers and the heap's holes add to the tensors, as a constant and as a share of them; and the share
+# of activations that it adds under LoRA, where each linear map makes its result three times.
+CPU_IMPORTS, CPU_BUFFERS, CPU_WASTE, CPU_LORA_WASTE = 245 << 20, 120 << 20, 0.2, 0.35
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model and its batch are spread over data * tensor * pipeline devices.
+
+    `zero` 1 shards the optimizer's states over the data ranks, 2 gradients too, 3 weights too (FSDP).
+    `expert` of the data ranks share the routed experts between them. `pipeline` stages run one forward, one
+    backward (1F1B): the first holds the activations of as many micro-batches as there are stages.
+
+    Raises UserError for a number below 1, a `zero` that is none of 0 to 3, and an `expert` that does not
+    divide `data`.
+    """
+
+    data: int = 1
+    expert: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    zero: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("data", "expert", "tensor", "pipeline"):
+            if getattr(self, name) < 1:
+                raise UserError(f"the layout's {name} is {getattr(self, name)}; it must be at least 1")
+        if self.zero not in (0, 1, 2, 3):
+            raise UserError(f"the layout's zero is {self.zero}; it must be 0, 1, 2 or 3")
+        if self.data % self.expert:
+            raise UserError(f"{self.expert} expert ranks do not divide {self.data} data ranks; lower expert")
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.tensor * self.pipeline
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest device, by what they hold."""
+
+    weights: int = 0
+    """In the compute precision; with ZeRO 3 also the layers that are gathered at the moment."""
+    gradients: int = 0
+    optimizer: int = 0
+    """Master copies and moments."""
+    activations: int = 0
+    logits: int = 0
+    """What the head needs beyond what the layers' backward pass needs in its turn."""
+    cache: int = 0
+    runtime: int = 0
+    """The process itself: on a CPU the interpreter, its libraries, and what the heap cannot use again."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """The fields by name, `total` not among them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def memory(
+    config: Mapping[str, Any],
+    *,
+    kind: Kind = "pretrain",
+    micro_tokens: int,
+    seq_len: int,
+    precision: Precision = "bf16",
+    optimizer: Optimizer = "adamw",
+    recompute: Recompute = "none",
+    layout: Layout | None = None,
+    code: Code = "usual",
+    lora_rank: int = 0,
+    cache_tokens: int | None = None,
+    reference: bool = False,
+) -> Memory:
+    """Predict the peak of the fullest device.
+
+    Args:
+        kind: `pretrain` and `sft` train all weights; `lora` updates of rank `lora_rank`; `grpo` trains (all,
+            or LoRA if `lora_rank` is given) and keeps a cache for its rollouts; `serve` only generates.
+        micro_tokens: tokens that go through the network in one pass on one device; to serve, those of the
+            largest prefill pass.
+        seq_len: tokens of a sequence; the cache holds whole ones.
+        code: whose activations: `usual` for GPU trainers at large, or this package's, see `cost.activations`.
+        cache_tokens: tokens in the cache of `grpo` and `serve`, over all sequences; `micro_tokens` if not
+            given.
+        reference: whether a second, frozen copy of the model is there for a KL term.
+
+    Raises UserError as `shapes.shapes`, and for counts below 1 or more pipeline stages than layers.
+    """
+    layout = layout or Layout()
+    s = shapes(config)
+    for name, count in (("micro_tokens", micro_tokens), ("seq_len", seq_len)):
+        if count < 1:
+            raise UserError(f"{name} is {count}; it must be at least 1")
+    if layout.pipeline > len(s.layers):
+        raise UserError(f"{layout.pipeline} pipeline stages for {len(s.layers)} layers; lower pipeline")
+    rank = lora_rank if kind in ("lora", "grpo") else 0
+    if kind == "lora" and rank < 1:
+        raise UserError("a LoRA stage needs a rank; give lora_rank")
+    settings = _Settings(kind, micro_tokens, seq_len, precision, optimizer, recompute, layout, code, rank)
+    stages = [_stage(s, settings, number) for number in range(layout.pipeline)]
+    fullest = max(stages, key=lambda stage: stage.total)
+    if kind in ("grpo", "serve"):
+        tokens = -(-(cache_tokens or micro_tokens) // seq_len) * seq_len
+        held = -(-len(s.layers) // layout.pipeline) / len(s.layers) / layout.tensor
+        fullest = replace(fullest, cache=int(tokens * cache_bytes_per_token(config, precision) * held))
+    copies = 1.0 + reference
+    if code == "farthing-cpu" and precision == "bf16" and kind in ("grpo", "serve"):
+        copies += (1 + reference) * _packed_share(s, rank)
+    fullest = replace(fullest, weights=int(fullest.weights * copies))
+    if code == "farthing-cpu":
+        passing = fullest.activations + fullest.logits
+        waste = CPU_WASTE * fullest.total + (CPU_LORA_WASTE * passing if rank else 0)
+        fullest = replace(fullest, runtime=CPU_IMPORTS + CPU_BUFFERS + int(waste))
+    return fullest
+
+
+def cache_bytes_per_token(config: Mapping[str, Any], precision: Precision = "bf16") -> int:
+    """Bytes that a token leaves in the cache over all layers: its keys and values, or with latent attention
+    one latent and one rotated key (arXiv:2405.04434 table 1)."""
+    s = shapes(config)
+    wide = s.mla.kv_lora + s.mla.rope if s.mla else s.kv_heads * (s.qk + s.v)
+    return len(s.layers) * wide * WIDTH[precision]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    kind: Kind
+    tokens: int
+    length: int
+    precision: Precision
+    optimizer: Optimizer
+    recompute: Recompute
+    layout: Layout
+    code: Code
+    lora: int
+
+
+def _stage(s: Shapes, at: _Settings, number: int) -> Memory:
+    """The memory of one rank of pipeline stage `number`, counted from 0."""
+    count, stages = len(s.layers), at.layout.pipeline
+    first, last = number == 0, number == stages - 1
+    layers = [*s.layers[count * number // stages : count * (number + 1) // stages]]
+    depths = [s.mtp] * (s.mtp_depth if last and at.kind != "serve" else 0)
+    states = _states(s, at, [*layers, *depths], first, last)
+    if at.kind != "grpo":
+        layers += depths
+    b, trained = WIDTH[at.precision], not at.lora
+    shared = at.tokens / at.layout.tensor
+    short = at.length if is_short(at.code, at.precision, at.length) else 0
+    working = max(working_bytes(s, layer, b, short) for layer in layers) * shared
+    if at.kind == "serve":
+        return replace(states, activations=int(working))
+    kept = sum(
+        layer_bytes(s, layer, at.recompute, at.code, at.precision, at.length, trained) for layer in layers
+    )
+    if last:  # the final norm's input and output, and the rows that the head reads
+        kept += 3 * s.width * b
+    in_flight = stages - number
+    activations = in_flight * kept * shared
+    if at.recompute == "full":  # one layer at a time is computed again
+        working += (
+            max(layer_bytes(s, layer, "none", at.code, at.precision, at.length, trained) for layer in layers)
+            * shared
+        )
+    head = _head(s, at, b) if last else 0
+    # The head is done when the layers' backward pass begins: the larger of the two needs its room.
+    if head < working:
+        return replace(states, activations=int(activations + working))
+    return replace(states, activations=int(activations), logits=int(head))
+
+
+def _states(s: Shapes, at: _Settings, layers: Sequence[Layer], first: bool, last: bool) -> Memory:
+    """Weights, gradients and optimizer of a rank that has these layers."""
+    layout, table = at.layout, s.vocab * s.embed
+    tables = (first or (last and s.tied)) + (last and not s.tied)
+    outer = tables * table / layout.tensor + (s.outside.parameters if last else 0)
+
+    def held(zero: int) -> float:
+        """Parameters on a rank of something that is sharded from this level of ZeRO on."""
+        if layout.zero < zero:
+            return outer + sum(_share(layer, layout) for layer in layers)
+        return (outer + sum(_share(layer, whole) for layer in layers)) / layout.data
+
+    whole = replace(
+        layout, expert=1
+    )  # sharding over the data ranks divides experts by what expert ranks left
+    b = WIDTH[at.precision]
+    outside = outer / (layout.data if layout.zero == 3 else 1)
+    weights = outside * b + (held(3) - outside) * (1 if at.precision == "fp8" else b)
+    if at.kind == "serve":
+        return Memory(weights=int(weights))
+    if layout.zero == 3:  # two layers are gathered at a time, the one at work and the next
+        weights += 2 * max(_share(layer, layout) for layer in layers) * b
+    moment = 2 if at.precision == "fp8" else _FLOAT
+    state = 2 * moment + (0 if at.precision == "fp32" and at.code == "usual" else _FLOAT)
+    if at.lora:
+        trained = sum(_lora(s, layer, at.lora) for layer in layers) / layout.tensor
+        weights += trained * b
+        gradients, masters = (trained / (layout.data if layout.zero >= level else 1) for level in (2, 1))
+        by_muon = 1.0
+    else:
+        gradients, masters = held(2), held(1)
+        # shares of the parameters are the same on every rank, near enough for the few that AdamW keeps
+        by_muon = sum(_muon_share(layer, layout) for layer in layers) / held(9)
+    states = masters * (state - (by_muon * moment if at.optimizer == "muon" else 0))
+    return Memory(weights=int(weights), gradients=int(gradients * _FLOAT), optimizer=int(states))
+
+
+def _share(layer: Layer, layout: Layout) -> float:
+    """Parameters of a layer on one rank before any sharding over the data ranks."""
+    split = layer.weights("attention", "feedforward", "mtp") + layer.weights("expert") / layout.expert
+    return split / layout.tensor + layer.weights("router") + layer.vectors
+
+
+def _muon_share(layer: Layer, layout: Layout) -> float:
+    return _share(layer, layout) - layer.weights("router") - layer.vectors
+
+
+def _lora(s: Shapes, layer: Layer, rank: int) -> int:
+    """Parameters of the updates of a layer's linear maps; maps with one input that are fused share one."""
+    total = 0
+    for role in ("attention", "feedforward"):
+        matrices: list[Matrix] = [m for m in layer.matrices if m.role == role]
+        fused = [m for m in matrices[:-1] if m.inputs == s.width]
+        single = [m for m in matrices if m not in fused]
+        if fused:
+            total += rank * (s.width + sum(m.outputs * m.count for m in fused))
+        total += sum(rank * (m.inputs + m.outputs) * m.count for m in single)
+    return total
+
+
+def _packed_share(s: Shapes, lora: int) -> float:
+    """The part of the weights that the CPU's sampler keeps a second time, laid out for its products: linear
+    maps and the head, not stacked experts, routers and norms; under LoRA the head alone."""
+    table = s.vocab * s.embed
+    inside = sum(layer.weights("attention", "feedforward") for layer in s.layers)
+    total = sum(layer.parameters for layer in s.layers) + table * (1 if s.tied else 2)
+    return (table + (0 if lora else inside)) / total
+
+
+def _head(s: Shapes, at: _Settings, b: int) -> float:
+    """What the head's loss needs at its peak, logits and the gradient of the head's weights."""
+    numbers = at.tokens * s.vocab
+    if at.code == "usual":  # logits, their float32 copy, its gradient
+        return numbers * (1 + s.mtp_depth) * (b + 2 * _FLOAT) / at.layout.tensor
+    table = 0 if at.lora else s.vocab * s.embed
+    if at.kind != "grpo" and numbers * b <= CHUNK_BYTES:
+        # logits, log-probabilities and the gradient of one loss, and the log-probabilities that others keep
+        return numbers * (3 + s.mtp_depth) * b + table * b
+    chunk = min(CHUNK_BYTES, numbers * _FLOAT)
+    # logits and their softmax; or its rounded copy beside the gradient's sum so far and its next term
+    return max(2 * chunk, chunk * (1 + b / _FLOAT) + table * (b + 2 * _FLOAT))

@@ -1,0 +1,271 @@
+"""What runs have cost, all together: their ledgers added up, and what was bought besides.
+
+The honest price of a model includes the attempts that failed and what no clock sees: answers bought from an
+API, data, storage, people. Those are entered by hand in `entries.jsonl`, one JSON object a line, each with
+its source.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from farthing.cost import ledger
+from farthing.cost.ledger import Line, Row, Summary
+from farthing.cost.rates import Rates, applies, reprice
+from farthing.cost.written import Date, NotNegative, Positive, Text, Written, validated
+from farthing.errors import UserError
+
+ENTRIES = "entries.jsonl"
+
+
+class Entry(Written):
+    """Something that was paid for and that no span could measure."""
+
+    kind: Literal["teacher", "data", "storage", "staff", "other"]
+    what: Text
+    source: Text
+    """Who says so: an invoice, a price list with its date, a guess that is called one."""
+    date: Date
+    usd: Positive | None = None
+    tokens_in: NotNegative = 0.0
+    tokens_out: NotNegative = 0.0
+    usd_per_million_in: NotNegative = 0.0
+    usd_per_million_out: NotNegative = 0.0
+    gigabytes: NotNegative = 0.0
+    months: NotNegative = 0.0
+    usd_per_gb_month: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _priced_once(self) -> Self:
+        amounts = (self.tokens_cost > 0) + (self.storage_cost > 0) + (self.usd is not None)
+        if amounts != 1:
+            raise ValueError(
+                "give usd, or tokens with usd_per_million_in and usd_per_million_out, "
+                "or gigabytes, months and usd_per_gb_month, and only one of them"
+            )
+        return self
+
+    @property
+    def tokens_cost(self) -> float:
+        return (self.tokens_in * self.usd_per_million_in + self.tokens_out * self.usd_per_million_out) / 1e6
+
+    @property
+    def storage_cost(self) -> float:
+        return self.gigabytes * self.months * self.usd_per_gb_month
+
+    @property
+    def cost(self) -> float:
+        """Dollars."""
+        return self.usd if self.usd is not None else self.tokens_cost + self.storage_cost
+
+
+@dataclass(frozen=True)
+class Booked:
+    """One run's ledger, and what was entered by hand beside it."""
+
+    name: str
+    lines: list[Line]
+    entries: list[Entry] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the sum has to know: lines that were skipped, a clock that was set, spans left open."""
+
+    @property
+    def summary(self) -> Summary:
+        return ledger.summarise(self.lines)
+
+    @property
+    def entered(self) -> float:
+        """Dollars of the entries."""
+        return sum(entry.cost for entry in self.entries)
+
+
+def read_run(run_dir: Path) -> Booked | None:
+    """The ledger of a run directory (or a ledger itself); None where there is none.
+
+    Nothing in it is changed: spans that a dead process left open are told of, and booked when the run is
+    continued.
+    """
+    path = run_dir if run_dir.suffix == ".jsonl" else run_dir / "ledger.jsonl"
+    folder = path.parent
+    if not path.is_file():
+        return None
+    try:
+        lines, skipped = ledger.read(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    entries, bad = _read_entries(folder / ENTRIES)
+    notes = []
+    if skipped:
+        notes.append(f"{_lines(skipped)} of {path.name} skipped: empty, torn or not a ledger's")
+    if bad:
+        notes.append(f"{_lines(bad)} of {ENTRIES} skipped: torn, or not an entry")
+    if jumps := ledger.clock_jumps(lines):
+        where = ", ".join(str(place + 1) for place in jumps[:5]) + (", …" if len(jumps) > 5 else "")
+        notes.append(
+            f"the wall clock was set while the run went on (line {where}); durations are from a clock that "
+            "cannot be set, so no cost is wrong, but a day may be"
+        )
+    if seconds := _open_seconds(path.with_name(f"{path.stem}.open.json")):
+        notes.append(
+            f"{seconds:.0f} s are open: the run goes on, or was killed; they are booked when it continues"
+        )
+    return Booked(str(run_dir) if run_dir.name else run_dir.resolve().name, lines, entries, notes)
+
+
+def with_rates(booked: Sequence[Booked], rates: Rates) -> list[Booked]:
+    """The same runs at other rates. Raises UserError for a rate of a device that none of them ran on."""
+    devices = {line["device"] for run in booked for line in run.lines}
+    for name in rates:
+        if devices and not any(applies(name, device) for device in devices):
+            ran = ", ".join(sorted(devices))
+            raise UserError(f"no run here used {name}: a rate applies to what was used ({ran})")
+    return [replace(run, lines=reprice(run.lines, rates)) for run in booked]
+
+
+# ---- what is entered by hand ----
+
+
+def add_entry(run_dir: Path, data: Any) -> Entry:
+    """Append an entry to a run's `entries.jsonl`, onto the disk; its date is today's if it gives none.
+
+    Raises UserError when the data is no entry or the directory is no run's.
+    """
+    if not (run_dir / "ledger.jsonl").is_file():
+        raise UserError(f"{run_dir} has no ledger to add to; give a run directory")
+    if isinstance(data, dict):
+        data = {"date": time.strftime("%Y-%m-%d"), **data}
+    entry = validated(Entry, data, "--add")
+    text = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False)
+    path = run_dir / ENTRIES
+    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return entry
+
+
+def _read_entries(path: Path) -> tuple[list[Entry], int]:
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return [], 0
+    entries, bad = [], 0
+    for text in texts:
+        try:
+            entries.append(validated(Entry, json.loads(text), ENTRIES))
+        except (ValueError, RecursionError):  # a UserError is a ValueError
+            bad += 1
+    return entries, bad
+
+
+def _open_seconds(path: Path) -> float:
+    """Seconds of the spans that a heartbeat left open; 0 where none are."""
+    try:
+        lines = json.loads(path.read_bytes())["lines"]
+        return sum(line["seconds"] for line in lines if ledger.is_line(line))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
+
+
+# ---- adding up ----
+
+_Key = Callable[[str, Line, bool], str]
+_KEYS: Mapping[str, _Key] = {
+    "activity": lambda run, line, lost: ledger.LOST if lost else line["activity"],
+    "stage": lambda run, line, lost: line["stage"],
+    "day": lambda run, line, lost: time.strftime("%Y-%m-%d", time.gmtime(line["started"])),
+    "run": lambda run, line, lost: run,
+    "device": lambda run, line, lost: line["device"],
+}
+KEYS = tuple(_KEYS)
+
+
+def group(booked: Sequence[Booked], *by: str) -> dict[tuple[str, ...], Row]:
+    """The lines of all runs added up by one or several of `KEYS`, in the order they come; days sorted.
+
+    A day is that on which a line started, in UTC. Work that was thrown away is the activity `lost`.
+    """
+    rows: dict[tuple[str, ...], Row] = {}
+    for run in booked:
+        for line, lost in zip(run.lines, ledger.lost(run.lines), strict=True):
+            key = tuple(_KEYS[name](run.name, line, lost) for name in by)
+            rows.setdefault(key, Row("", key[-1])).add(ledger.cost_of(line))
+    if by == ("activity",):
+        order = (*ledger.ACTIVITIES, ledger.LOST)
+        return dict(sorted(rows.items(), key=lambda item: order.index(item[0][0])))
+    return dict(sorted(rows.items())) if by[0] == "day" else rows
+
+
+def as_json(booked: Sequence[Booked]) -> dict[str, Any]:
+    """Everything `farthing ledger` knows, as plain data; amounts in seconds, device-hours, joules, dollars."""
+    total = ledger.merge([run.summary for run in booked])
+    entered = sum(run.entered for run in booked)
+    return {
+        "runs": [
+            {
+                "run": run.name,
+                "lines": len(run.lines),
+                "usd": run.summary.total.usd + run.entered,
+                "wall_seconds": run.summary.wall_seconds,
+                "covered": run.summary.covered,
+                "attempts": ledger.last_attempt(run.lines),
+                "interruptions": run.summary.interruptions,
+                "entries": [
+                    {**entry.model_dump(exclude_defaults=True), "usd": entry.cost} for entry in run.entries
+                ],
+                "notes": run.notes,
+            }
+            for run in booked
+        ],
+        "by": {name: {key: amounts(row) for (key,), row in group(booked, name).items()} for name in KEYS},
+        "total": amounts(total.total),
+        "wall_seconds": total.wall_seconds,
+        "covered": total.covered,
+        "usd_measured": total.total.usd,
+        "usd_entered": entered,
+        "usd": total.total.usd + entered,
+        "rates": [asdict(rate) for rate in total.rates],
+    }
+
+
+def as_csv(booked: Sequence[Booked]) -> str:
+    """A row for each run, day, stage, activity and device, and one for each entry, with a header."""
+    names = ("run", "day", "stage", "activity", "device")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = list(amounts(Row("", "")))
+    writer.writerow([*names, *columns, "source"])
+    for key, row in group(booked, *names).items():
+        writer.writerow([*(_cell(part) for part in key), *amounts(row).values(), ""])
+    for run in booked:
+        for entry in run.entries:
+            bought = {"usd": entry.cost, "tokens_in": entry.tokens_in, "tokens_out": entry.tokens_out}
+            cells = [bought.get(column) or "" for column in columns]
+            key = (run.name, entry.date, "entered", entry.kind, entry.what)
+            writer.writerow([*(_cell(part) for part in key), *cells, _cell(entry.source)])
+    return out.getvalue()
+
+
+def amounts(row: Row) -> dict[str, Any]:
+    """A row without what it is a row of."""
+    return {name: value for name, value in asdict(row).items() if name not in ("stage", "activity")}
+
+
+def _cell(text: str) -> str:
+    """Text that a spreadsheet will not take for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text

@@ -1,0 +1,198 @@
+"""What a plan is asked about, found: a recipe, a config.json, or the model folder, repository or package it is in.
+
+`plan` is the public function. The arithmetic lives in `cost`; here names are turned into configs, since that
+takes what the lower packages must not know: where weights come from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from farthing.cost import calibrate as calibration
+from farthing.cost import hardware
+from farthing.cost.calibrate import Calibration
+from farthing.cost.efficiency import Efficiency
+from farthing.cost.flops import causal_pairs, flops_per_token, parameters
+from farthing.cost.plan import SEQ_LEN, Plan, parse_amount, plan_training
+from farthing.cost.runs_table import peak
+from farthing.errors import UserError
+from farthing.plans.recipe import RecipePlan, check_pass_rate, known_pass_rate, plan_recipe
+from farthing.plans.speed import Measured
+from farthing.recipe import Grpo, Recipe, Sft, builtin, load
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+_MAX_BYTES = 10_000_000
+
+
+def plan(
+    what: str | Path | Recipe | Mapping[str, Any],
+    *,
+    tokens: str | float | None = None,
+    device: str | None = None,
+    count: int | None = None,
+    seq_len: int | None = None,
+    precision: str = "bf16",
+    price: float | None = None,
+    pass_rate: float | None = None,
+) -> Plan | RecipePlan:
+    """Plan a recipe, or training a network from nothing on so many tokens.
+
+    Args:
+        what: a recipe, its name or file; a config.json (its path, or the table in it); a model that
+            `farthing.load` takes.
+        tokens: to train a network on, as a number or as "14.8T".
+        device: a name of the catalogue, forgivingly read: "h800", "a100-40gb", "rtx4090"; "cpu" is this
+            machine. None takes h100, or for a recipe the device its rates name, or this machine.
+        count: devices; None finds a sensible number. A recipe runs on one.
+        seq_len: tokens of a sequence.
+        precision: "bf16", "fp16" or "fp8".
+        price: dollars a device-hour; None takes the catalogue's.
+        pass_rate: share of its answers that a recipe's base gets right; 0 is refused.
+
+    Raises UserError for what cannot be read, is not known, or cannot work.
+    """
+    if isinstance(what, str | Path) and is_recipe(str(what)):
+        what = load(what)
+    if isinstance(what, Recipe):
+        if tokens is not None or count not in (None, 1):
+            raise UserError("a recipe says its own tokens and runs on one device; leave --tokens and --count")
+        return _plan_recipe(what, device, price, pass_rate)
+    config = what if isinstance(what, Mapping) else config_of(what)
+    if tokens is None:
+        raise UserError("say how many tokens to train on: --tokens 1T")
+    chosen = hardware.find(device or "h100")
+    return plan_training(
+        config,
+        tokens=parse_amount(tokens, "--tokens"),
+        device=chosen,
+        count=count,
+        seq_len=seq_len,
+        precision=precision,
+        price=price,
+        name=str(config.get("model_type")) if isinstance(what, Mapping) else str(what),
+        reached=_measured(config, seq_len) if chosen.kind == "cpu" else None,
+    )
+
+
+def this_machine() -> Calibration:
+    """What was measured of this machine's CPU; measured now, in ten seconds at most, if it was not before."""
+    known = calibration.load()
+    if known is not None and known.device == hardware.detect().name:
+        return known
+    from farthing.plans.calibrate import calibrate
+
+    return calibrate()
+
+
+def for_run(recipe: Recipe, base: Mapping[str, Any] | None) -> RecipePlan | None:
+    """The plan of a run that is about to start on this machine, to be shown beside what it takes.
+
+    `base` is the config.json of its base. None where nothing was measured yet: a run measures nothing for this.
+    """
+    here = hardware.detect()
+    known = calibration.load() if here.kind == "cpu" else None
+    if here.kind == "cpu" and (known is None or known.device != here.name):
+        return None
+    try:
+        return plan_recipe(recipe, base, here, known)
+    except UserError:  # the run itself says what is wrong, or knows better
+        return None
+
+
+def _plan_recipe(
+    recipe: Recipe, device: str | None, price: float | None, pass_rate: float | None
+) -> RecipePlan:
+    named = device or (next(iter(recipe.rates)) if len(recipe.rates) == 1 else None)
+    found = hardware.find(named) if named else hardware.detect()
+    local = found.kind == "cpu"
+    if pass_rate is None:
+        pass_rate = known_pass_rate(Path("runs") / recipe.name)
+    check_pass_rate(recipe, pass_rate)
+    planned = plan_recipe(
+        recipe,
+        None if recipe.base is None else config_of(recipe.base),
+        hardware.detect() if local else found,
+        this_machine() if local else None,
+        price=price,
+    )
+    if not planned.fits:
+        raise UserError(
+            f"{recipe.name} does not fit on {planned.device.name}: it needs {planned.memory_bytes / 1e9:.1f} GB of its "
+            f"{planned.device.memory_bytes / 1e9:.0f}; {_smaller(planned)}"
+        )
+    return planned
+
+
+def _smaller(planned: RecipePlan) -> str:
+    """The cheapest change that makes a recipe fit: LoRA, or else a device with the memory for it."""
+    stages = planned.recipe.stages
+    room = [d for d in hardware.catalogue() if d.memory_bytes >= planned.memory_bytes and d.prices]
+    device = min(room, key=lambda d: d.prices[0].usd, default=None)
+    if all(isinstance(stage, Sft | Grpo) and not stage.lora for stage in stages):
+        return "set lora: 16 in its stages" + (f", or use --gpu {device.aliases[0]}" if device else "")
+    return f"use --gpu {device.aliases[0]}" if device else "take a smaller base"
+
+
+def _measured(config: Mapping[str, Any], seq_len: int | None) -> Efficiency | None:
+    """What this machine reaches in training the network, if it was measured."""
+    known = calibration.load()
+    if known is None:
+        return None
+    length = seq_len or SEQ_LEN
+    work = flops_per_token(config, length, mtp=False).model * length
+    speed = Measured(known)
+    seconds = speed.train(config, length, causal_pairs(length), length)
+    seconds += speed.optimizer(parameters(config).total)
+    likely = work / seconds / peak(hardware.find("cpu"))
+    return Efficiency(likely / 1.5, likely, likely * 1.5)
+
+
+def is_recipe(what: str) -> bool:
+    """Whether the words name a built-in recipe or a YAML file."""
+    return what in [name for name, _ in builtin()] or Path(what).suffix.lower() in (".yaml", ".yml")
+
+
+def config_of(source: str | Path) -> dict[str, Any]:
+    """The config.json of a source: a .json file, a model folder, a repository (of which only that file is
+    fetched), or anything else that `weights.sources` takes. Raises UserError when there is none.
+    """
+    path = Path(source)
+    if path.suffix == ".json" or (path / "config.json").is_file():
+        return _read(path if path.suffix == ".json" else path / "config.json")
+    repository = str(source).removeprefix("hf:")
+    if str(source).startswith("hf:") or (_HUB_ID.fullmatch(repository) and not path.parent.exists()):
+        return _read(_fetch(repository))
+    from farthing.weights.sources import model_folder
+
+    return _read(model_folder(source) / "config.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            config = json.loads(file.read(_MAX_BYTES))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the config.json of a model"
+        ) from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: is not JSON; give the config.json of a model") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{path}: has no model_type, so it is no config of a model; give a config.json")
+    return config
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(hf_hub_download(repository, "config.json", revision=revision or None))
+    except Exception as error:  # the library's errors share no base, and change with its HTTP client
+        raise UserError(
+            f"hf:{name}: its config.json cannot be fetched ({type(error).__name__}); give the path of one"
+        ) from None

@@ -1,0 +1,280 @@
+"""What running a recipe would take, and the plan beside what it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from farthing.cost import hardware
+from farthing.cost.calibrate import Calibration
+from farthing.cost.flops import parameters
+from farthing.cost.hardware import Device
+from farthing.cost.plan import Assumption, Range, short
+from farthing.cost.plan_text import range_text
+from farthing.errors import UserError
+from farthing.plans.speed import LAUNCH, LAUNCHES, READ, Catalogued, Config, Measured, Speed
+from farthing.plans.stages import (
+    MEASURED,
+    MEASURED_SOURCE,
+    StagePlan,
+    halved_and_doubled,
+    plan_stages,
+)
+from farthing.recipe import Grpo, Recipe
+
+ACTIVITIES = ("load", "generate", "verify", "train", "checkpoint", "evaluate")
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """What a recipe would take on one device."""
+
+    recipe: Recipe
+    device: Device
+    config: Config
+    price: float
+    price_source: str
+    stages: tuple[StagePlan, ...]
+    low: Mapping[str, float]
+    """Seconds by activity if answers are half as long and half as many groups train."""
+    high: Mapping[str, float]
+    uncertainty: float
+    assumptions: tuple[Assumption, ...]
+
+    @property
+    def likely(self) -> dict[str, float]:
+        return _sum(self.stages)
+
+    def by_activity(self) -> dict[str, Range]:
+        """Seconds."""
+        u = self.uncertainty
+        return {
+            name: Range(self.low.get(name, 0) / u, value, self.high.get(name, 0) * u)
+            for name, value in self.likely.items()
+        }
+
+    @property
+    def wall_seconds(self) -> Range:
+        return Range(*(sum(column) for column in zip(*self.by_activity().values(), strict=True)))
+
+    @property
+    def usd(self) -> Range:
+        return self.wall_seconds.times(self.price / 3600)
+
+    @property
+    def energy_kwh(self) -> Range:
+        return self.wall_seconds.times(self.device.watts / 3.6e6)
+
+    @property
+    def memory_bytes(self) -> int:
+        return max(stage.memory.total for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory_bytes <= self.device.memory_bytes
+
+    @property
+    def limited_by(self) -> str:
+        seconds = self.likely
+        return "generation" if seconds["generate"] + seconds["evaluate"] > seconds["train"] else "compute"
+
+    def as_json(self) -> dict[str, Any]:
+        counted, flops = parameters(self.config), sum(stage.flops for stage in self.stages)
+        hours = self.wall_seconds.times(1 / 3600)
+        return {
+            "name": self.recipe.name,
+            "device": self.device.name,
+            "count": 1,
+            "flops": flops,
+            "params_total": counted.total,
+            "params_active": counted.active,
+            "wall_seconds": self.wall_seconds.as_json(),
+            "wall_hours": hours.as_json(),
+            "device_hours": hours.as_json(),
+            "usd": self.usd.as_json(),
+            "usd_per_device_hour": self.price,
+            "price_source": self.price_source,
+            "energy_kwh": self.energy_kwh.as_json(),
+            "memory_bytes_per_device": self.memory_bytes,
+            "memory_bytes_of_device": self.device.memory_bytes,
+            "fits": self.fits,
+            "layout": {"data": 1, "expert": 1, "tensor": 1, "pipeline": 1},
+            "limited_by": self.limited_by,
+            "by_activity": {name: seconds.as_json() for name, seconds in self.by_activity().items()},
+            "stages": [
+                {
+                    "name": stage.name,
+                    "seconds": dict(stage.seconds),
+                    "flops": stage.flops,
+                    "tokens": stage.tokens,
+                    "memory": stage.memory.parts(),
+                }
+                for stage in self.stages
+            ],
+            "assumptions": [asdict(assumption) for assumption in self.assumptions],
+        }
+
+
+def plan_recipe(
+    recipe: Recipe,
+    base: Config | None,
+    device: Device,
+    calibration: Calibration | None = None,
+    *,
+    price: float | None = None,
+    pass_rate: float | None = None,
+) -> RecipePlan:
+    """Plan a recipe on one device; with a calibration on the machine that was measured.
+
+    Args:
+        base: config.json of the recipe's base; None if it starts from nothing.
+        price: dollars a device-hour; None takes the recipe's rates, or the catalogue's price.
+        pass_rate: share of its answers that the base gets right, where that is known.
+
+    Raises UserError for a plan that cannot work: nothing to learn from, or more memory than there is.
+    """
+    check_pass_rate(recipe, pass_rate)
+    speed: Speed = Measured(calibration) if calibration else Catalogued(device)
+    stages, config = plan_stages(recipe, base, speed, device)
+    ends = [_sum(plan_stages(recipe, base, speed, device, b)[0]) for b in halved_and_doubled(MEASURED)]
+    if price is not None and not 0 < price < float("inf"):
+        raise UserError(f"--price {price:g}: dollars a device-hour must be a number above 0")
+    paid, source = (price, "given") if price is not None else hardware.rate(device, recipe.rates)
+    return RecipePlan(
+        recipe=recipe,
+        device=device,
+        config=config,
+        price=paid,
+        price_source=source,
+        stages=stages,
+        low=ends[0],
+        high=ends[1],
+        uncertainty=speed.uncertainty,
+        assumptions=tuple(_assumptions(recipe, device, calibration, paid, source)),
+    )
+
+
+def check_pass_rate(recipe: Recipe, pass_rate: float | None) -> None:
+    """Raises UserError if rewards are to be learnt from by a base that never earns one."""
+    if pass_rate is None or not isinstance(recipe.stages[0], Grpo):
+        return
+    if not 0 <= pass_rate <= 1:
+        raise UserError(f"--pass-rate {pass_rate:g}: must be a share between 0 and 1")
+    if pass_rate == 0:
+        raise UserError(
+            f"{recipe.name}: {recipe.base} gets none of the answers right, so no group has anything to learn from; "
+            "put an sft stage with worked solutions first, or take easier tasks"
+        )
+
+
+def known_pass_rate(run: Path) -> float | None:
+    """Share right before training in an earlier run's results.json, if it has one."""
+    try:
+        found = json.loads((run / "results.json").read_text())["evaluations"]
+        return next(float(e["accuracy"]) for e in found if e["name"] == "before")
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
+
+
+def plan_beside_actual(plan: RecipePlan, seconds: Mapping[str, float], usd: float) -> dict[str, Any]:
+    """What results.json keeps under "plan": planned and actual seconds by activity, in all, and dollars.
+
+    `seconds` are the ledger's by activity; activities nobody plans, such as idling, count as 0 planned.
+    """
+    planned = plan.by_activity()
+    names = [*ACTIVITIES, *(name for name in seconds if name not in ACTIVITIES)]
+    nothing = Range(0.0, 0.0, 0.0)
+    return {
+        "wall_seconds": plan.wall_seconds.as_json(),
+        "usd": plan.usd.as_json(),
+        "by_activity": {name: planned.get(name, nothing).likely for name in names},
+        "actual": {
+            "wall_seconds": sum(seconds.values()),
+            "usd": usd,
+            "by_activity": {name: float(seconds.get(name, 0.0)) for name in names},
+        },
+        "ratio": plan.wall_seconds.likely / max(1e-9, sum(seconds.values())),
+        "assumptions": [asdict(assumption) for assumption in plan.assumptions],
+    }
+
+
+def beside_text(found: Mapping[str, Any]) -> str:
+    """`plan_beside_actual` in a few lines."""
+    actual = found["actual"]
+    lines = [f"  {'':12}{'planned':>10}{'actual':>10}"]
+    for name, planned in found["by_activity"].items():
+        lines.append(f"  {name:12}{_seconds(planned):>10}{_seconds(actual['by_activity'][name]):>10}")
+    planned, low, high = (found["wall_seconds"][key] for key in ("likely", "low", "high"))
+    lines.append(
+        f"  {'total':12}{_seconds(planned):>10}{_seconds(actual['wall_seconds']):>10}"
+        f"   planned {_seconds(low)} to {_seconds(high)}"
+    )
+    return "\n".join(lines)
+
+
+def recipe_text(plan: RecipePlan) -> str:
+    """The plan as a person reads it."""
+    counted = parameters(plan.config)
+    lines = [f"{plan.recipe.name}   1 x {plan.device.name}"]
+    rows = [("model", f"{short(counted.total)} parameters, {short(counted.active)} active")]
+    rows += [
+        (name, f"{_seconds(s.likely):>9}   ({_seconds(s.low)} to {_seconds(s.high)})")
+        for name, s in plan.by_activity().items()
+        if s.likely
+    ]
+    total = plan.wall_seconds
+    rows += [
+        ("total", f"{_seconds(total.likely):>9}   ({_seconds(total.low)} to {_seconds(total.high)})"),
+        ("dollars", range_text(plan.usd, "$")),
+        ("energy", f"{range_text(plan.energy_kwh)} kWh"),
+        ("memory", f"{plan.memory_bytes / 1e9:.1f} of {plan.device.memory_bytes / 1e9:.0f} GB"),
+        ("limited by", plan.limited_by),
+    ]
+    lines += [f"  {left:11} {right}" for left, right in rows]
+    lines.append("  assumed:")
+    lines += [f"    {a.what} ({a.source})" for a in plan.assumptions]
+    return "\n".join(lines)
+
+
+def _assumptions(
+    recipe: Recipe, device: Device, calibration: Calibration | None, price: float, source: str
+) -> Iterable[Assumption]:
+    if calibration:
+        yield Assumption(
+            f"speed as measured on {calibration.date} with {calibration.threads} threads in "
+            f"{calibration.took:.0f} s: {calibration.gemm_bfloat16 / 1e12:.2f} TFLOP/s in bfloat16, "
+            f"{calibration.bandwidth / 1e9:.1f} GB/s of memory, {calibration.disk / 1e6:.0f} MB/s to disk",
+            "farthing calibrate",
+        )
+    else:
+        yield Assumption(
+            f"decoding reads weights and cache at {100 * READ:.0f}% of {device.bytes_per_second / 1e9:.0f} GB/s; "
+            f"{LAUNCHES} launches of {LAUNCH * 1e6:.0f} microseconds a layer and pass; nothing was measured",
+            f"assumed; bandwidth: {device.source}",
+        )
+    if any(isinstance(stage, Grpo) for stage in recipe.stages):
+        yield Assumption(
+            f"answers are {100 * MEASURED.answer:.0f}% of the longest allowed, {100 * MEASURED.kept:.0f}% of the "
+            f"groups have something to learn from, a question is {MEASURED.prompt:.0f} tokens; the range halves and "
+            "doubles the first two",
+            MEASURED_SOURCE,
+        )
+    yield Assumption(f"${price:g} a device-hour", source)
+    yield Assumption("downloading, preparing data and interruptions are not in it", "scope")
+
+
+def _seconds(value: float) -> str:
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
+
+
+def _sum(stages: Iterable[StagePlan]) -> dict[str, float]:
+    total = dict.fromkeys(ACTIVITIES, 0.0)
+    for stage in stages:
+        for name, value in stage.seconds.items():
+            total[name] += value
+    return total

@@ -1,0 +1,124 @@
+"""Seconds of what a recipe's stages do, on a machine that was measured or on one of the catalogue.
+
+All times are of one device. `Measured` uses what `farthing calibrate` found; `Catalogued` uses a device's
+figures: reading the weights for every token, products at the fitted efficiency, and a launch for every small
+operation. The second is a guess where nothing was measured, and its range says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from farthing.cost.calibrate import Calibration
+from farthing.cost.efficiency import conditions, efficiency
+from farthing.cost.flops import flops_per_token, forward_flops, parameters
+from farthing.cost.hardware import Device
+from farthing.cost.memory import cache_bytes_per_token
+from farthing.cost.runs_table import peak
+from farthing.cost.shapes import shapes
+
+Config = Mapping[str, Any]
+
+LAUNCHES = 14  # operations that one layer launches, forward
+LAUNCH = 8e-6  # seconds each from Python; assumed, not measured
+READ = 0.7  # of a GPU's bandwidth that decoding reaches; assumed
+DISK = 1e9  # bytes a second, where no disk was measured; assumed
+
+
+class Speed(Protocol):
+    """What a plan asks of a machine. All in seconds."""
+
+    @property
+    def uncertainty(self) -> float:
+        """Factor by which times may be off, either way."""
+
+    def decode(self, config: Config, rows: float, context: float) -> float:
+        """One more token for each of `rows` sequences of about `context` tokens."""
+
+    def prefill(self, config: Config, tokens: float, pairs: float, scored: float) -> float: ...
+
+    def train(self, config: Config, tokens: float, pairs: float, scored: float) -> float:
+        """Forward and backward pass."""
+
+    def optimizer(self, trained: float) -> float:
+        """One step over so many parameters."""
+
+    def write(self, size: float) -> float:
+        """A checkpoint of so many bytes."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A machine that `farthing calibrate` has measured."""
+
+    calibration: Calibration
+    uncertainty: float = 1.15
+
+    def decode(self, config: Config, rows: float, context: float) -> float:
+        return self._pass("decode", config, rows, rows * (context + 1), rows)
+
+    def prefill(self, config: Config, tokens: float, pairs: float, scored: float) -> float:
+        return self._pass("prefill", config, tokens, pairs, scored)
+
+    def train(self, config: Config, tokens: float, pairs: float, scored: float) -> float:
+        return self._pass("train", config, tokens, pairs, scored)
+
+    def optimizer(self, trained: float) -> float:
+        return self.calibration.optimizer * trained
+
+    def write(self, size: float) -> float:
+        return size / self.calibration.disk
+
+    def _pass(self, kind: str, config: Config, tokens: float, pairs: float, scored: float) -> float:
+        times = 3 if kind == "train" else 1
+        inside, head = _work(config, tokens, pairs, scored, absorbed=kind == "decode")
+        pace = getattr(self.calibration, kind)
+        return float(pace.seconds(len(shapes(config).layers), times * inside, times * head))
+
+
+@dataclass(frozen=True)
+class Catalogued:
+    """A device of the catalogue that nobody measured with this program."""
+
+    device: Device
+    uncertainty: float = 1.6
+
+    def decode(self, config: Config, rows: float, context: float) -> float:
+        inside, head = _work(config, rows, rows * (context + 1), rows, absorbed=True)
+        read = 2 * parameters(config).active + rows * context * cache_bytes_per_token(config)
+        bound = max(read / (READ * self.device.bytes_per_second), (inside + head) / self._rate(config))
+        return bound + self._launches(config)
+
+    def prefill(self, config: Config, tokens: float, pairs: float, scored: float) -> float:
+        return sum(_work(config, tokens, pairs, scored)) / self._rate(config) + self._launches(config)
+
+    def train(self, config: Config, tokens: float, pairs: float, scored: float) -> float:
+        work = 3 * sum(_work(config, tokens, pairs, scored))
+        return work / self._rate(config) + 3 * self._launches(config)
+
+    def optimizer(self, trained: float) -> float:
+        """Reads gradient, master and moments, writes master, moments and weights: 30 bytes a parameter."""
+        return 30 * trained / (READ * self.device.bytes_per_second)
+
+    def write(self, size: float) -> float:
+        return size / DISK
+
+    def _rate(self, config: Config) -> float:
+        per_token = flops_per_token(config, 1024)
+        return efficiency(conditions(config, per_token, self.device, 1)).likely * peak(self.device)
+
+    def _launches(self, config: Config) -> float:
+        return len(shapes(config).layers) * LAUNCHES * LAUNCH
+
+
+def _work(
+    config: Config, tokens: float, pairs: float, scored: float, *, absorbed: bool = False
+) -> tuple[float, float]:
+    """FLOPs of one forward pass inside the layers, and in the head."""
+    whole, seen = round(tokens), round(pairs)
+    return (
+        forward_flops(config, whole, seen, 0, absorbed=absorbed),
+        forward_flops(config, 0, 0, round(scored)),
+    )

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from farthing.cli import app
+from farthing.cost.runs_table import published_runs
+
+LARGE = {run.name: run.config for run in published_runs()}["llama2-70b"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LARGE))
+    return str(path)
+
+
+def farthing(*arguments):
+    return CliRunner().invoke(app, ["plan", *arguments])
+
+
+def test_json_is_one_object_and_nothing_else(config):
+    done = farthing(
+        config, "--tokens", "2T", "--seq-len", "4096", "--gpu", "a100-80gb", "--count", "1024", "--json"
+    )
+    assert done.exit_code == 0
+    data = json.loads(done.stdout)
+    assert data["fits"] is True
+    assert data["device_hours"]["low"] < 1_720_320 < data["device_hours"]["high"]  # its model card
+
+
+def test_a_plan_that_does_not_fit_is_printed_as_json_and_refused(config):
+    done = farthing(config, "--tokens", "2T", "--gpu", "4090", "--count", "8", "--json")
+    assert json.loads(done.stdout)["fits"] is False
+    assert "does not fit" in str(done.exception)
+    assert "use " in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "say what to plan"),
+        (("CONFIG",), "--tokens"),
+        (("CONFIG", "--tokens", "1T", "--gpu", "h1o0"), "did you mean h100"),
+        (("CONFIG", "--tokens", "15X"), "15X"),
+        (("CONFIG", "--tokens", "1T", "--price", "0"), "--price"),
+        (("CONFIG", "--tokens", "1T", "--set", "a=1"), "--set changes a recipe"),
+        (("--budget", "0"), "--budget"),
+        (("--budget", "5000", "--gpu", "h20"), "give --price"),
+    ],
+)
+def test_mistakes_are_said(config, arguments, said):
+    done = farthing(*(config if word == "CONFIG" else word for word in arguments))
+    assert said in str(done.exception)
+
+
+def test_a_budget_is_answered_by_every_law():
+    data = json.loads(farthing("--budget", "5000", "--json").stdout)
+    assert len(data["choices"]) == 4
+
+
+def test_the_examination_is_printed():
+    data = json.loads(farthing("--validate", "--json").stdout)
+    assert data["summary"]["model"]["runs"] == len(data["rows"]) == 44

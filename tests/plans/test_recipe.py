@@ -1,0 +1,224 @@
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from farthing import plans
+from farthing.cost import hardware
+from farthing.cost.calibrate import Calibration, Pace, save
+from farthing.errors import UserError
+from farthing.plans import config_of, plan
+from farthing.plans.recipe import beside_text, known_pass_rate, plan_beside_actual, plan_recipe, recipe_text
+from farthing.plans.stages import decoding_steps, survival
+from farthing.recipe import load, validate
+
+SMOLLM = {
+    "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+PACE = Pace(fixed=5e-4, flop=3e-12, head_fixed=1e-3, head_flop=3e-12)
+FOUND = Calibration(
+    date="2026-11-23", device="cpu: some", threads=2, torch="2.13.0", took=8.0, gemm_float32=1e11,
+    gemm_bfloat16=3e11, bandwidth=1e10, disk=4e8, small_op=1e-6, decode=PACE, prefill=PACE, train=PACE,
+    optimizer=1.5e-9,
+)  # fmt: skip
+CPU = hardware.find("cpu")
+QUICKSTART = load("quickstart")
+
+
+def planned(recipe=QUICKSTART, base=SMOLLM, device=CPU, calibration=FOUND, **more):
+    return plan_recipe(recipe, base, device, calibration, **more)
+
+
+# ---- lengths of answers ----
+
+
+@given(share=st.floats(0.01, 1), longest=st.integers(2, 4096))
+def test_answers_have_the_mean_that_was_asked_for(share, longest):
+    mean = max(1.0, share * longest)
+    q = survival(mean, longest)
+    total = longest if q == 1 else (1 - q**longest) / (1 - q)
+    assert total == pytest.approx(mean, rel=1e-3)
+
+
+@settings(max_examples=50)
+@given(answers=st.integers(1, 500), longest=st.integers(2, 200), share=st.floats(0.05, 1))
+def test_sampling_takes_as_long_as_its_longest_answer_or_longer(answers, longest, share):
+    mean = max(1.0, share * longest)
+    steps = decoding_steps(answers, 64, mean, longest)
+    assert steps >= mean * 0.999
+    assert steps >= answers * mean / 64 * 0.999
+    assert steps <= math.ceil(answers / 64) * longest * 1.001
+
+
+# ---- a recipe's plan ----
+
+
+def test_a_plan_adds_up_and_is_ordered():
+    found = planned()
+    for low, likely, high in found.by_activity().values():
+        assert low <= likely <= high
+    assert found.wall_seconds.likely == pytest.approx(sum(found.likely.values()))
+    assert found.usd.likely == pytest.approx(found.wall_seconds.likely * 0.08 / 3600)
+    assert found.fits
+    data = found.as_json()
+    json.dumps(data, allow_nan=False)
+    assert data["device_hours"]["likely"] == pytest.approx(found.wall_seconds.likely / 3600)
+    assert data["params_total"] == 134_515_008
+    assert "generate" in recipe_text(found)
+
+
+def test_twice_the_steps_are_twice_the_work():
+    twice = load("quickstart", ["stages.1.steps=160"])
+    one, two = planned().likely, planned(twice).likely
+    for activity in ("generate", "train"):
+        assert two[activity] == pytest.approx(2 * one[activity], rel=1e-6)
+    assert two["load"] == one["load"]
+    assert two["evaluate"] == one["evaluate"]
+
+
+def test_longer_answers_larger_groups_and_a_reference_cost_more():
+    base = planned().likely
+    assert (
+        planned(load("quickstart", ["stages.1.max_new_tokens=160"])).likely["generate"] > 2 * base["generate"]
+    )
+    assert planned(load("quickstart", ["stages.1.group=16"])).likely["train"] > base["train"]
+    assert planned(load("quickstart", ["stages.1.kl=0.1"])).likely["train"] > base["train"]
+
+
+def test_the_flops_are_those_that_a_real_run_booked():
+    """Three quickstart runs booked 16.2 to 18.1 TFLOP of training and 19.9 to 20.4 of sampling."""
+    [_, stage, _] = planned().stages
+    assert stage.flops == pytest.approx(37.2e12, rel=0.15)
+
+
+def test_a_recipe_from_nothing_is_planned_by_its_dial():
+    found = planned(load("tiny-deepseek"), None)
+    assert found.likely["train"] > 0
+    assert found.config["model_type"] == "deepseek_v3"
+    assert found.stages[0].name == "01-pretrain"
+
+
+def test_a_study_costs_all_its_trainings():
+    stage = {"kind": "study", "data": ["some.jsonl"], "size": "1M", "seeds": 1, "tokens": "1M"}
+    once = planned(validate({"name": "both", "stages": [stage]}), None)
+    thrice = planned(validate({"name": "both", "stages": [stage | {"seeds": 3}]}), None)
+    assert thrice.likely["train"] == pytest.approx(3 * once.likely["train"])
+    assert once.stages[0].tokens > 7e6  # four networks, two optimizers, a million tokens each
+
+
+def test_a_device_of_the_catalogue_is_limited_by_generation():
+    found = planned(device=hardware.find("h100"), calibration=None)
+    assert found.limited_by == "generation"
+    assert found.uncertainty > planned().uncertainty
+    assert found.price == 2.95
+
+
+def test_data_of_unknown_size_is_said():
+    data = {"name": "talk", "base": "x", "stages": [{"kind": "sft", "data": ["not-here.jsonl"]}]}
+    with pytest.raises(UserError, match=r"not-here.jsonl"):
+        planned(validate(data))
+
+
+# ---- what it refuses ----
+
+
+def test_rewards_that_are_never_earned_are_refused():
+    with pytest.raises(UserError, match=r"none of the answers right.*sft"):
+        planned(pass_rate=0.0)
+    with pytest.raises(UserError, match=r"--pass-rate 1\.5"):
+        planned(pass_rate=1.5)
+    assert planned(pass_rate=0.1).fits
+
+
+def test_an_earlier_run_tells_its_pass_rate(tmp_path):
+    assert known_pass_rate(tmp_path) is None
+    (tmp_path / "results.json").write_text(
+        json.dumps({"evaluations": [{"name": "after", "accuracy": 0.5}, {"name": "before", "accuracy": 0.0}]})
+    )
+    assert known_pass_rate(tmp_path) == 0.0
+
+
+def test_too_large_for_the_device_names_a_change(tmp_path, monkeypatch):
+    large = SMOLLM | {
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "intermediate_size": 28672,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(large))
+    monkeypatch.chdir(tmp_path)
+    recipe = load("quickstart", [f"base={tmp_path}"])
+    with pytest.raises(UserError, match=r"does not fit .* GB .*lora: 16"):
+        plan(recipe, device="4090")
+
+
+# ---- beside what it took ----
+
+
+def test_plan_and_actual_stand_side_by_side():
+    found = planned()
+    seconds = {"generate": 100.0, "train": 80.0, "idle": 2.0}
+    beside = plan_beside_actual(found, seconds, usd=0.004)
+    json.dumps(beside, allow_nan=False)
+    assert beside["by_activity"]["generate"] == pytest.approx(found.likely["generate"])
+    assert beside["by_activity"]["idle"] == 0
+    assert beside["actual"]["wall_seconds"] == 182
+    assert beside["actual"]["usd"] == 0.004
+    assert beside["ratio"] == pytest.approx(found.wall_seconds.likely / 182)
+    text = beside_text(beside)
+    assert "100 s" in text
+    assert "planned" in text
+
+
+# ---- names ----
+
+
+def test_a_config_is_found_as_file_folder_or_table(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM))
+    assert config_of(tmp_path / "config.json") == config_of(tmp_path) == SMOLLM
+    byname = plan(tmp_path / "config.json", tokens="1B", device="a100-40gb", count=8)
+    assert plan(SMOLLM, tokens=1e9, device="a100-40gb", count=8).flops == byname.flops
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", ""])
+def test_a_file_that_is_no_config_is_said(tmp_path, text):
+    (tmp_path / "broken.json").write_text(text)
+    with pytest.raises(UserError, match=r"broken.json.*give"):
+        config_of(tmp_path / "broken.json")
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        config_of(tmp_path / "nothing.json")
+
+
+def test_a_network_needs_tokens_and_a_recipe_needs_none():
+    with pytest.raises(UserError, match="--tokens"):
+        plan(SMOLLM)
+    with pytest.raises(UserError, match="leave --tokens"):
+        plan("quickstart", tokens="1B")
+
+
+def test_this_machine_is_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FARTHING_CACHE", str(tmp_path))
+    here = Calibration(**{**FOUND.__dict__, "device": hardware.detect().name})
+    save(here)
+    assert plans.this_machine() == here
+    measured = plan(SMOLLM, tokens="1M", device="cpu", count=1, seq_len=512)
+    assert measured.measured
+    assert measured.device_hours.likely > 0
+
+
+def test_a_run_is_planned_only_on_a_machine_that_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("FARTHING_CACHE", str(tmp_path))
+    assert plans.for_run(QUICKSTART, SMOLLM) is None
+    save(FOUND)  # of another machine
+    assert plans.for_run(QUICKSTART, SMOLLM) is None
+    save(Calibration(**{**FOUND.__dict__, "device": hardware.detect().name}))
+    found = plans.for_run(QUICKSTART, SMOLLM)
+    assert found is not None
+    assert found.wall_seconds.likely > 0
+    assert plans.for_run(QUICKSTART, {"model_type": "unheard of"}) is None
