@@ -78,8 +78,9 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
     read = read_dequantised(folder) if "quantization_config" in hf else read_tensors(folder)
     for name, tensor in read:
         if name not in places:
-            if name in ignored or name.endswith("rotary_emb.inv_freq"):
-                continue  # a copy of what is shared, or a buffer of old releases: nothing is lost without it
+            if name in ignored or name.endswith("rotary_emb.inv_freq") or not tensor.numel():
+                # a copy of what is shared, a buffer of old releases, or the shared experts of a model without any
+                continue
             raise UserError(
                 f"{folder}: tensor {name!r} is not part of a {hf['model_type']} model; is config.json its own?"
             )

@@ -50,7 +50,7 @@ def import_gguf(path: Path, folder: Path) -> Path:
     reader, metadata = open_gguf(path)
     try:
         config = _config(reader, metadata)
-        names = _names(config, config["model_type"])
+        names = tensor_table(config, config["model_type"])
         _check_tensors(reader, names)
         parameters = sum(math.prod(shape) for name, (_, shape) in names.items() if name in _by_name(reader))
         with new_folder(folder, needed_bytes=2 * parameters + 100 * config["vocab_size"]) as temporary:
@@ -215,7 +215,7 @@ def _llama3(divisors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]
     }
 
 
-def _names(config: dict[str, Any], architecture: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def tensor_table(config: dict[str, Any], architecture: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The file's tensor names -> (Hugging Face name, shape) for the tensors of a model of this family."""
     width, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q_rows, kv_rows = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim

@@ -29,6 +29,12 @@ _SYMBOLS_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _LLAMA3 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS_AND_SPACE}"
 _QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_SYMBOLS_AND_SPACE}"
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r'[!"#$%&' r"'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
@@ -37,30 +43,31 @@ _TEKKEN = (
 
 
 @dataclass(frozen=True)
-class _Rules:
-    """How a byte-level vocabulary cuts text: `split` is a pattern, or None for GPT-2's own."""
+class Rules:
+    """How a byte-level vocabulary cuts text: by each pattern of `split` in turn, or by GPT-2's where there is none."""
 
-    split: str | None = None
+    split: tuple[str, ...] = ()
     single_digits: bool = False
     whole_words: bool = False  # a word that is a token is taken whole, without merging
     add_bos: bool = False  # unless the file says otherwise
     nfc: bool = False
 
 
-_LLAMA3_RULES = _Rules(_LLAMA3, whole_words=True, add_bos=True)
-_QWEN2_RULES = _Rules(_QWEN2, nfc=True)
+_LLAMA3_RULES = Rules((_LLAMA3,), whole_words=True, add_bos=True)
+_QWEN2_RULES = Rules((_QWEN2,), nfc=True)
 RULES = {
-    "gpt-2": _Rules(),
-    "smollm": _Rules(single_digits=True),
-    "starcoder": _Rules(single_digits=True),
+    "gpt-2": Rules(),
+    "smollm": Rules(single_digits=True),
+    "starcoder": Rules(single_digits=True),
     "llama-bpe": _LLAMA3_RULES,
     "llama3": _LLAMA3_RULES,
     "llama-v3": _LLAMA3_RULES,
     "falcon3": _LLAMA3_RULES,
-    "smaug-bpe": _Rules(_LLAMA3),
+    "smaug-bpe": Rules((_LLAMA3,)),
     "qwen2": _QWEN2_RULES,
     "deepseek-r1-qwen": _QWEN2_RULES,
-    "tekken": _Rules(_TEKKEN, whole_words=True, add_bos=True),
+    "deepseek-v3": Rules(_DEEPSEEK3, add_bos=True),
+    "tekken": Rules((_TEKKEN,), whole_words=True, add_bos=True),
 }
 
 
@@ -174,16 +181,15 @@ def _bpe(vocabulary: dict[str, int], merges: list[Any], **options: Any) -> "BPE"
         raise UserError(f"the .gguf's vocabulary is damaged ({error}); download it again") from None
 
 
-def _cutter(rules: _Rules) -> "PreTokenizer":
+def _cutter(rules: Rules) -> "PreTokenizer":
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
     steps: list[PreTokenizer] = []
     if rules.single_digits:
         steps.append(Digits(individual_digits=True))
-    if rules.split is not None:
-        steps.append(Split(Regex(rules.split), behavior="isolated"))
-    steps.append(ByteLevel(add_prefix_space=False, use_regex=rules.split is None))
+    steps += [Split(Regex(pattern), behavior="isolated") for pattern in rules.split]
+    steps.append(ByteLevel(add_prefix_space=False, use_regex=not rules.split))
     return Sequence(steps)
 
 

@@ -1,0 +1,140 @@
+"""A folder's tokenizer in a .gguf: the same ids in llama.cpp, and refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from farthing.errors import UserError
+from farthing.weights.folder import read_json, write_json
+from farthing.weights.gguf_export import export_gguf
+from farthing.weights.gguf_tokenizer import RULES, build_tokenizer
+from farthing.weights.gguf_vocabulary import tokenizer_metadata
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer_folder: Path) -> Path:
+    """A copy of the tokenizer's files, with a config beside them."""
+    for path in tokenizer_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_json(tmp_path / "config.json", {"model_type": "llama", "bos_token_id": 0, "eos_token_id": 1})
+    return tmp_path
+
+
+def change(folder: Path, key: str, value: Any, file: str = "tokenizer.json") -> Path:
+    """The file with the value of a dotted key changed."""
+    data = read_json(folder / file)
+    *path, last = key.split(".")
+    at: Any = data
+    for step in path:
+        at = at[int(step) if isinstance(at, list) else step]
+    at[last] = value
+    write_json(folder / file, data)
+    return folder
+
+
+def said(action: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_llama_cpp_cuts_text_as_the_folder_does(
+    make_folder: Make, tmp_path: Path, strings: list[str], llama_cpp: Callable[..., list[dict[str, Any]]]
+) -> None:
+    folder = make_folder("llama")
+    export_gguf(folder, tmp_path / "m.gguf")
+    [file] = llama_cpp([tmp_path / "m.gguf"], texts=strings)
+    ours = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text, ids in zip(strings, file["texts"], strict=True):
+        assert ours.encode(text, add_special_tokens=False).ids == ids, text
+    assert file["metadata"]["tokenizer.ggml.pre"] == "smollm"
+    assert file["metadata"]["tokenizer.ggml.add_bos_token"] == "true"
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_way_of_cutting_is_recognised(name: str, folder: Path, strings: list[str]) -> None:
+    """Its tokenizer.json, written by our importer, gets a name of the same rules back."""
+    metadata = tokenizer_metadata(folder, 336) | {"tokenizer.ggml.pre": name}
+    tokenizer, _ = build_tokenizer(metadata)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if k != "llama_cpp_pre"})
+    found = tokenizer_metadata(folder, 336)["tokenizer.ggml.pre"]
+    assert (RULES[found].split, RULES[found].single_digits, RULES[found].whole_words) == (
+        RULES[name].split, RULES[name].single_digits, RULES[name].whole_words
+    )  # fmt: skip
+
+
+def test_the_ids_mean_what_they_meant(folder: Path) -> None:
+    metadata = tokenizer_metadata(folder, 336)
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    assert len(tokens) == len(types) == 336
+    assert all(tokens[number] == token for token, number in vocabulary.items())
+    assert [types[vocabulary[token]] for token in ("<｜User｜>", "<think>", "a")] == [3, 4, 1]
+    assert (tokens[335], types[335]) == ("[PAD335]", 5), "the model is wider than its tokenizer"
+    assert metadata["tokenizer.ggml.bos_token_id"] == 0
+    assert metadata["tokenizer.ggml.eos_token_id"] == 1
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    assert metadata["tokenizer.ggml.add_eos_token"] is False
+    assert "<｜Assistant｜>" in metadata["tokenizer.chat_template"]
+
+
+def test_every_id_that_ends_an_answer_is_kept(folder: Path) -> None:
+    change(folder, "eos_token_id", [7, 1, 4], "generation_config.json")
+    metadata = tokenizer_metadata(folder, 336)
+    found = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
+    assert found == [1, 7, 4], "the tokenizer's own first"
+
+
+def test_the_name_a_folder_claims(folder: Path) -> None:
+    assert change(folder, "llama_cpp_pre", "starcoder", "tokenizer_config.json")
+    assert tokenizer_metadata(folder, 336)["tokenizer.ggml.pre"] == "starcoder", "of the same rules as smollm"
+    change(folder, "llama_cpp_pre", "qwen2", "tokenizer_config.json")
+    assert tokenizer_metadata(folder, 336)["tokenizer.ggml.pre"] == "smollm", "not what its rules are"
+    change(folder, "pre_tokenizer.pretokenizers.0.individual_digits", False)
+    assert "no name for" in said(lambda: tokenizer_metadata(folder, 336))
+    change(folder, "llama_cpp_pre", "exaone4", "tokenizer_config.json")
+    assert tokenizer_metadata(folder, 336)["tokenizer.ggml.pre"] == "exaone4", (
+        "unknown here: the author's word"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("pre_tokenizer", None, "no name for"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "no name for"),
+        ("pre_tokenizer.pretokenizers.1.add_prefix_space", True, "no name for"),
+        ("pre_tokenizer.pretokenizers.1.use_regex", False, "no name for"),
+        ("model.byte_fallback", True, "byte-level"),
+        ("model.type", "Unigram", "byte-level"),
+        ("model.merges", ..., "not a BPE"),
+        ("model", None, "not a BPE"),
+    ],
+)
+def test_other_makes_are_refused(key: str, value: Any, named: str, folder: Path) -> None:
+    if value is ...:
+        data = read_json(folder / "tokenizer.json")
+        del data["model"]["merges"]
+        write_json(folder / "tokenizer.json", data)
+    else:
+        change(folder, key, value)
+    assert named in said(lambda: tokenizer_metadata(folder, 336))
+
+
+def test_a_tokenizer_that_is_not_there_or_not_its_own(folder: Path) -> None:
+    assert "belongs to it" in said(lambda: tokenizer_metadata(folder, 300))
+    (folder / "tokenizer.json").write_text(json.dumps([1]))
+    assert "JSON object" in said(lambda: tokenizer_metadata(folder, 336))
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    assert "save_pretrained" in said(lambda: tokenizer_metadata(folder, 336))
+    (folder / "tokenizer.model").unlink()
+    assert "no tokenizer" in said(lambda: tokenizer_metadata(folder, 336))
