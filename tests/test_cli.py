@@ -219,7 +219,9 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def evaluate_source(source: str, tasks: Any, n: int, **settings: Any) -> dict[str, Any]:
         seen.append((source, {name: setting.weight for name, setting in tasks.items()}, n, settings))
-        counts = {"n": n, "right": 1, "wrong": 2, "unparsed": 3, "cut_off": 4}
+        counts: dict[str, Any] = {"n": n, "right": 1, "wrong": 2, "unparsed": 3, "cut_off": 4}
+        if settings["speculate"]:
+            counts["acceptance"] = [0.9, 0.25]
         return {**counts, "accuracy": 0.1, "ci95": [0.05, 0.2]}
 
     module(monkeypatch, "farthing.evaluate", evaluate_source=evaluate_source)
@@ -253,7 +255,15 @@ def test_eval_with_a_recipe_asks_as_it_does(run: Run, evaluations: list[Any]) ->
         "max_new_tokens": stage.max_new_tokens,
         "temperature": 0.0,
         "seed": 5,
+        "speculate": 0,
     }
+
+
+def test_eval_says_how_often_guesses_were_right(run: Run, evaluations: list[Any]) -> None:
+    code, out, _ = run("eval", "some/folder", "--tasks", "chain_sum", "--n", "10", "--speculate", "2")
+    assert code == 0
+    assert out.endswith("4 cut off; guesses right 90%, 25%\n")
+    assert evaluations[0][3]["speculate"] == 2
 
 
 # ---- recipes ----

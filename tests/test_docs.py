@@ -39,7 +39,15 @@ def shown_commands() -> list[str]:
     return [line.split("| ")[-1] for line in lines if "farthing " in line]
 
 
-MODELS = {"The recipe": recipe.Recipe, "`kind: grpo`": recipe.Grpo, "`evaluate`": recipe.Evaluate}
+MODELS = {
+    "The recipe": recipe.Recipe,
+    "`kind: pretrain`": recipe.Pretrain,
+    "`kind: study`": recipe.Study,
+    "`kind: sft`": recipe.Sft,
+    "Sources of data": recipe.Source,
+    "`kind: grpo`": recipe.Grpo,
+    "`evaluate`": recipe.Evaluate,
+}
 
 
 @pytest.mark.parametrize("heading", MODELS)

@@ -139,3 +139,24 @@ def test_sparkline_bounds() -> None:
 @given(st.lists(st.none() | st.floats()))
 def test_a_sparkline_has_one_character_a_value(values: list[float | None]) -> None:
     assert len(sparkline(values)) == len(values)
+
+
+def test_a_stage_that_predicts_text_shows_its_loss_in_a_hundred_lines_at_most() -> None:
+    plain, out = console(False)
+    with LiveView(1000, plain) as view:
+        for step in range(1, 1001):
+            line = {"step": step, "loss": 3.0, "tokens": step * 10, "tokens_per_second": 50.0, "seconds": 0.1}
+            view.update(line | ({"val_bits_per_byte": 1.25} if step % 200 == 0 else {}))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 100
+    assert lines[-1].startswith("step 1000/1000  loss 3  bits per byte 1.25  tokens 10.0 k  tokens/s 50")
+    assert "reward" not in out.getvalue()
+
+
+def test_a_terminal_draws_the_loss() -> None:
+    terminal, out = console(True)
+    with LiveView(2, terminal) as view:
+        view.update({"step": 1, "loss": 3.0})
+        view.update({"step": 2, "loss": 1.5})
+    assert "loss" in out.getvalue()
+    assert "reward" not in out.getvalue()

@@ -26,7 +26,13 @@ import yaml
 
 import farthing
 from farthing import cli, recipe
+from farthing._yaml import parse_text
+from farthing.cost import hardware
+from farthing.cost.plan import parse_amount
+from farthing.cost.spend import Entry
+from farthing.cost.written import validated
 from farthing.tasks.generators import SCORERS
+from farthing.weights.export import FORMATS, TYPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -172,11 +178,42 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         assert asked["source"] is None or is_source(asked["source"]), "no such model"
         assert name == "chat" or (asked["tasks"] is None) != (asked["recipe"] is None), "tasks or recipe"
         return None
+    if name in ("plan", "calibrate") and not {"--help", "--validate", "--budget"} & set(rest):
+        asked = (
+            COMMANDS[name].make_context(name, list(rest)).params
+        )  # a plan may measure this machine, so is not run
+        if asked.get("gpu"):
+            hardware.find(asked["gpu"])
+        if asked.get("tokens"):
+            parse_amount(asked["tokens"], "--tokens")
+        assert (
+            name == "calibrate" or is_config(asked["what"]) or recipe.load(asked["what"], asked["set_"] or ())
+        )
+        return None
+    if name in ("ledger", "compare") and "--help" not in rest:
+        asked = COMMANDS[name].make_context(name, list(rest)).params
+        assert all(is_source(each) for each in asked["runs"]), "no such run"
+        for entry in [asked["add"]] if asked.get("add") else []:
+            validated(Entry, {"date": "2026", **parse_text(entry, "shown")}, "shown")
+        return None
+    if name in ("export", "inspect") and "--help" not in rest:
+        asked = COMMANDS[name].make_context(name, list(rest)).params
+        assert is_source(asked["source"]), "no such model"
+        assert asked.get("to", "gguf") in FORMATS, "no such format"
+        assert asked.get("kind", "f16") in TYPES, "no such type"
+        return None
     if name == "run" and not {"--dry-run", "--help"} & set(rest):
         run([sys.executable, "-m", "farthing", "run", *rest, "--dry-run"], folder)
         return None
-    assert name in ("run", "recipes", "--version", "--help", "-h") or "--help" in rest, f"farthing {name}"
+    assert name in ("run", "recipes", "claim", "plan", "--version", "--help", "-h") or "--help" in rest, (
+        f"farthing {name}"
+    )
     return run([sys.executable, "-m", "farthing", *arguments], folder)
+
+
+def is_config(what: str) -> bool:
+    """True for a reader's own config.json or a model that a plan is asked about."""
+    return what.endswith(".json") or what.startswith(("hf:", "pypi:"))
 
 
 def is_source(source: str) -> bool:
@@ -294,8 +331,12 @@ WRONG = {
     "echo hello | farthing chat --loud": "No such option",
     "farthing chat runs/nobody": "no such model",
     "farthing eval quickstart": "tasks or recipe",
+    "farthing export runs/quickstart --to onnx": "no such format",
+    "farthing inspect runs/nobody": "no such model",
     "farthing eval quickstart --tasks no_such_task": "no such task",
     "farthing run no-such-recipe": "no-such-recipe",
+    "farthing ledger runs/nobody": "no such run",
+    "farthing claim no-such-claim": "no such claim",
     "farthing run quickstart --set stages.1.learning_rat=1": "no such key",
     "farthing tune": "farthing tune",
     "make no-such-target": "No rule to make target",

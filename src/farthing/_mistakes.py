@@ -26,6 +26,7 @@ _WANTS = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "text", "dict_type": "a table", "list_type": "a list",
     "model_type": "a table", "tuple_type": "a list of two numbers", "finite_number": "a finite number",
+    "model_attributes_type": "a table",
 }  # fmt: skip
 _BOUNDS = {
     "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
@@ -39,9 +40,16 @@ def sentence(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
     path = _path(problem["loc"], data, keep_last=kind == "missing" or kind in UNKNOWN_KEY)
     where = ".".join(path)
     if kind in UNKNOWN_KEY:
-        return f"{where}: no such key; {_right_key(root, path)}"
+        return f"{where}: no such key; {_right_key(root, path, data)}"
+    if kind == "union_tag_not_found":
+        return f"{where}.kind: is missing (the kinds are {', '.join(_kinds(root, path))})"
+    if kind == "union_tag_invalid":
+        kinds, said = _kinds(root, path), value.get("kind") if isinstance(value, dict) else value
+        hint = nearest(str(said), kinds)
+        allowed = ", ".join(f"'{name}'" for name in kinds[:-1]) + f" or '{kinds[-1]}'"
+        return f"{where}.kind: must be {allowed}, got {given(said)}" + (f"; {hint}" if hint else "")
     if kind == "missing":
-        models = [model for model in _models_at(root, path[:-1]) if path[-1] in model.model_fields]
+        models = [model for model in _models_at(root, path[:-1], data) if path[-1] in model.model_fields]
         meaning = models[0].model_fields[path[-1]].description if models else None
         return f"{where}: is missing" + (f" ({meaning})" if meaning else "")
     if kind == "literal_error":
@@ -49,7 +57,7 @@ def sentence(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
         hint = nearest(str(value), words)
         return f"{where}: must be {context['expected']}, got {given(value)}" + (f"; {hint}" if hint else "")
     if kind == "value_error":
-        return f"{where}: {context['error']}"
+        return f"{where}: {context['error']}" if where else f"{context['error']}"
     if kind == "string_pattern_mismatch":
         return f"{where}: must be letters, digits, '.', '_' and '-' only, at most 64, got {given(value)}"
     if kind in _BOUNDS:
@@ -77,17 +85,36 @@ def _path(loc: Sequence[int | str], data: Any, keep_last: bool) -> list[str]:
     return path
 
 
-def _models_at(root: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
-    """The models whose keys may stand at `path`."""
+def _models_at(root: type[BaseModel], path: Sequence[str], data: Any) -> list[type[BaseModel]]:
+    """The models whose keys may stand at `path`: of those told apart by `kind`, the one that `data` names."""
     hints: list[Any] = [root]
     for part in path:
         hints = [inner for hint in hints for inner in _inside(hint, part)]
-    return [
+        data = _child(data, part)
+    models = [
         model
         for hint in hints
         for model in _variants(hint)
         if isinstance(model, type) and issubclass(model, BaseModel)
     ]
+    kind = data.get("kind") if isinstance(data, dict) else None
+    return [model for model in models if kind in _literals(model)] or models
+
+
+def _child(data: Any, part: str) -> Any:
+    if isinstance(data, dict):
+        return data.get(part)
+    known = isinstance(data, list) and part.isdecimal() and 1 <= int(part) <= len(data)
+    return data[int(part) - 1] if known else None
+
+
+def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The words that a model's `kind` may be; none where it has no such key."""
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+
+
+def _kinds(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    return [word for model in _models_at(root, path, None) for word in _literals(model)]
 
 
 def _variants(hint: Any) -> Iterator[Any]:
@@ -108,15 +135,15 @@ def _inside(hint: Any, part: str) -> Iterator[Any]:
             yield variant.model_fields[part].annotation
 
 
-def _right_key(root: type[BaseModel], path: Sequence[str]) -> str:
+def _right_key(root: type[BaseModel], path: Sequence[str], data: Any) -> str:
     key = path[-1]
-    fields = [name for model in _models_at(root, path[:-1]) for name in model.model_fields]
+    fields = [name for model in _models_at(root, path[:-1], data) for name in model.model_fields]
     if _OTHER_NAMES.get(key) in fields:
         return f"did you mean {_OTHER_NAMES[key]}?"
     if len(path) == 1:  # a key of a stage or of evaluate, written one level too far out
         for parent in (["stages", "1"], ["evaluate"]):
             for name in (key, _OTHER_NAMES.get(key)):
-                if any(name in model.model_fields for model in _models_at(root, parent)):
+                if any(name in model.model_fields for model in _models_at(root, parent, data)):
                     return f"did you mean {'.'.join(parent)}.{name}?"
     return nearest(key, fields) or f"there are {', '.join(fields)}"
 

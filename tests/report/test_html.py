@@ -251,7 +251,7 @@ def test_what_is_missing_is_said_in_a_sentence(build_run, missing, said, empty):
             (run / name).unlink()
     page = Page(write_report(run))
     assert said in page.words
-    assert len(page.all("section")) == 8
+    assert len(page.all("section")) == 9
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path):

@@ -190,24 +190,28 @@ def test_learning_rates() -> None:
     assert cosine[5] == pytest.approx(1.0)
     assert all(a > b > 0 for a, b in itertools.pairwise(cosine))
     assert learning_rate(10, 10, 2.0, 0, "cosine") == pytest.approx(0)
+    assert rates("wsd", warmup=2) == pytest.approx([1.0, *[2.0] * 8, 1.0])
+    late = [learning_rate(step, 50, 1.0, 0, "wsd") for step in (0, 39, 40, 41, 49, 50)]
+    assert late == pytest.approx([1, 1, 1, 0.9, 0.1, 0])
     assert rates("cosine", warmup=10) == pytest.approx([0.2 * step for step in range(1, 11)])
 
 
-def test_muon_of_a_stack_is_torchs_muon_of_each_matrix() -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(5, 7), (9, 7)])  # wide and tall
+def test_muon_of_a_stack_is_torchs_muon_of_each_matrix(rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    stack = nn.Parameter(torch.randn(3, 2 * 5, 7, generator=generator))
-    apart = [nn.Parameter(half.detach().clone()) for matrix in stack for half in matrix.split(5)]
-    ours = StackedMuon([{"params": [stack], "rows": 5}], lr=1e-2, weight_decay=0.1)
+    stack = nn.Parameter(torch.randn(3, 2 * rows, columns, generator=generator))
+    apart = [nn.Parameter(half.detach().clone()) for matrix in stack for half in matrix.split(rows)]
+    ours = StackedMuon([{"params": [stack], "rows": rows}], lr=1e-2, weight_decay=0.1)
     theirs = torch.optim.Muon(apart, lr=1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         grad = torch.randn(stack.shape, generator=generator)
         stack.grad = grad
-        for parameter, part in zip(apart, grad.view(-1, 5, 7), strict=True):
+        for parameter, part in zip(apart, grad.view(-1, rows, columns), strict=True):
             parameter.grad = part.clone()
         ours.step()
         theirs.step()
     # torch's products are single ones in bfloat16, ours batched: they round differently
-    torch.testing.assert_close(stack.view(-1, 5, 7), torch.stack(apart), atol=4e-3, rtol=0)
+    torch.testing.assert_close(stack.view(-1, rows, columns), torch.stack(apart), atol=4e-3, rtol=0)
 
 
 def test_muon_takes_expert_stacks_and_leaves_routers_to_adamw() -> None:

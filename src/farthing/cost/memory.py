@@ -25,9 +25,10 @@ Optimizer = Literal["adamw", "muon"]
 
 CHUNK_BYTES = 256 << 20  # of logits at a time; train.losses has the same figure, and a test compares them
 # Measured in 2026-11 with torch 2.13 and glibc 2.36 on x86-64 Linux: what is resident after importing the package;
-# what oneDNN's buffers and the heap's holes add to the tensors, as a constant and as a share of them; and the share
-# of activations that it adds under LoRA, where each linear map makes its result three times.
-CPU_IMPORTS, CPU_BUFFERS, CPU_WASTE, CPU_LORA_WASTE = 245 << 20, 120 << 20, 0.2, 0.35
+# what oneDNN's buffers and the heap's holes add to the tensors, as a constant and as a share of them; and what they
+# add besides under LoRA, where each linear map makes its result three times: a constant, a share of activations.
+CPU_IMPORTS, CPU_BUFFERS, CPU_WASTE = 245 << 20, 120 << 20, 0.1
+CPU_LORA_BUFFERS, CPU_LORA_WASTE = 100 << 20, 0.2
 _FLOAT = 4
 
 
@@ -140,8 +141,9 @@ def memory(
         copies += (1 + reference) * _packed_share(s, rank)
     fullest = replace(fullest, weights=int(fullest.weights * copies))
     if code == "farthing-cpu":
-        passing = fullest.activations + fullest.logits
-        waste = CPU_WASTE * fullest.total + (CPU_LORA_WASTE * passing if rank else 0)
+        waste = CPU_WASTE * fullest.total
+        if rank:
+            waste += CPU_LORA_BUFFERS + CPU_LORA_WASTE * (fullest.activations + fullest.logits)
         fullest = replace(fullest, runtime=CPU_IMPORTS + CPU_BUFFERS + int(waste))
     return fullest
 

@@ -114,8 +114,8 @@ def _shares(run: Run) -> list[Share]:
     readable = [one for one in both if outcome(one[0]) in PARSEABLE]
     unread = [one for one in both if outcome(one[0]) not in PARSEABLE]
     return [
-        share("the base already gave a readable answer", readable),
-        share("the base gave none", unread),
+        share(f"the {run.first} already gave a readable answer", readable),
+        share(f"the {run.first} gave none", unread),
         share("all questions", both),
     ] if both else []  # fmt: skip
 

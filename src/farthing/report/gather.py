@@ -104,6 +104,11 @@ class Run:
     before: list[Json]  # lines of evaluations/before.jsonl
     after: list[Json]
 
+    @property
+    def first(self) -> str:
+        """What the run's model is compared with: the base, or where it started from nothing a stage's model."""
+        return "base" if self.recipe.get("base") is not None or not self.recipe else "fine-tuned model"
+
     def evaluation(self, name: str) -> Evaluation | None:
         """The evaluation "before" or "after": from results.json, else counted from its lines, else None."""
         for entry in rows(self.results.get("evaluations")):

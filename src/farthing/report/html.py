@@ -13,8 +13,9 @@ import jinja2
 from markupsafe import Markup
 
 from farthing.errors import UserError
-from farthing.report import answers, humane, training
+from farthing.report import answers, humane, study, training
 from farthing.report.bill import Bill, bill
+from farthing.report.cost_page import CostPage, cost_page
 from farthing.report.gather import Run, gather, number, rows, text
 
 
@@ -32,7 +33,7 @@ def write_report(run_dir: Path) -> Path:
     if not any((run_dir / name).exists() for name in known):
         raise UserError(f"{run_dir} holds no run (none of {', '.join(known)}); give a run directory.")
     run = gather(run_dir)
-    page = render(run, bill(run_dir, run.results))
+    page = render(run, bill(run_dir, run.results), cost_page(run_dir, run.results))
     target = run_dir / "report.html"
     partial = run_dir / ".report.html.part"
     partial.write_text(page, encoding="utf-8")
@@ -40,7 +41,7 @@ def write_report(run_dir: Path) -> Path:
     return target
 
 
-def render(run: Run, the_bill: Bill | None) -> str:
+def render(run: Run, the_bill: Bill | None, cost: CostPage | None) -> str:
     """The page as text."""
     files = importlib.resources.files("farthing.report")
     environment = jinja2.Environment(
@@ -54,13 +55,15 @@ def render(run: Run, the_bill: Bill | None) -> str:
     found = answers.samples(run)
     result = answers.result(run)
     outcomes = answers.outcomes(run)
+    studies = study.sections(run.folder)
     judged = any(row.outcomes.counts["other"] for _, bars in outcomes or [] for row in bars)
     return template.render(
         css=Markup((files / "report.css").read_text(encoding="utf-8")),  # ours, not from a run
         run=run,
         setting=_setting(run),
         result=result,
-        unfinished=_unfinished(run),
+        unfinished=studies[0].headline if studies and not run.evaluation("after") else _unfinished(run),
+        studies=studies,
         figures=_figures(result, the_bill),
         outcomes=outcomes,
         outcome_names=[
@@ -71,6 +74,7 @@ def render(run: Run, the_bill: Bill | None) -> str:
         sample_sentence=_sample_sentence(*found) if found else "",
         kinds=answers.KINDS,
         bill=the_bill,
+        cost=cost,
         audit=training.audit(run),
         sync=training.sync(run),
         facts=training.facts(run),
@@ -80,7 +84,8 @@ def render(run: Run, the_bill: Bill | None) -> str:
 
 def _setting(run: Run) -> list[str]:
     """The line under the title: base, stages, device, start."""
-    said = [f"from {text(run.recipe['base'])}" if run.recipe.get("base") else ""]
+    base = run.recipe.get("base")
+    said = [f"from {text(base)}" if base else "from nothing" if run.recipe else ""]
     for stage in rows(run.recipe.get("stages")):
         steps = number(stage.get("steps"))
         length = "" if steps is None else f", {humane.plural(int(steps), 'step')}"
@@ -92,8 +97,8 @@ def _setting(run: Run) -> list[str]:
 def _unfinished(run: Run) -> str:
     """The headline of a run that was not evaluated both before and after."""
     for name, who, lacking in (
-        ("before", "The base", "the trained model has not been evaluated yet"),
-        ("after", "The trained model", "the base was not evaluated, so nothing is known about the gain"),
+        ("before", f"The {run.first}", "the trained model has not been evaluated yet"),
+        ("after", "The trained model", f"the {run.first} was not evaluated, so nothing is known about the gain"),
     ):
         if evaluation := run.evaluation(name):
             share = humane.percent(evaluation.overall.accuracy)

@@ -5,9 +5,12 @@ hole in a file shows as a hole. Negative numbers carry a true minus sign.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from farthing.cost.bill import amount, human_count, human_seconds
+
+Writer = Callable[[float | None], str]
 
 MISSING = "–"
 MINUS = "−"

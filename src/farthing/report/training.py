@@ -35,8 +35,9 @@ class StageCurves:
     missing: list[str]
 
 
-CURVES: list[tuple[str, str, str, Callable[[float], str], float | None, str]] = [
-    # key, title, axis label, how a value is written, ceiling, gloss
+Curve = tuple[str, str, str, Callable[[float], str], float | None, str]
+# key, title, axis label, how a value is written, ceiling, gloss
+CURVES: list[Curve] = [
     ("reward", "Reward", "mean reward", humane.short, None,
      "What the verifier paid per answer, averaged over the step."),
     ("right", "Answers right", "share right", lambda y: humane.percent(y, 0), 1.0,
@@ -52,6 +53,21 @@ CURVES: list[tuple[str, str, str, Callable[[float], str], float | None, str]] = 
     ("kl", "Distance from the start", "KL, nats per token", humane.short, None,
      "Divergence from the reference model."),
 ]  # fmt: skip
+TEXT_CURVES: list[Curve] = [
+    ("loss", "Loss", "nats per token", humane.short, None,
+     "How badly the next token was predicted, on the step's own text."),
+    ("val_bits_per_byte", "Validation", "bits per byte", humane.short, None,
+     "The same on text kept apart, for each byte of it, whatever the tokenizer."),
+    ("mtp_loss", "Loss further ahead", "nats per token", humane.short, None,
+     "Of the modules that predict the tokens after the next."),
+    ("load_worst", "Busiest expert", "times the mean", humane.short, None,
+     "Tokens of the busiest expert over the mean, in the layer where they differ most; 1 is perfect balance."),
+    ("grad_norm", "Gradient norm", "L2 norm", humane.short, None,
+     "Size of the update before clipping; spikes are steps that tried to go far."),
+    ("lr", "Learning rate", "peak and schedule", humane.short, None,
+     "As the schedule set it."),
+]  # fmt: skip
+OPTIONAL = ("kl", "val_bits_per_byte", "mtp_loss", "load_worst", "lr")  # not every stage has them: no hole
 
 
 def series(lines: list[Json], key: str) -> list[charts.Point]:
@@ -64,12 +80,11 @@ def curves(run: Run) -> list[StageCurves]:
     stages = []
     for stage, lines in run.metrics.items():
         panels, missing = [], []
-        for key, title, label, value_text, ceiling, gloss in CURVES:
+        wanted = TEXT_CURVES if any("loss" in line for line in lines) else CURVES
+        for key, title, label, value_text, ceiling, gloss in wanted:
             points = series(lines, key)
             if not points:
-                missing += (
-                    [title.lower()] if key != "kl" else []
-                )  # no reference model, no distance: not a hole
+                missing += [] if key in OPTIONAL else [title.lower()]
                 continue
             lowest, highest = min(y for _, y in points), max(y for _, y in points)
             describe = (
@@ -200,7 +215,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
 def built_from(run: Run) -> list[tuple[str, str]]:
     """lineage.json as pairs of a part and where it is from: source, version, licence, hashes."""
     parts = [("weights", mapping(run.lineage.get("base")))]
-    parts += [("questions", entry) for entry in rows(run.lineage.get("data"))]
+    for entry in rows(run.lineage.get("data")):
+        parts.append(
+            ("questions" if text(entry.get("source")).startswith("reasoning-gym:") else "text", entry)
+        )
     parts += [("teacher", entry) for entry in rows(run.lineage.get("teachers"))]
     found = []
     for name, entry in parts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 256 << 20  # of float32 logits at a time; fewer chunks means fewer sums over the head's gradient
@@ -60,6 +61,19 @@ def token_logprobs(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor, temper
     """log p(target) under softmax(hidden @ head.T / temperature), [M] float32, differentiable in hidden and
     head."""
     return _TokenLogprobs.apply(hidden_MC, head_VC, targets_M, temperature)
+
+
+def next_token_losses(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor) -> Tensor:
+    """-log p(target) for each row, [M] float32 nats.
+
+    torch's fused loss (2.13 and later) keeps the logits for the backward pass, which is faster as long as they are few;
+    else they are computed twice.
+    """
+    fused = getattr(F, "linear_cross_entropy", None)
+    if fused is None or len(targets_M) * head_VC.shape[0] * head_VC.element_size() > CHUNK_BYTES:
+        return -token_logprobs(hidden_MC, head_VC, targets_M)
+    losses: Tensor = fused(hidden_MC, head_VC, targets_M, reduction="none")
+    return losses.float()
 
 
 def k3(logprobs_M: Tensor, reference_M: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class StackedMuon(torch.optim.Optimizer):
                 update = orthogonalised(matrices)
                 scale = 0.2 * max(matrices.shape[1:]) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
 
 
 def orthogonalised(matrices_BMN: Tensor) -> Tensor:

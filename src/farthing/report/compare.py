@@ -1,0 +1,262 @@
+"""Cost against quality of real runs: what each cost, what it gets right, and which differences are real.
+
+Two runs are compared question by question where they were asked the same ones; an interval that holds zero
+means that chance alone could have made the difference. What a run cost is its ledger, failures included,
+and what was entered by hand.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import itertools
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from farthing.cost import spend
+from farthing.errors import UserError
+from farthing.report import humane
+from farthing.report.frontier import Dot, best_for_the_money, frontier
+from farthing.report.gather import Json, gather, mapping, number, outcome, pair, text
+
+_Key = tuple[str, str, int]
+FEW = 30  # questions in common; with fewer an interval says little
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One run: its bill and its score on the questions it was asked after training."""
+
+    name: str
+    usd: float
+    seconds: float
+    n: int
+    accuracy: float
+    ci95: tuple[float, float]
+    before: float | None
+    gain: float | None
+    gain_ci95: tuple[float, float] | None
+    """Paired with its own base, as the run recorded it."""
+    tasks: tuple[str, ...]
+    """What it was asked; accuracies on other tasks are not on one scale."""
+    on_frontier: bool = False
+
+    @property
+    def points_per_dollar(self) -> float | None:
+        """Percentage points gained a dollar; None where no gain was recorded or nothing was paid."""
+        return 100 * self.gain / self.usd if self.gain is not None and self.usd else None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs on the questions that both were asked."""
+
+    first: str
+    second: str
+    n: int
+    difference: float | None
+    """Accuracy of the second less that of the first; None where nothing is common."""
+    ci95: tuple[float, float] | None
+    usd: float
+    """What the second cost more."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs, cheapest first, and every pair of them."""
+
+    runs: list[Contender]
+    pairs: list[Pair]
+    left_out: list[str]
+
+    @property
+    def caution(self) -> str:
+        """Said where the runs were not all asked the same tasks."""
+        if len({run.tasks for run in self.runs}) == 1:
+            return ""
+        return (
+            "The runs were not asked the same tasks, so their accuracies are not on one scale: "
+            "best for the money is among those that were"
+        )
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare run directories.
+
+    Raises UserError when a directory is no run, or fewer than two have both a ledger and an evaluation.
+    """
+    found: list[tuple[Contender, dict[_Key, bool]]] = []
+    left_out = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no directory; give run directories")
+        read = _contender(folder)
+        if isinstance(read, str):
+            left_out.append(read)
+        else:
+            found.append(read)
+    if len(found) < 2:
+        why = f" ({'; '.join(left_out)})" if left_out else ""
+        raise UserError(f"two runs with a ledger and an evaluation are needed to compare{why}")
+    found = [
+        (replace(run, name=name), answers) for (run, answers), name in zip(found, _names(found), strict=True)
+    ]
+    found.sort(key=lambda each: each[0].usd)
+    runs = _with_frontier([run for run, _ in found])
+    pairs = [_pair(one, other) for one, other in itertools.combinations(found, 2)]
+    return Comparison(runs, pairs, left_out)
+
+
+def _contender(folder: Path) -> tuple[Contender, dict[_Key, bool]] | str:
+    """The run in a directory, or why it cannot be compared."""
+    booked = spend.read_run(folder)
+    if booked is None or not booked.lines:
+        return f"{folder} has no ledger"
+    run = gather(folder)
+    after = run.evaluation("after")
+    if after is None:
+        return f"{folder} was not evaluated after training"
+    before = run.evaluation("before")
+    gain = mapping(run.results.get("gain"))
+    from farthing.evaluate.statistics import wilson
+
+    overall = after.overall
+    contender = Contender(
+        name=text(str(folder)),
+        usd=booked.summary.total.usd + booked.entered,
+        seconds=booked.summary.total.seconds,
+        n=overall.n,
+        accuracy=overall.accuracy,
+        ci95=overall.ci95 or wilson(overall.counts["right"], overall.n),
+        before=before.overall.accuracy if before else None,
+        gain=number(gain.get("difference")),
+        gain_ci95=pair(gain.get("ci95")),
+        tasks=tuple(sorted(after.by_task)),
+    )
+    return contender, _answers(run.after)
+
+
+def _with_frontier(runs: Sequence[Contender]) -> list[Contender]:
+    """The runs with those marked that nothing beats for the money among the runs asked the same tasks."""
+    marked = []
+    for run in runs:
+        rivals = [other for other in runs if other.tasks == run.tasks]
+        best = best_for_the_money([(rival.usd, rival.accuracy) for rival in rivals])
+        marked.append(replace(run, on_frontier=best[rivals.index(run)]))
+    return marked
+
+
+def _names(found: Sequence[tuple[Contender, object]]) -> list[str]:
+    """The last part of each path where that tells the runs apart, else the whole path."""
+    short = [Path(run.name).name for run, _ in found]
+    return short if len(set(short)) == len(short) else [run.name for run, _ in found]
+
+
+def _answers(lines: Sequence[Json]) -> dict[_Key, bool]:
+    """Right or not by question; a question that was asked twice is two."""
+    seen: Counter[tuple[str, str]] = Counter()
+    answers: dict[_Key, bool] = {}
+    for line in lines:
+        question = (text(line.get("task")), text(line.get("question")))
+        answers[(*question, seen[question])] = outcome(line) == "right"
+        seen[question] += 1
+    return answers
+
+
+def _pair(one: tuple[Contender, dict[_Key, bool]], other: tuple[Contender, dict[_Key, bool]]) -> Pair:
+    from farthing.evaluate.statistics import paired_difference
+
+    (first, asked), (second, answered) = one, other
+    common = [key for key in asked if key in answered]
+    usd = second.usd - first.usd
+    if not common:
+        return Pair(first.name, second.name, 0, None, None, usd)
+    difference, low, high = paired_difference(
+        [asked[key] for key in common], [answered[key] for key in common]
+    )
+    return Pair(first.name, second.name, len(common), difference, (low, high), usd)
+
+
+# ---- showing it ----
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """Shares in [0, 1], dollars, seconds."""
+    return {
+        "runs": [{**asdict(run), "points_per_dollar": run.points_per_dollar} for run in found.runs],
+        "pairs": [asdict(each) for each in found.pairs],
+        "left_out": found.left_out,
+        "caution": found.caution,
+    }
+
+
+def as_text(found: Comparison) -> str:
+    """A line a run, cheapest first, a line a pair, and which buys the most."""
+    width = max(len(run.name) for run in found.runs)
+    head = (
+        f"{'':{width}}  {'$':>10}  {'time':>10}  {'right':>6}  95% interval      gain             points a $"
+    )
+    lines = [head]
+    for run in found.runs:
+        gained = humane.points(run.gain) if run.gain is not None else humane.MISSING
+        per = humane.significant(run.points_per_dollar, 3) if run.points_per_dollar else humane.MISSING
+        mark = "  best for the money" if run.on_frontier else ""
+        lines.append(
+            f"{run.name:{width}}  {humane.money(run.usd):>10}  {humane.duration(run.seconds):>10}  "
+            f"{humane.percent(run.accuracy):>6}  {humane.interval(run.ci95):<16}  {gained:<15}  {per:>10}{mark}"
+        )
+    lines += ["", *(pair_sentence(each) for each in found.pairs)]
+    lines += [found.caution] if found.caution else []
+    lines += [f"left out: {why}" for why in found.left_out]
+    return "\n".join(lines)
+
+
+def pair_sentence(found: Pair) -> str:
+    """What a pair shows, in a sentence."""
+    more = f"{humane.money(abs(found.usd))} {'more' if found.usd >= 0 else 'less'}"
+    if found.difference is None or found.ci95 is None:
+        return f"{found.second} costs {more} than {found.first}; no question was asked of both, so nothing to compare"
+    low, high = found.ci95
+    clear = "no clear difference" if low <= 0 <= high else "a clear difference"
+    few = f", few of them (under {FEW})" if found.n < FEW else ""
+    return (
+        f"{found.second} costs {more} than {found.first}: {humane.points(found.difference)} points "
+        f"(95% interval {humane.interval((low, high), as_points=True)}, {found.n} same questions{few}), {clear}"
+    )
+
+
+def write_html(found: Comparison, target: Path) -> None:
+    """One page with the plot and the tables, that loads nothing; replaced in one step.
+
+    Raises UserError when it cannot be written there.
+    """
+    files = importlib.resources.files("farthing.report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "interval": humane.interval, "percent": humane.percent, "points": humane.points,
+        "money": humane.money, "duration": humane.duration, "count": humane.count, "short": humane.short,
+    }  # fmt: skip
+    template = environment.from_string((files / "compare.html.jinja").read_text(encoding="utf-8"))
+    dots = [
+        Dot(run.name, run.usd, run.accuracy, *run.ci95, run.on_frontier) for run in found.runs if run.usd > 0
+    ]
+    page = template.render(
+        css=Markup((files / "report.css").read_text(encoding="utf-8")),  # ours, not from a run
+        found=found,
+        plot=frontier(dots) if dots else None,
+        sentences=[pair_sentence(each) for each in found.pairs],
+    )
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; give another --out") from error

@@ -1,0 +1,160 @@
+"""The run directory: whose it is, how its files are written, and what stands in the way.
+
+Every file appears whole or not at all, so that a run killed at any moment can tell what is done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from farthing.errors import UserError
+from farthing.recipe import Grpo, Pretrain, Recipe, Study, TaskSetting, dump, load
+from farthing.weights.folder import is_disk_full
+
+
+@contextmanager
+def room_on_disk(folder: Path) -> Iterator[None]:
+    """A full disk is the user's to mend, wherever in the run it is met."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise UserError(
+                f"no disk space left for {folder}; free some and run the same command again"
+            ) from error
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The run directory is ours alone; the lock goes with the process, however it ends."""
+    foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
+    if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
+        raise UserError(f"{folder} holds other files and is no run directory; give another --run-dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to the run directory {folder}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{folder} is in use by another run; wait for it or give another --run-dir"
+            ) from error
+        yield
+
+
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe into a new run directory, or make sure that an old one is of the same recipe."""
+    path = folder / "recipe.yaml"
+    if not (
+        folder / "lineage.json"
+    ).exists():  # nothing rests on the recipe yet: a mistyped base can be corrected
+        write(path, dump(recipe))
+        return
+    ours, theirs = recipe.model_dump(mode="json"), load(path).model_dump(mode="json")
+    if ours != theirs:
+        raise UserError(
+            f"{folder} was started with another {_first_difference(theirs, ours, '')}; "
+            "give the same settings to continue it, or another --run-dir"
+        )
+
+
+def _first_difference(old: Any, new: Any, path: str) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True), 1):
+            if a != b:
+                return _first_difference(a, b, f"{path}.{number}")
+    return f"{path} ({old!r}, now {new!r})"
+
+
+def link(path: Path, target: Path) -> None:
+    """A symbolic link, relative within the run directory so that it can be moved."""
+    inside = target.absolute().is_relative_to(path.parent.absolute())
+    to = target.absolute().relative_to(path.parent.absolute()) if inside else target.absolute()
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(to)
+    temporary.replace(path)
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def source_commit() -> str | None:
+    """The commit of the source this runs from, when it is a git checkout."""
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None
+
+
+def all_tasks(recipe: Recipe) -> dict[str, TaskSetting]:
+    """Every task of every stage, by name."""
+    found: dict[str, TaskSetting] = {}
+    for stage in recipe.stages:
+        mixtures = [stage.tasks] if isinstance(stage, Grpo) else [s.tasks for s in stage.data if s.tasks]
+        for tasks in mixtures:
+            found |= tasks
+    return found
+
+
+def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """For each source of data its files' hashes, by name; a hub's files are not here to be hashed.
+
+    Raises:
+        UserError: for a path that does not exist.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for stage in recipe.stages:
+        if isinstance(stage, Grpo):
+            continue
+        names = [source.path for source in stage.data if source.path]
+        if isinstance(stage, Pretrain | Study) and isinstance(stage.validation, str):
+            names.append(stage.validation)
+        for name in names:
+            path = Path(name)
+            if name.startswith("hf:"):
+                found[name] = {}
+            elif not path.exists():
+                raise UserError(f"{name} does not exist; give a file, a folder of files or hf:owner/name")
+            else:
+                files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+                found[name] = {str(f.relative_to(path.parent)): _sha256(f) for f in files}
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

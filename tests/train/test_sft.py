@@ -1,0 +1,171 @@
+"""The fine-tuning stage: what is learnt, what is left out, and that dying changes nothing."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from farthing.cost.meter import Meter
+from farthing.data.packing import NO_LOSS
+from farthing.data.tokenizer import Tokenizer
+from farthing.engine import Model
+from farthing.errors import UserError
+from farthing.recipe import Asks, Sft, TaskSetting, validate
+from farthing.tasks.mixture import question_key
+from farthing.train.sft import prepare_sft, train_sft
+
+SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
+ASKS = Asks({"chain_sum": TaskSetting()}, "tag", "Please: {question}", None, 50)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    draw = random.Random(1)
+    lines = []
+    for _ in range(60):
+        a, b = draw.randrange(10), draw.randrange(10)
+        turns = [{"role": "user", "content": f"{a} + {b}"}, {"role": "assistant", "content": f"{a + b}"}]
+        lines.append({"messages": turns * draw.randint(1, 2)})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def stage(chats: Path) -> Callable[..., Sft]:
+    def make(**keys: Any) -> Sft:
+        settings = {
+            "kind": "sft", "data": [str(chats)], "length": 64, "batch_tokens": 256, "steps": 6, "lr": 2e-3,
+            "checkpoint_every": 2,
+        }  # fmt: skip
+        made = validate({"name": "t", "base": "b", "stages": [settings | keys]}).stages[0]
+        assert isinstance(made, Sft)
+        return made
+
+    return make
+
+
+def prepare(made: Sft, folder: Path, model: Path, held_out: set[str] | None = None) -> Any:
+    said: list[str] = []
+    packer, steps = prepare_sft(
+        made, Tokenizer(model), folder, seed=3, asks=ASKS, held_out=held_out or set(), say=said.append
+    )
+    return packer, steps, said
+
+
+@pytest.fixture
+def train(stage: Callable[..., Sft], tiny_model: Path, meter: Meter, tmp_path: Path) -> Callable[..., Any]:
+    def run(name: str = "run", stop_at: int | None = None, **keys: Any) -> tuple[Model, list[dict[str, Any]]]:
+        made, folder, model = stage(**keys), tmp_path / name, Model(tiny_model)
+        packer, steps, _ = prepare(made, folder, tiny_model)
+
+        def watch(line: dict[str, Any]) -> None:
+            if line["step"] == stop_at:
+                raise KeyboardInterrupt
+
+        train_sft(made, packer, steps, model, folder, seed=3, meter=meter, on_metrics=watch)
+        return model, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize("keys", [{}, {"optimizer": "muon"}, {"lora": 4}], ids=["adamw", "muon", "lora"])
+def test_a_stage_that_died_ends_with_the_same_weights(
+    train: Callable[..., Any], keys: dict[str, Any]
+) -> None:
+    whole, metrics = train("whole", **keys)
+    for stop_at in (3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            train("died", stop_at=stop_at, **keys)
+    died, again = train("died", **keys)
+    for (key, one), two in zip(whole.decoder.named_parameters(), died.decoder.parameters(), strict=True):
+        assert torch.equal(one, two), key
+    same = ("step", "loss", "tokens", "lr", "grad_norm", "cursor")
+    assert [[line[k] for k in same] for line in again] == [[line[k] for k in same] for line in metrics]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    if "lora" in keys:
+        assert all(not p.requires_grad for n, p in whole.decoder.named_parameters() if ".lora." not in n)
+
+
+def test_the_assistants_words_and_the_end_of_its_turn_are_learnt_and_nothing_else(
+    stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path
+) -> None:
+    packer, _, _ = prepare(stage(), tmp_path, tiny_model)
+    tokenizer = Tokenizer(tiny_model)
+    batch, _ = packer.batch(0, 3)
+    start = 0
+    for length in batch.segments:
+        ids = batch.ids_N[start : start + length].tolist()
+        targets = batch.targets_N[start : start + length].tolist()
+        learnt = [target for target in targets if target != NO_LOSS]
+        text = tokenizer._tokens.decode(ids, skip_special_tokens=False)
+        answers = [part.split("<|end|>")[0] for part in text.split("<|assistant|>")[1:]]
+        assert tokenizer._tokens.decode(learnt, skip_special_tokens=False) == "".join(
+            f"{answer}<|end|>" for answer in answers
+        )
+        start += length
+
+
+def test_epochs_decide_the_steps_unless_they_are_said(
+    stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path
+) -> None:
+    packer, steps, _ = prepare(stage(steps=None, epochs=3.0), tmp_path, tiny_model)
+    assert steps * 4 >= 3 * packer.rows_per_epoch > (steps - 1) * 4
+    assert prepare(stage(steps=5), tmp_path, tiny_model)[1] == 5
+
+
+def test_a_held_out_question_is_left_out(
+    stage: Callable[..., Sft], tiny_model: Path, chats: Path, tmp_path: Path
+) -> None:
+    every = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
+    held_out = {question_key(every[0][0]["content"])}
+    left = [m for m in every if not held_out & {question_key(turn["content"]) for turn in m}]
+    assert 0 < len(left) < len(every)
+    packer, _, _ = prepare(stage(), tmp_path, tiny_model, held_out)
+    assert len(packer.examples) == len(left)
+
+
+def test_worked_solutions_are_asked_and_answered_as_the_recipe_does(
+    stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path
+) -> None:
+    data = [{"tasks": SUMS, "items": 30, "weight": 2}]
+    packer, _, _ = prepare(stage(data=data, length=256), tmp_path, tiny_model)
+    assert len(packer.examples) == 60
+    path = tmp_path / "data" / "lessons-1.jsonl"
+    for line in map(json.loads, path.read_text().splitlines()):
+        asked, answered = line["messages"]
+        assert asked == {"role": "user", "content": f"Please: {line['question']}"}
+        assert answered["content"].startswith("<think>")
+        assert answered["content"].endswith("</answer>")
+
+
+def test_conversations_that_cannot_be_used_are_said(
+    stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path
+) -> None:
+    long = [{"role": "user", "content": "1 " * 90}, {"role": "assistant", "content": "2"}]
+    good = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    rows = [{"messages": long}, {"messages": good}, {"messages": good[:1]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"data": [str(tmp_path / "rows.jsonl")]}
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: the conversation does not end with the assistant"):
+        prepare(stage(**data), tmp_path / "stop", tiny_model)
+    packer, _, said = prepare(stage(policy="skip", **data), tmp_path / "skip", tiny_model)
+    assert len(packer.examples) == 1
+    assert len(said) == 2
+
+
+def test_a_template_that_drops_thoughts_is_refused(
+    stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    template = (folder / "chat_template.jinja").read_text()
+    cut = template.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+    assert cut != template
+    (folder / "chat_template.jinja").write_text(cut)
+    with pytest.raises(UserError, match=r"chat template cannot be trained with: .*<think>"):
+        prepare(stage(), tmp_path, folder)
