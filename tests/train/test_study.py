@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from farthing.cost.meter import Meter
 from farthing.data.text import Document
@@ -13,7 +15,7 @@ from farthing.errors import UserError
 from farthing.recipe import Study, validate
 from farthing.runs import run
 from farthing.train.material import is_validation
-from farthing.train.study import Prepared, planned, prepare_study, slices, train_study
+from farthing.train.study import Prepared, passages, planned, prepare_study, slices, train_study
 from farthing.train.variants import variants
 from farthing.weights import load_decoder
 
@@ -100,7 +102,7 @@ def test_a_study_that_died_ends_the_same_and_does_nothing_twice(
     assert steps == list(range(1, 13))
     names = ["dense-adamw-1", "moe+mla+mtp-adamw-1", "dense-muon-1", "moe+mla+mtp-muon-1"]
     assert said == [f"{n} of 4: {name}" for n, name in enumerate(names, 1)]
-    for stop_at in (3, 6, 8):  # at a run's end before its last checkpoint, and in the middle, twice
+    for stop_at in (6, 8):  # at a run's end before its last checkpoint, and in the middle
         with pytest.raises(KeyboardInterrupt):
             train(stage(), tmp_path / "died", meter, stop_at)
     _, steps, said = train(stage(), tmp_path / "died", meter)
@@ -162,7 +164,12 @@ def test_whole_documents_are_kept_apart_and_a_slice_is_scored(stage: Make, tmp_p
     assert study.data[0].path is not None
     texts = [json.loads(line)["text"] for line in Path(study.data[0].path).read_text().splitlines()]
     apart = [text for text in texts if is_validation(text, 0.3)]
-    assert prepared.train.documents == len(texts) - len(apart)
+    learnt = [
+        prepared.tokenizer.decode(prepared.train.document(n).tolist())
+        for n in range(prepared.train.documents)
+    ]
+    assert "".join(learnt) == "".join(text for text in texts if text not in apart)
+    assert len(learnt) > len(texts)  # in passages
     scored = [
         prepared.tokenizer.decode(prepared.scored.document(n).tolist())
         for n in range(prepared.scored.documents)
@@ -172,12 +179,26 @@ def test_whole_documents_are_kept_apart_and_a_slice_is_scored(stage: Make, tmp_p
     assert prepared.facts()["validation"]["bytes"] == prepared.scored.bytes
 
 
+@given(text=st.text("ab\n", max_size=300), characters=st.integers(2, 40))
+def test_passages_are_the_whole_document(text: str, characters: int) -> None:
+    found = [part.text for part in passages([Document(text, "")], characters)]
+    assert "".join(found).replace("\n", "") == text.replace("\n", "")
+    assert all(part.strip() and len(part) <= 1.5 * characters for part in found)
+    assert all(len(part) >= characters // 2 for part in found[:-1])
+
+
+def test_passages_end_with_a_line_where_there_is_one() -> None:
+    lines = "one two\n" * 20
+    assert [part.text for part in passages([Document(lines, "")], 30)] == ["one two\n" * 3] * 5 + [
+        "one two\n" * 5
+    ]
+
+
 def test_a_slice_is_of_many_documents_from_their_middle() -> None:
     books = [Document("x" * 100 + f"{n}" * 100 + "x" * 100, "") for n in range(9)]
     assert [part.text for part in slices(books, 800)] == [f"{n}" * 100 for n in range(8)]
-    assert [part.text for part in slices([Document("short", ""), Document("abc" * 30 + "middle here" + "abc" * 30, "")], 80)] == [
-        "short", "middle her",
-    ]  # fmt: skip
+    long = Document("abc" * 30 + "middle here" + "abc" * 30, "")
+    assert [part.text for part in slices([Document("short", ""), long], 80)] == ["short", "middle her"]
     assert list(slices([], 80)) == []
 
 

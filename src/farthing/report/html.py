@@ -98,7 +98,11 @@ def _unfinished(run: Run) -> str:
     """The headline of a run that was not evaluated both before and after."""
     for name, who, lacking in (
         ("before", f"The {run.first}", "the trained model has not been evaluated yet"),
-        ("after", "The trained model", f"the {run.first} was not evaluated, so nothing is known about the gain"),
+        (
+            "after",
+            "The trained model",
+            f"the {run.first} was not evaluated, so nothing is known about the gain",
+        ),
     ):
         if evaluation := run.evaluation(name):
             share = humane.percent(evaluation.overall.accuracy)

@@ -34,6 +34,7 @@ from farthing.train.material import Say, quiet, source_paths, training_documents
 from farthing.train.pretrain import Material, corpus_of, tokenizer_of, train_pretrain, write_start
 from farthing.train.variants import Variant, active_parameters, variants
 
+PASSAGE = 32  # characters a token of a row's length: about ten rows of English
 PARTS = 8  # documents at least that a slice is of, if there are as many
 
 
@@ -104,7 +105,8 @@ def prepare_study(study: Study, folder: Path, *, seed: int, held_out: set[str], 
 
     stage = variants(study, study.vocab_size)[0].stage  # before the text is read: a size that cannot be
     tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(tell))
-    train = corpus_of(lambda: training(tell if told else quiet), tokenizer, data / "train")
+    cut = PASSAGE * study.length
+    train = corpus_of(lambda: passages(training(tell if told else quiet), cut), tokenizer, data / "train")
     if isinstance(study.validation, str):
         source = Source(path=study.validation, field=study.data[0].field)
         apart = training_documents([(source, study.validation)], 0.0, study.policy, tell)
@@ -156,6 +158,21 @@ def slices(documents: Iterable[Document], characters: int) -> Iterator[Document]
         if text.strip():
             left -= length
             yield Document(text, document.place)
+
+
+def passages(documents: Iterable[Document], characters: int) -> Iterator[Document]:
+    """The documents cut in passages of about so many characters, half as many more at most, at the end of a line where
+    there is one. A short run over whole books would read three of them, and differ from another seed by which."""
+    for document in documents:
+        text, start = document.text, 0
+        while start < len(text):
+            stop = len(text)
+            if stop - start > 1.5 * characters:
+                line = text.rfind("\n", start + characters // 2, start + characters)
+                stop = start + characters if line < 0 else line + 1
+            if text[start:stop].strip():
+                yield Document(text[start:stop], document.place)
+            start = stop
 
 
 def _scored(documents: Iterable[Document], study: Study, tokenizer: Tokenizer, folder: Path) -> Corpus:
