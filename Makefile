@@ -11,7 +11,8 @@ BENCHMARKS = $(filter-out %/side_by_side.py, $(sort $(wildcard benchmarks/*.py))
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-quickstart: .venv/.farthing .venv/.model ## train SmolLM2-135M on small sums, on this machine; ends with a report
+quickstart: .venv/.farthing .venv/.model ## what it will cost, then train SmolLM2-135M on small sums; ends with a report
+	$(BIN)/farthing plan quickstart
 	$(BIN)/farthing run quickstart
 
 test: lint .venv/.model ## lint, then every test that is neither slow nor for a GPU; PYTEST_ARGS="-k name"
