@@ -119,7 +119,9 @@ class LanguageModelling(Strict):
         default="stop",
         description="What a broken row or document does: stop the run, or be skipped and said.",
     )
-    length: Count = Field(default=1024, description="Tokens in a row, into which documents are packed.")
+    length: Annotated[int, Field(ge=2)] = Field(
+        default=1024, description="Tokens in a row, into which documents are packed."
+    )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
         description="muon: matrices by Muon scaled to AdamW's step, the rest by AdamW (arXiv:2502.16982).",

@@ -55,7 +55,7 @@ class PagedCache:
         self.keys = store()
         self.values = [] if config.mla else store()
         self.routes: Tensor | None = None
-        if routing and config.moe:
+        if routing and config.moe and config.moe_layers:
             narrow = torch.uint8 if config.moe.experts <= 256 else torch.int16
             shape = (pages, page_size, len(config.moe_layers), config.moe.top_k)
             self.routes = torch.zeros(shape, dtype=narrow, device=device)
