@@ -180,6 +180,14 @@ def test_weights_and_a_validation_path(stage: Callable[..., Pretrain], text: Pat
     assert (material.train.documents, material.validation.documents) == (600, 1)
 
 
+def test_documents_of_a_validation_path_never_train(
+    stage: Callable[..., Pretrain], text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "apart.jsonl").write_text("".join(line + "\n" for line in text.read_text().splitlines()[:7]))
+    material, _ = prepare(stage(validation=str(tmp_path / "apart.jsonl")), tmp_path / "run")
+    assert (material.train.documents, material.validation.documents) == (293, 7)
+
+
 def test_a_given_tokenizer_is_taken(stage: Callable[..., Pretrain], tiny_model: Path, tmp_path: Path) -> None:
     material, _ = prepare(stage(tokenizer=str(tiny_model)), tmp_path)
     assert (material.start / "tokenizer.json").read_bytes() == (tiny_model / "tokenizer.json").read_bytes()

@@ -93,18 +93,34 @@ def taken(number: int, weight: float) -> int:
 
 def is_validation(text: str, share: float) -> bool:
     """Whether a document is kept for validation: by its text, so that a copy of it never trains."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return int.from_bytes(_digest(text)[:8], "big") < share * 2**64
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def training_documents(
-    paths: Sequence[tuple[Source, str]], share: float, policy: str, say: Say
+    paths: Sequence[tuple[Source, str]],
+    share: float,
+    policy: str,
+    say: Say,
+    apart: frozenset[bytes] = frozenset(),
 ) -> Iterator[Document]:
-    """Every document to train on, as often as its source's weight says."""
+    """Every document to train on, as often as its source's weight says; none of those `apart`, as `kept_apart` has
+    them."""
     for document, times in _all(paths, policy, say):
-        if not is_validation(document.text, share):
+        if not is_validation(document.text, share) and _digest(document.text) not in apart:
             for _ in range(times):
                 yield document
+
+
+def kept_apart(validation: float | str, field: str | None, policy: str) -> frozenset[bytes]:
+    """What tells the documents of a validation path, so that none of them trains though a source holds it too."""
+    if not isinstance(validation, str):
+        return frozenset()
+    source = Source(path=validation, field=field)
+    return frozenset(_digest(d.text) for d in training_documents([(source, validation)], 0.0, policy, quiet))
 
 
 def validation_documents(
@@ -114,7 +130,7 @@ def validation_documents(
     seen: set[bytes] = set()
     for document, _ in _all(paths, policy, say):
         if is_validation(document.text, share):
-            key = hashlib.sha256(document.text.encode()).digest()
+            key = _digest(document.text)
             if key not in seen:
                 seen.add(key)
                 yield document

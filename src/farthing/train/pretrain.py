@@ -31,6 +31,7 @@ from farthing.train.dial import Dialled, dial
 from farthing.train.lm import train_lm
 from farthing.train.material import (
     Say,
+    kept_apart,
     quiet,
     source_paths,
     training_documents,
@@ -76,9 +77,10 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
     paths = source_paths(stage.data, data, seed, held_out)
     share = stage.validation if isinstance(stage.validation, float) else 0.0
     tell = say if not (data / "train").exists() else quiet
+    elsewhere = kept_apart(stage.validation, stage.data[0].field, stage.policy)
 
     def training(tell: Say) -> Iterator[Document]:
-        return training_documents(paths, share, stage.policy, tell)
+        return training_documents(paths, share, stage.policy, tell, elsewhere)
 
     told = (data / "tokenizer").exists() or stage.tokenizer is not None
     tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(tell))

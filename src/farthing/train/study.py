@@ -30,7 +30,14 @@ from farthing.errors import UserError
 from farthing.recipe import Source, Study
 from farthing.train.lm import bits_per_byte, lm_step
 from farthing.train.loop import tokens_per_pass
-from farthing.train.material import Say, quiet, source_paths, training_documents, validation_documents
+from farthing.train.material import (
+    Say,
+    kept_apart,
+    quiet,
+    source_paths,
+    training_documents,
+    validation_documents,
+)
 from farthing.train.pretrain import Material, corpus_of, tokenizer_of, train_pretrain, write_start
 from farthing.train.variants import Variant, active_parameters, variants
 
@@ -100,8 +107,10 @@ def prepare_study(study: Study, folder: Path, *, seed: int, held_out: set[str], 
     tell = say if not (data / "train").exists() else quiet
     told = (data / "tokenizer").exists()
 
+    elsewhere = kept_apart(study.validation, study.data[0].field, study.policy)
+
     def training(tell: Say) -> Iterator[Document]:
-        return training_documents(paths, share, study.policy, tell)
+        return training_documents(paths, share, study.policy, tell, elsewhere)
 
     stage = variants(study, study.vocab_size)[0].stage  # before the text is read: a size that cannot be
     tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(tell))
