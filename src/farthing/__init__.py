@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = ["Completion", "Model", "UserError", "load", "plan", "run"]
 
+from farthing.base import processor
 from farthing.errors import UserError
+
+processor.limit_libraries()  # before anything below loads torch
 
 if TYPE_CHECKING:
     from farthing.engine import Completion, Model, load

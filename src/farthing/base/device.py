@@ -1,0 +1,209 @@
+"""What this process computes on, and in which dtype: the one place that decides, and says why.
+
+`choose` turns what a recipe or a flag asks for (`auto`, `cpu`, `cuda:1`; `auto`, `bfloat16`, `float32`) into a
+`Place`. Weights are bfloat16 in every model folder; the dtype here is the one that products are computed in. bfloat16
+is chosen where the hardware has instructions for it and a probe finds it faster: without them it is emulated, at an
+eighth of float32's speed on AVX2.
+
+torch is imported where it is used, so that recipes and plans load without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import functools
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farthing.base import processor
+from farthing.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "bfloat16", "float32")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_MEANT = {
+    "bf16": "bfloat16", "half": "bfloat16", "fp16": "bfloat16", "float16": "bfloat16", "fp8": "bfloat16",
+    "int8": "bfloat16", "fp32": "float32", "f32": "float32", "float": "float32", "fp64": "float32",
+    "gpu": "cuda", "nvidia": "cuda", "tpu": "cpu", "mps": "cpu", "metal": "cpu", "xpu": "cpu", "rocm": "cuda",
+}  # fmt: skip
+_ROWS, _INPUTS, _OUTPUTS = 256, 576, 1536  # of the probe's product: a layer of a small network
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and in what a network is computed.
+
+    Attributes:
+        device: `cpu` or `cuda:N`, as torch reads it.
+        dtype: `bfloat16` or `float32`.
+        why: of the dtype, one sentence.
+    """
+
+    device: str
+    dtype: str
+    why: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+def choose(device: str = "auto", dtype: str = "auto") -> Place:
+    """The device and dtype that are meant, on this machine.
+
+    Raises:
+        UserError: for a name that is not known, a device that is not here, and as `processor.isa`.
+    """
+    place = _device(device)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: must be auto, bfloat16 or float32, got {dtype!r}{_nearest(dtype, DTYPES)}")
+    if dtype != "auto":
+        processor.isa()  # refuses a FARTHING_ISA that makes no sense
+        return Place(place, dtype, "asked for")
+    return Place(place, *_fastest(place))
+
+
+def check_device(name: str) -> str:
+    """`name` itself, where it can be a device's. Raises UserError with the nearest name otherwise."""
+    if not _DEVICE.fullmatch(name):
+        hint = _nearest(name, ("auto", "cpu", "cuda"))
+        raise UserError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}{hint}")
+    return name
+
+
+def _device(name: str) -> str:
+    import torch
+
+    check_device(name)
+    if name == "cpu":
+        return name
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return f"cuda:{torch.cuda.current_device()}" if count else "cpu"
+    if not count:
+        build = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no GPU"
+        raise UserError(f"device: {name}, but {build}; use device: cpu, or look at `farthing doctor`")
+    number = int(name.partition(":")[2] or torch.cuda.current_device())
+    if number >= count:
+        raise UserError(f"device: {name}, but there are {count} GPUs, numbered from 0; use cuda:{count - 1}")
+    return f"cuda:{number}"
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    meant = _MEANT.get(name.lower())
+    near = [meant] if meant in known else difflib.get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+@functools.cache
+def _fastest(device: str) -> tuple[str, str]:
+    """The dtype of the faster products, and why."""
+    if not _has_bfloat16(device):
+        what = processor.isa() if device == "cpu" else "a GPU before compute capability 8.0"
+        return "float32", f"{what} has no instructions for bfloat16"
+    rates = {name: rate / 1e9 for name, rate in product_rates(device).items()}
+    name = max(rates, key=lambda dtype: rates[dtype])
+    return name, f"products: bfloat16 {rates['bfloat16']:,.0f} GFLOPS, float32 {rates['float32']:,.0f}"
+
+
+def _has_bfloat16(device: str) -> bool:
+    import torch
+
+    if device == "cpu":
+        return processor.isa() in processor.BFLOAT16
+    return torch.cuda.get_device_capability(torch.device(device)) >= (8, 0)
+
+
+def product_rates(device: str, seconds: float = 0.02) -> dict[str, float]:
+    """FLOP/s of a layer's product in bfloat16 and in float32, alternating, the best of what fits in about `seconds`
+    each: what else runs on the machine only slows."""
+    import torch
+
+    operands = {
+        name: tuple(
+            torch.ones(shape, dtype=getattr(torch, name), device=device)
+            for shape in ((_ROWS, _INPUTS), (_OUTPUTS, _INPUTS))
+        )
+        for name in ("bfloat16", "float32")
+    }
+    best = dict.fromkeys(operands, float("inf"))
+    spent = 0.0
+    with torch.inference_mode():
+        for round_ in range(50):
+            for name, (x, weight) in operands.items():
+                _wait(device)
+                started = time.perf_counter()
+                torch.nn.functional.linear(x, weight)
+                _wait(device)
+                took = time.perf_counter() - started
+                spent += took if round_ else 0.0  # the first plans and wakes threads
+                best[name] = min(best[name], took)
+            if spent > 2 * seconds:
+                break
+    return {name: 2 * _ROWS * _INPUTS * _OUTPUTS / took for name, took in best.items()}
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a process can still have on a device: what the system says, or its container's limit (cgroup v2)."""
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return free
+    return min(free, max(0, limit - used))
+
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
+
+
+def keep_freed_memory() -> None:
+    """Let freed tensors stay in the process for the next ones.
+
+    By default glibc gives large blocks back to the system at once, and every tensor of a step starts with page faults.
+    Does nothing where the C library has no mallopt, or under FARTHING_KERNELS=reference.
+    """
+    if reference_only():
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest value glibc takes
+    mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    mallopt(_TOP_PAD, 64 << 20)
+
+
+def reference_only() -> bool:
+    """Whether FARTHING_KERNELS asks for plain torch everywhere (`reference`) or the fastest way (`auto`, the default).
+
+    Raises:
+        UserError: for another value.
+    """
+    asked = os.environ.get("FARTHING_KERNELS") or "auto"
+    if asked not in ("auto", "reference"):
+        raise UserError(f"FARTHING_KERNELS={asked}: must be auto or reference")
+    return asked == "reference"
