@@ -11,7 +11,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from farthing._mistakes import UNKNOWN_KEY, given, nearest, sentence
 from farthing._stages import (
@@ -30,6 +38,7 @@ from farthing._stages import (
     Text,
 )
 from farthing._yaml import dump_text, parse_text, parse_value
+from farthing.base.device import check_device
 from farthing.errors import UserError
 
 __all__ = [
@@ -97,6 +106,13 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, description="Decides every random choice.")
     stages: Annotated[list[Stage], Field(min_length=1, max_length=99)]
     evaluate: Evaluate | None = None
+    device: Annotated[str, AfterValidator(check_device)] = Field(
+        default="auto", description="cpu, cuda or cuda:N; auto takes a GPU where there is one."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="What products are computed in; auto takes the faster one. Folders are bfloat16 either way.",
+    )
     rates: dict[str, Positive] = Field(default={}, description="Dollars per device-hour by device name.")
 
     @model_validator(mode="after")

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from farthing.base.device import Place, choose
 from farthing.errors import UserError
 from farthing.recipe import Grpo, Pretrain, Recipe, Study, TaskSetting, dump, load
 from farthing.weights.folder import is_disk_full
@@ -62,12 +63,42 @@ def claim(folder: Path, recipe: Recipe) -> None:
     ).exists():  # nothing rests on the recipe yet: a mistyped base can be corrected
         write(path, dump(recipe))
         return
-    ours, theirs = recipe.model_dump(mode="json"), load(path).model_dump(mode="json")
+    # Where it is computed may change between attempts; `runs.place_of` says how.
+    ours, theirs = (r.model_dump(mode="json", exclude={"device", "dtype"}) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(
             f"{folder} was started with another {_first_difference(theirs, ours, '')}; "
             "give the same settings to continue it, or another --run-dir"
         )
+
+
+def place_of(recipe: Recipe, earlier: Mapping[str, Any], folder: Path) -> Place:
+    """Where this attempt computes, and in what: as the attempts before it, or it would be another run.
+
+    Args:
+        earlier: run.json as the last attempt left it; empty for a new run.
+
+    Raises:
+        UserError: when the recipe asks for another dtype than the run was started with, or for none and this machine
+            has no instructions for it; and as `device.choose`.
+    """
+    place = choose(recipe.device, recipe.dtype)
+    started = (
+        earlier.get("dtype", "bfloat16") if earlier else place.dtype
+    )  # 0.1.0 knew nothing else, and wrote nothing
+    if started == place.dtype:
+        return place
+    if recipe.dtype != "auto":
+        raise UserError(
+            f"{folder} was started in {started} and dtype is {place.dtype} now; leave dtype out, or give another "
+            "--run-dir"
+        )
+    if started == "bfloat16":
+        raise UserError(
+            f"{folder} was started in bfloat16, and here {place.why}; continue it where it was started, or here all "
+            "the same, slowly, with --dtype bfloat16"
+        )
+    return Place(place.device, started, "as the run was started")
 
 
 def _first_difference(old: Any, new: Any, path: str) -> str:

@@ -19,12 +19,13 @@ import torch
 from rich.console import Console
 
 from farthing import __version__, plans
+from farthing.base import processor
 from farthing.cost import hardware, ledger
 from farthing.cost.bill import bill_table, human_seconds
 from farthing.cost.flops import parameters
 from farthing.cost.meter import Meter, process_started
 from farthing.data.templates import question_ids
-from farthing.engine import Model, Sampling
+from farthing.engine import Model, Sampling, at_place
 from farthing.errors import UserError
 from farthing.evaluate import suite
 from farthing.live import LiveView
@@ -38,6 +39,7 @@ from farthing.rundir import (
     data_files,
     link,
     locked,
+    place_of,
     read_lines,
     room_on_disk,
     source_commit,
@@ -110,8 +112,10 @@ class _Work:
 
     def __init__(self, recipe: Recipe, folder: Path, console: Console, quiet: bool) -> None:
         self.recipe, self.folder, self.console, self.quiet = recipe, folder, console, quiet
-        self.place = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = hardware.detect()
+        path = folder / "run.json"
+        self.earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.place = place_of(recipe, self.earlier, folder)
+        self.device = hardware.detect(self.place.device)
         self.meter = Meter(
             folder / "ledger.jsonl",
             stage="00-base",
@@ -147,7 +151,7 @@ class _Work:
                         else:
                             assert current is not None
                             with self.meter.span("load"):
-                                model = Model(current, device=self.place)
+                                model = at_place(current, self.place)
                             if number == self._before():
                                 self._evaluate("before", model, items, pool)
                             self.meter.stage = name
@@ -189,7 +193,7 @@ class _Work:
             material = prepare_pretrain(
                 stage, folder, seed=self.recipe.seed, held_out=_keys(items), say=self._say
             )
-            model = Model(material.start, device=self.place)
+            model = at_place(material.start, self.place)
         dialled = material.dialled
         counted = parameters(model.hf_config)
         self._say(
@@ -214,9 +218,7 @@ class _Work:
         with self.meter.span("load"):
             found = prepare_study(stage, folder, seed=self.recipe.seed, held_out=_keys(items), say=self._say)
         with LiveView(found.steps, self.console, self.quiet) as view:
-            train_study(
-                found, folder, device=self.place, meter=self.meter, on_metrics=view.update, say=view.note
-            )
+            train_study(found, folder, at=self.place, meter=self.meter, on_metrics=view.update, say=view.note)
         with self.meter.span("checkpoint"):
             best = write_study(folder, hardware.rate(self.device, self.recipe.rates))
             link(folder / "model", folder / "runs" / best / "model")
@@ -284,7 +286,7 @@ class _Work:
         assert settings is not None
         if model is None:
             with self.meter.span("load"):
-                model = Model(self.folder / "model", device=self.place)
+                model = at_place(self.folder / "model", self.place)
         sampling = Sampling(
             max_new_tokens=asks.max_new_tokens,
             temperature=settings.temperature,
@@ -357,7 +359,7 @@ class _Work:
 
     def _record_run(self) -> None:
         path = self.folder / "run.json"
-        earlier = json.loads(path.read_text()) if path.exists() else {}
+        earlier = self.earlier
         facts = {
             "farthing": __version__,
             "python": platform.python_version(),
@@ -367,6 +369,10 @@ class _Work:
             "threads": torch.get_num_threads(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
             "device": self.device.name,
+            "computed_on": self.place.device,
+            "dtype": self.place.dtype,
+            "dtype_why": self.place.why,
+            "isa": processor.isa(),
             "seed": self.recipe.seed,
             "commit": source_commit(),
             "started": earlier.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -18,8 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from farthing.base import processor
+from farthing.base.device import reference_only
 from farthing.cli import folders, money
 from farthing.cli.shared import (
+    DeviceName,
+    Dtype,
     Json,
     Seed,
     log,
@@ -58,6 +62,9 @@ def root(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print_text(context.get_help())
+        return
+    processor.isa()  # a FARTHING_ISA or FARTHING_KERNELS that makes no sense is refused whatever the command
+    reference_only()
 
 
 @app.command()
@@ -71,6 +78,12 @@ def run(
         ),
     ] = None,
     seed: Seed = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N; the recipe's own by default.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, bfloat16 or float32; the recipe's own by default.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe with every default, and stop.")
     ] = False,
@@ -80,7 +93,8 @@ def run(
     """Run a recipe, or continue it where it was interrupted."""
     from farthing.recipe import dump, load
 
-    loaded = load(recipe, set_ or (), seed)
+    flags = [f"{key}={value}" for key, value in (("device", device), ("dtype", dtype)) if value is not None]
+    loaded = load(recipe, [*(set_ or ()), *flags], seed)
     if dry_run:
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
@@ -106,6 +120,8 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the answers repeatable.")] = None,
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Talk to a model. Reads lines from stdin when that is no terminal."""
@@ -114,7 +130,7 @@ def chat(
     with only_results_on_stdout():
         from farthing import load
 
-        model = load(chosen)
+        model = load(chosen, dtype, device)
     from farthing.chat import Message, chat_loop
 
     def reply(messages: list[Message]) -> Iterator[str]:
@@ -149,6 +165,8 @@ def evaluate(
     speculate: Annotated[
         int, typer.Option(min=0, help="Tokens to guess a step with the model's prediction modules.")
     ] = 0,
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out questions."""
@@ -164,7 +182,7 @@ def evaluate(
     else:
         raise UserError('farthing eval needs either --tasks "chain_sum" or --recipe RECIPE')
     with only_results_on_stdout():
-        card = _evaluate(model_source(source), asked, n, speculate)
+        card = _evaluate(model_source(source), asked, n, speculate, device, dtype)
     low, high = (f"{100 * bound:.1f}" for bound in card["ci95"])
     sentence = (
         f"{source}: {100 * card['accuracy']:.1f}% right of {card['n']} (95% interval {low} to {high}); "
@@ -233,7 +251,9 @@ def main() -> NoReturn:
 # ---- what the commands share ----
 
 
-def _evaluate(source: str, recipe: Recipe, n: int | None, speculate: int) -> dict[str, Any]:
+def _evaluate(
+    source: str, recipe: Recipe, n: int | None, speculate: int, device: str, dtype: str
+) -> dict[str, Any]:
     from farthing.evaluate import evaluate_source
 
     asks, settings = recipe.asks(), recipe.evaluate
@@ -248,6 +268,8 @@ def _evaluate(source: str, recipe: Recipe, n: int | None, speculate: int) -> dic
         temperature=settings.temperature if settings else 0.0,
         seed=recipe.seed,
         speculate=speculate,
+        device=device if device != "auto" else recipe.device,
+        dtype=dtype if dtype != "auto" else recipe.dtype,
     )
 
 

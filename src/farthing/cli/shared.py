@@ -19,6 +19,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Decides every random choice; the recipe's own by default.")
 ]
+DeviceName = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="auto, bfloat16 or float32: what products are computed in.")
+]
 
 
 def model_source(source: str | None) -> str:

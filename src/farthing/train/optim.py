@@ -2,7 +2,7 @@
 
 A bfloat16 weight of 0.05 cannot take a step smaller than 2e-4, which is more than most steps are. So the
 optimizer works on float32 copies, gradients are summed into them as they arrive, and the network is rewritten
-after each step.
+after each step, rounded to what its folders store.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from farthing.model import Decoder
 from farthing.model.layers import Linear
 from farthing.model.moe import Experts
 
@@ -44,6 +45,7 @@ class MasterWeights:
     def __init__(
         self, network: nn.Module, kind: str, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
+        self.stored = network.stored if isinstance(network, Decoder) else None
         self.masters: list[_Master] = []
         self.hooks = []
         matrices: list[nn.Parameter] = []
@@ -83,21 +85,16 @@ class MasterWeights:
         plain = [p for p in others if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
+        # in float32 where bfloat16 would be emulated
+        products = next((m.source.dtype for m in self.masters), torch.float32)
         self.optimizers: list[torch.optim.Optimizer] = []
         if groups:  # there are none when Muon trains LoRA's matrices alone
             self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True))
         if matrices:
-            self.optimizers.append(
-                torch.optim.Muon(
-                    matrices,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    momentum=MOMENTUM,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            single = [{"params": [matrix], "rows": len(matrix)} for matrix in matrices]
+            self.optimizers.append(Muon(single, lr, weight_decay, products))
         if stacks:
-            self.optimizers.append(StackedMuon(stacks, lr, weight_decay))
+            self.optimizers.append(Muon(stacks, lr, weight_decay, products))
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradients gathered since the last step down to `max_norm`; returns their norm before."""
@@ -119,9 +116,10 @@ class MasterWeights:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Write the masters into the network, rounded to its dtype; its version counters advance."""
+        """Write the masters into the network, rounded to its stored dtype; its version counters advance."""
         for master in self.masters:
-            master.source[master.rows].copy_(master.copy)
+            rounded = master.copy if self.stored is None else master.copy.to(self.stored)
+            master.source[master.rows].copy_(rounded)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a later `restore` needs, as flat named tensors."""
@@ -149,15 +147,20 @@ class MasterWeights:
         self.publish()
 
 
-class StackedMuon(torch.optim.Optimizer):
-    """Muon for stacks of matrices [E, rows of one or more, C], which torch's own refuses: all of a stack are
-    orthogonalised in one batch of products. Otherwise as `torch.optim.Muon` with Moonlight's scale.
+class Muon(torch.optim.Optimizer):
+    """Muon with Moonlight's scale, for matrices [R, C] and for stacks of them [E, R or more, C].
+
+    As `torch.optim.Muon`, which takes no stacks and multiplies in bfloat16 whatever the processor: here all of a stack
+    are orthogonalised in one batch of products, in the dtype `products`.
 
     A group's `rows` says how many rows one matrix has; a stack may hold several below each other (gate, up).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, weight_decay: float, products: torch.dtype
+    ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.products = products
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -170,20 +173,19 @@ class StackedMuon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 average = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
                 matrices = parameter.grad.lerp(average, MOMENTUM).view(-1, group["rows"], parameter.shape[-1])
-                update = orthogonalised(matrices)
+                update = orthogonalised(matrices.to(self.products))
                 scale = 0.2 * max(matrices.shape[1:]) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
 
 
 def orthogonalised(matrices_BMN: Tensor) -> Tensor:
-    """Each matrix with its singular values brought near 1, [B, M, N] bfloat16, by five Newton-Schulz steps (Jordan
-    2024)."""
-    x = matrices_BMN.bfloat16()
+    """Each matrix with its singular values brought near 1, [B, M, N], by five Newton-Schulz steps (Jordan 2024)."""
+    x = matrices_BMN
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2)
-    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).bfloat16()
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).to(x.dtype)
     for _ in range(5):
         gram = torch.bmm(x, x.transpose(1, 2))
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from farthing.base.device import Place
 from farthing.cost.flops import parameters
 from farthing.cost.memory import cache_bytes_per_token
 from farthing.cost.meter import Meter
@@ -25,7 +26,7 @@ from farthing.data.corpus import Corpus
 from farthing.data.packing import Packer
 from farthing.data.text import Document
 from farthing.data.tokenizer import Tokenizer
-from farthing.engine import Model
+from farthing.engine import Model, at_place
 from farthing.errors import UserError
 from farthing.recipe import Source, Study
 from farthing.train.lm import bits_per_byte, lm_step
@@ -130,7 +131,7 @@ def train_study(
     prepared: Prepared,
     folder: Path,
     *,
-    device: str,
+    at: Place,
     meter: Meter,
     on_metrics: Callable[[dict[str, Any]], None],
     say: Say,
@@ -149,7 +150,7 @@ def train_study(
             def show(line: dict[str, Any], before: int = before) -> None:
                 on_metrics(line | {"step": before + line["step"]})
 
-            _train(run, prepared, place, device, meter, show)
+            _train(run, prepared, place, at, meter, show)
         for name in ("start", "state"):  # of no more use, and large
             shutil.rmtree(place / name, ignore_errors=True)
         before += run.variant.dialled.steps
@@ -199,14 +200,14 @@ def _train(
     run: Planned,
     prepared: Prepared,
     place: Path,
-    device: str,
+    at: Place,
     meter: Meter,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
     variant, dialled = run.variant, run.variant.dialled
     with meter.span("load"):
         write_start(dialled, place / "start", prepared.tokenizer, run.seed)
-        model = Model(place / "start", device=device)
+        model = at_place(place / "start", at)
         at_once = _rehearse(model, run, prepared)
     with meter.span("evaluate") as span:  # where the curve begins
         length = variant.stage.length

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from farthing.base.device import free_memory, keep_freed_memory
 from farthing.errors import UserError
 from farthing.model import Decoder, ModelConfig
-from farthing.model.memory import keep_freed_memory
 from farthing.model.moe import Experts
 from farthing.weights import deepseek, glm, llama, qwen
 from farthing.weights.folder import read_config, read_tensors, write_folder
@@ -48,23 +48,31 @@ def decoder_config(hf: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Decoder:
+def load_decoder(
+    folder: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cpu",
+    stored: torch.dtype | None = None,
+) -> Decoder:
     """The network of a model folder.
 
+    Args:
+        dtype: that it is computed in.
+        stored: as in `Decoder`; the weights are rounded to it.
+
     Raises:
-        UserError: when a tensor is missing, has the wrong shape or is one this family does not have.
+        UserError: when a tensor is missing, has the wrong shape or is one this family does not have, and when the
+            weights do not fit the memory that is free.
     """
     hf = read_config(folder)
     layout, config = _layout(hf), decoder_config(hf)
     if device == "cpu":
         keep_freed_memory()
     with torch.device("meta"):
-        decoder = Decoder(config)
-    try:
-        decoder.to(dtype).to_empty(device=device)
-    except (RuntimeError, MemoryError) as error:
-        size = sum(parameter.numel() for parameter in decoder.parameters())
-        raise UserError(f"{folder}: there is no memory for its {size:,} parameters on {device}") from error
+        decoder = Decoder(config).to(dtype)
+    check_memory(folder, decoder, device)
+    decoder.to_empty(device=device)
+    decoder.stored = stored
     if config.tied_head:
         decoder.head.weight = decoder.embed.weight
     parameters = dict(decoder.named_parameters())
@@ -91,6 +99,8 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
                 f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(target.shape)}"
             )
         order = _row_order(layout, config, name)
+        if stored is not None and not ours.endswith("router.bias"):
+            tensor = tensor.to(stored)
         with torch.no_grad():
             target.copy_(tensor if order is None else tensor[order])
         missing.discard(name)
@@ -108,6 +118,26 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str 
             f"{folder}: tensor {min(missing)!r} is missing ({len(missing)} in all); download the folder again"
         )
     return decoder.eval()
+
+
+def check_memory(folder: Path, decoder: Decoder, device: str) -> None:
+    """Refuse a network whose weights are larger than the memory that is free, before any of it is taken.
+
+    Raises:
+        UserError: that says what it needs, what is free and what would fit.
+    """
+    count = sum(parameter.numel() for parameter in decoder.parameters())
+    size = decoder.embed.weight.element_size()
+    free = free_memory(device)
+    if count * size <= free:
+        return
+    fits = f"a model of {free / size / 1e9:.2g} B parameters would fit"
+    if size == 4 and 2 * count <= free:
+        fits = f"it would fit with dtype: bfloat16 ({2 * count / 1e9:.1f} GB), and {fits}"
+    raise UserError(
+        f"{folder}: its {count / 1e9:.2g} B parameters take {count * size / 1e9:.1f} GB on {device}, "
+        f"{free / 1e9:.1f} GB are free; {fits}"
+    )
 
 
 def _copies(layout: ModuleType, config: ModelConfig) -> dict[str, str]:
@@ -137,10 +167,13 @@ def export_tensors(decoder: Decoder, hf: dict[str, Any]) -> dict[str, Tensor]:
         if getattr(module, "lora", None) is not None:
             weight = merged[f"{name}.weight"]
             merged[f"{name}.weight"] = (weight.detach().float() + module.lora.delta()).to(weight.dtype)
+    stored = decoder.stored or decoder.embed.weight.dtype
     out: dict[str, Tensor] = {}
     for ours, names in layout.tensors(config).items():
         for part, theirs in enumerate(names):
             rows = _rows(decoder, ours, merged[ours], part)
+            if not ours.endswith("router.bias"):  # which is float32 in every folder
+                rows = rows.to(stored)
             order = _row_order(layout, config, theirs)
             out[theirs] = rows.contiguous() if order is None else rows[order.argsort()]
     # safetensors refuses two names for one memory
@@ -158,5 +191,5 @@ def folder_config(hf: dict[str, Any], config: ModelConfig, dtype: torch.dtype) -
 
 def save_decoder(decoder: Decoder, hf: dict[str, Any], folder: Path, tokenizer_from: Path | None) -> Path:
     """Write an ordinary Hugging Face folder that transformers loads with no missing and no unexpected key."""
-    config = folder_config(hf, decoder.config, decoder.embed.weight.dtype)
+    config = folder_config(hf, decoder.config, decoder.stored or decoder.embed.weight.dtype)
     return write_folder(folder, export_tensors(decoder, hf), config, tokenizer_from)
