@@ -23,7 +23,7 @@ from farthing.base import processor
 from farthing.cost import hardware, ledger
 from farthing.cost.bill import bill_table, human_seconds
 from farthing.cost.flops import parameters
-from farthing.cost.meter import Meter, process_started
+from farthing.cost.meter import Meter, book_sampling, process_started
 from farthing.data.templates import question_ids
 from farthing.engine import Model, Sampling, at_place
 from farthing.errors import UserError
@@ -296,7 +296,7 @@ class _Work:
             prompts = [question_ids(model.tokenizer, i.question, asks.prompt, asks.system) for i in items]
             engine = model.engine(max_batch=48, cache_tokens=48 * (sampling.max_new_tokens + 1024))
             answers = suite.ask(engine, model.tokenizer, items, prompts, sampling)
-            engine.book(span, model.hf_config)
+            book_sampling(span, engine.done(), model.hf_config)
             records = suite.judge(answers, pool, asks.answer)
             path.parent.mkdir(exist_ok=True)
             write(path, "".join(json.dumps(record) + "\n" for record in records))

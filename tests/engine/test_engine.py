@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farthing.engine import Engine, Request, Sample, Sampling
-from farthing.engine.sequence import Running
+from farthing.engine.sequence import Job, Running
 from farthing.errors import UserError
 from farthing.model import Decoder, ModelConfig
 
@@ -88,7 +88,7 @@ def test_prompt_is_computed_once_for_its_samples(decoder):
 
 
 @torch.no_grad()
-def test_new_weights_are_used_at_once(decoder):
+def test_new_weights_are_used_once_they_are_taken(decoder):
     changed = Decoder(CONFIG)
     changed.init_weights(seed=5, std=0.3)
     engine = Engine(changed, page_size=4)
@@ -98,6 +98,7 @@ def test_new_weights_are_used_at_once(decoder):
     for parameter in changed.parameters():
         if parameter.dim() == 2:
             parameter.add_(torch.randn_like(parameter) * 0.5)
+    engine.take_weights(changed, 1)
     after = engine.generate([request])[0][0].ids
     assert after == greedy(changed, request.ids, 6)
     assert after != before
@@ -165,7 +166,7 @@ def test_an_interrupted_prefill_gives_its_pages_back(decoder, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "_prefill", interrupted)
+    monkeypatch.setattr(engine.scheduler, "prefill", interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.generate([request])
     monkeypatch.undo()
@@ -173,14 +174,47 @@ def test_an_interrupted_prefill_gives_its_pages_back(decoder, monkeypatch):
     assert len(engine.generate([request])[0]) == 3
 
 
-def test_a_cache_held_by_an_open_stream_is_said_and_not_waited_for(decoder):
-    engine = Engine(decoder, cache_tokens=32, page_size=4)
-    stream = engine.stream(Request(list(range(10)), Sampling(max_new_tokens=20)))
-    next(stream)
-    with pytest.raises(RuntimeError, match="holds the cache"):
-        engine.generate([Request(list(range(10)), Sampling(max_new_tokens=20))])
-    stream.close()
-    assert engine.generate([Request(list(range(10)), Sampling(max_new_tokens=20))])[0][0].ids
+@torch.no_grad()
+def test_a_request_without_room_waits_for_an_open_stream(decoder):
+    request = Request(list(range(10)), Sampling(max_new_tokens=20, temperature=0))
+    expected = greedy(decoder, request.ids, 20)
+    engine = Engine(decoder, cache_tokens=32, page_size=4)  # room for one of them
+    stream = engine.stream(request)
+    streamed = list(next(stream))
+    assert engine.generate([request])[0][0].ids == expected
+    assert streamed + [token for piece in stream for token in piece] == expected  # it went on meanwhile
+    assert engine.cache.available == len(engine.cache.users)
+
+
+@torch.no_grad()
+def test_requests_come_and_go_while_others_run(decoder):
+    engine = Engine(decoder, max_batch=3, cache_tokens=200, page_size=4)
+    scheduler = engine.scheduler
+    wanted = [([1, 2, 3], 9), ([4] * 12, 5), ([5, 6], 14), ([1, 2, 3, 4, 5], 7), ([9], 3)]
+    jobs, finished = [], []
+    for number, (prompt, new) in enumerate(wanted):
+        jobs.append(engine.add(Request(prompt, Sampling(max_new_tokens=new, temperature=0))))
+        for _ in range(number):
+            finished += scheduler.step()
+    scheduler.cancel(jobs[2])
+    while scheduler.waiting or scheduler.running:
+        finished += scheduler.step()
+    for job, (prompt, new) in zip(jobs, wanted, strict=True):
+        assert job.done == (job is not jobs[2])
+        count = len(job.samples[0].ids)
+        assert job.samples[0].ids == greedy(decoder, prompt, count)[:count]
+        assert count == new or job is jobs[2]
+    assert {id(s.job) for s in finished} == {id(job) for job in jobs if job is not jobs[2]}
+    assert engine.cache.available == len(engine.cache.users)
+    assert scheduler.step() == []  # nothing to do
+
+
+def test_the_work_is_told_once(decoder):
+    engine = Engine(decoder, page_size=4)
+    engine.generate([Request([1, 2, 3], Sampling(max_new_tokens=4))])
+    work = engine.done()
+    assert (work.prompt_tokens, work.new_tokens) == (3, 4)
+    assert engine.done().new_tokens == 0
 
 
 def test_positions_the_model_was_not_made_for_are_refused(decoder):
@@ -198,7 +232,7 @@ def test_stop_strings_of_many_bytes_a_letter_are_found(decoder):
 
 
 def engine_sequence(ids, sampling):
-    return Running(0, 0, [], Sample(ids=list(ids)), sampling, [], [], len(ids))
+    return Running(Job(Request([], sampling)), Sample(ids=list(ids)), [], [], len(ids))
 
 
 def test_a_model_that_has_generated_can_be_copied(decoder):

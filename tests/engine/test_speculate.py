@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farthing.cost.flops import forward_flops, mtp_flops
+from farthing.cost.meter import book_sampling
 from farthing.engine import Engine, Request, Sample, Sampling
 from farthing.engine.sequence import Running
 from farthing.errors import UserError
@@ -187,7 +188,7 @@ def test_what_the_modules_compute_is_booked(small_deepseek: Deepseek) -> None:
     decode = sum(at + 1 for step in steps for at in step)
     module = sum(at + 1 for at in (8, 9, 9, 10))
     span = SimpleNamespace(tokens_in=0, tokens_out=0, flops=0)
-    engine.book(span, hf)  # type: ignore[arg-type]
+    book_sampling(span, engine.done(), hf)  # type: ignore[arg-type]
     expected = forward_flops(hf, prompt + 4, prompt * (prompt + 1) // 2, 1 + 4)
     expected += forward_flops(hf, 0, decode, 0, absorbed=True)
     one = {**hf, "num_nextn_predict_layers": 1}

@@ -41,7 +41,7 @@ def roll(model: Model, meter: Meter) -> Callable[..., Roller]:
         tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
         stream, pool = Mixture(tasks, seed).stream(set()), Judge(script)
         return Roller(
-            stage, model.engine(), model.tokenizer, model.hf_config, stream, pool, meter, seed  # type: ignore[arg-type]
+            stage, model, model.engine(), stream, pool, meter, seed  # type: ignore[arg-type]
         )  # fmt: skip
 
     return make
@@ -86,14 +86,14 @@ def test_refill_asks_only_for_what_is_missing(roll: Callable[..., Roller], make_
 def test_no_two_samples_of_a_step_share_their_draws(roll: Callable[..., Roller], make_stage: Make) -> None:
     numbers: list[int] = []
     roller = roll(make_stage(prompts=2, refill=2))
-    generate = roller.engine.generate
+    generate = roller.generator.generate
 
     def watched(requests):  # type: ignore[no-untyped-def]
         numbers.extend(r.first_sample + i for r in requests for i in range(r.samples))
         assert {r.sampling.seed for r in requests} == {(3 << 32) + 7}
         return generate(requests)
 
-    roller.engine.generate = watched  # type: ignore[method-assign]
+    roller.generator.generate = watched  # type: ignore[method-assign]
     roller.collect(7, 0)
     assert sorted(numbers) == list(range(2 * 3 * 4))
 

@@ -16,13 +16,14 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 from farthing.cost import energy, ledger
+from farthing.cost.flops import forward_flops, mtp_flops
 from farthing.cost.hardware import Device, cpu_cores
 from farthing.cost.ledger import ACTIVITIES, Line
 
@@ -50,6 +51,34 @@ class Span:
     seconds: float = 0.0
     joules: float = 0.0
     joules_are: energy.JoulesAre = "measured"
+
+
+class Sampled(Protocol):
+    """What a generator says of its work (`engine.sequence.Work`): tokens, and (query, key) pairs attended."""
+
+    prompt_tokens: int
+    new_tokens: int
+    computed_tokens: int
+    scored_tokens: int
+    pairs: int
+    decode_pairs: int
+    module_tokens: int
+    module_scored: int
+    module_pairs: int
+    module_decode_pairs: int
+
+
+def book_sampling(span: Span, done: Sampled, hf_config: Mapping[str, Any]) -> None:
+    """Add the tokens and FLOPs of sampling to a span."""
+    span.tokens_in += done.prompt_tokens
+    span.tokens_out += done.new_tokens
+    span.flops += forward_flops(hf_config, done.computed_tokens, done.pairs, done.scored_tokens)
+    span.flops += forward_flops(hf_config, 0, done.decode_pairs, 0, absorbed=True)
+    if done.module_tokens:
+        layers = mtp_flops(hf_config, done.module_tokens, done.module_pairs, 0)
+        layers += mtp_flops(hf_config, 0, done.module_decode_pairs, 0, absorbed=True)
+        span.flops += layers // hf_config["num_nextn_predict_layers"]  # counted as if all read every token
+        span.flops += mtp_flops(hf_config, 0, 0, done.module_scored)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from farthing.cost.flops import causal_pairs
 from farthing.model import ModelConfig
 from farthing.model.attention import sequence_attention
 from farthing.model.latent import LatentAttention
@@ -237,7 +236,7 @@ class Prefill:
     ) -> None:
         size, device = cache.page_size, cache.keys[0].device
         self.cache, self.spans = cache, list(spans)
-        self.pairs = sum(causal_pairs(end - start, start) for start, end in spans)
+        self.pairs = sum(end * (end + 1) - start * (start + 1) for start, end in spans) // 2
         self.tables = [torch.tensor(list(t), device=device) for t in tables]
         self.positions = torch.cat([torch.arange(start, end, device=device) for start, end in spans])
         self.slots = torch.cat(

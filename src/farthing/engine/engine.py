@@ -1,29 +1,23 @@
-"""Generation: continuous batching over the paged cache.
+"""Generation in this process: the passes that the scheduler asks for, over the paged cache.
 
-Sequences join the batch as soon as there is room and leave it when they end; the weights are the trainer's
-own parameters, so there is nothing to synchronise.
+The weights are the trainer's own parameters, so there is nothing to copy between the two.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from farthing.cost.flops import forward_flops, mtp_flops
-from farthing.cost.meter import Span
 from farthing.engine.cache import Decode, PagedCache, Prefill
-from farthing.engine.sampling import choose, uniforms
-from farthing.engine.sequence import Request, Running, Sample, Work
+from farthing.engine.sampling import choose
+from farthing.engine.scheduler import Scheduler
+from farthing.engine.sequence import Fresh, Job, Request, Running, Sample, Work
 from farthing.engine.speculate import Guesser
 from farthing.errors import UserError
 from farthing.model import Decoder
 from farthing.model.moe import Routing
-
-PREFILL_TOKENS = 2048  # new prompt tokens computed in one pass at most, which bounds the memory of a pass
 
 
 class Engine:
@@ -73,151 +67,85 @@ class Engine:
         self.speculate = speculate
         self.guesser = Guesser(decoder, self.cache, speculate) if speculate else None
         self.work = Work()
-        self._weights_seen = -1
+        self.version = 0
+        self.scheduler = Scheduler(self.cache, max_batch, speculate, self._prefill, self._decode)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Sample]]:
-        """All samples of all requests, in their order.
+        """All samples of all requests, in their order; others that are on their way go on beside them.
 
         Raises:
-            UserError: for an empty prompt, or one that does not fit the cache together with its new tokens.
+            UserError: as `add`, before anything is generated.
         """
-        results: list[list[Sample]] = [[] for _ in requests]
-        for sequence in self._run(requests):
-            if sequence is not None:
-                results[sequence.request].append(sequence.sample)
-        return results
+        jobs: list[Job] = []
+        try:
+            for request in requests:
+                jobs.append(self.add(request))
+            while not all(job.done for job in jobs):
+                self.scheduler.step()
+        finally:
+            for job in jobs:
+                self.scheduler.cancel(job)
+        return [job.samples for job in jobs]
 
     def stream(self, request: Request) -> Iterator[list[int]]:
         """The ids of one sample as they come, in small pieces; closing the iterator stops the work."""
-        shown = 0
-        running: list[Running] = []
-        for _ in self._run([request], running):
-            ids = running[0].sample.ids
-            if len(ids) > shown:
-                yield ids[shown:]
-                shown = len(ids)
-
-    def book(self, span: Span, hf_config: Mapping[str, Any]) -> None:
-        """Add the tokens and FLOPs of everything since the last booking to a span of the ledger."""
-        done, self.work = self.work, Work()
-        span.tokens_in += done.prompt_tokens
-        span.tokens_out += done.new_tokens
-        span.flops += forward_flops(hf_config, done.computed_tokens, done.pairs, done.scored_tokens)
-        span.flops += forward_flops(hf_config, 0, done.decode_pairs, 0, absorbed=True)
-        if done.module_tokens:
-            layers = mtp_flops(hf_config, done.module_tokens, done.module_pairs, 0)
-            layers += mtp_flops(hf_config, 0, done.module_decode_pairs, 0, absorbed=True)
-            span.flops += layers // len(self.decoder.mtp)  # counted as if all read every token
-            span.flops += mtp_flops(hf_config, 0, 0, done.module_scored)
-
-    def _run(
-        self, requests: Sequence[Request], seen: list[Running] | None = None
-    ) -> Iterator[Running | None]:
-        """Drive the batch; yields None after every step, and at the end every sequence in order."""
-        self._check(requests)
-        self._notice_new_weights()
-        waiting = deque(
-            (index, request.first_sample, request.samples) for index, request in enumerate(requests)
-        )
-        running: list[Running] = []
-        everything: list[Running] = seen if seen is not None else []
+        job, shown = self.add(request), 0
+        ids = job.samples[0].ids
         try:
-            while waiting or running:
-                while joined := self._admit(requests, waiting, running):
-                    everything += joined
-                    running = self._retire(running)
-                    yield None
-                if waiting and not running:
-                    raise RuntimeError("another generation holds the cache; finish or close it first")
-                if running:
-                    self._step(running)
-                    running = self._retire(running)
-                    yield None
+            while shown < len(ids) or not job.done:
+                if shown == len(ids):
+                    self.scheduler.step()
+                new = ids[shown:]
+                shown += len(new)
+                if new:
+                    yield new  # more may have come by the time that the caller is back
         finally:
-            for sequence in running:
-                self._release(sequence)
-        yield from sorted(everything, key=lambda s: (s.request, s.number))
+            self.scheduler.cancel(job)
 
-    def _check(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            if not request.ids:
-                raise UserError("a prompt is empty; give at least one token")
-            need = len(request.ids) + request.sampling.max_new_tokens
-            if need > self.capacity:
-                raise UserError(
-                    f"a prompt of {len(request.ids)} tokens and {request.sampling.max_new_tokens} new ones "
-                    f"need {need} tokens of cache, there are {self.capacity}; "
-                    "shorten it or raise cache_tokens"
-                )
-            limit = self.decoder.config.max_positions
-            if need > limit:
-                raise UserError(
-                    f"a prompt of {len(request.ids)} tokens and {request.sampling.max_new_tokens} new ones need {need} "
-                    f"positions, the model was made for {limit}; shorten it or lower max_new_tokens"
-                )
-            if request.sampling.stop and self.decode is None:
-                raise UserError("stop strings need a tokenizer; give stop token ids instead")
-
-    def _notice_new_weights(self) -> None:
-        version = sum(parameter._version for parameter in self.decoder.parameters())
-        if version != self._weights_seen:
+    def take_weights(self, decoder: Decoder, version: int) -> None:
+        """As `Generator`; the network is the trainer's own, so there is nothing to copy."""
+        assert decoder is self.decoder
+        if version != self.version:
             self.cache.forget()
-            self._weights_seen = version
+            self.version = version
 
-    @torch.inference_mode()
-    def _admit(
-        self, requests: Sequence[Request], waiting: deque[tuple[int, int, int]], running: list[Running]
-    ) -> list[Running]:
-        """Start as many waiting samples as there is room for, and add them to `running`; a prompt is computed once
-        for all that start with it."""
-        room = self.max_batch - len(running)
-        joined: list[Running] = []
-        # of each new prompt: its samples, its ids, tokens already cached
-        fresh: list[tuple[list[Running], list[int], int]] = []
-        size, budget = self.cache.page_size, PREFILL_TOKENS
-        while waiting and room > 0 and budget > 0:
-            index, first, left = waiting[0]
-            request = requests[index]
-            ids, sampling = list(request.ids), request.sampling
-            prefix = self.cache.find_prefix(ids)
-            reach = (len(prefix) + 1) * size
-            if len(ids) > reach and any(tokens[:reach] == ids[:reach] for _, tokens, _ in fresh):
-                self.cache.release(prefix)
-                break  # a prompt in this very pass begins alike: let it go first and reuse its pages
-            own = -(-(len(ids) + sampling.max_new_tokens + self.speculate) // size) - len(prefix)
-            whole = len(ids) // size - len(prefix)  # full prompt pages that are new: shared by the samples
-            extra = own - whole
-            count = min(left, room, (self.cache.available - whole) // extra if extra else left)
-            if count < 1:
-                self.cache.release(prefix)
-                break
-            shared = prefix + self.cache.take(whole)
-            group = []
-            for number in range(first, first + count):
-                if number > first:
-                    for page in shared:
-                        self.cache.users[page] += 1
-                draws = uniforms(sampling.seed, number, sampling.max_new_tokens).tolist()
-                pages = shared + self.cache.take(extra)
-                group.append(Running(index, number, ids, Sample(), sampling, draws, pages, len(ids)))
-                running.append(group[-1])  # from here on its pages are given back, whatever happens
-            fresh.append((group, ids, len(prefix) * size))
-            joined += group
-            room -= count
-            budget -= len(ids) - len(prefix) * size
-            if count == left:
-                waiting.popleft()
-            else:
-                waiting[0] = (index, first + count, left - count)
-        if fresh:
-            self._prefill(fresh)
-        return joined
+    def done(self) -> Work:
+        """The work since this was last asked."""
+        done, self.work = self.work, Work()
+        return done
 
-    def _prefill(self, fresh: list[tuple[list[Running], list[int], int]]) -> None:
-        spans = [(cached, len(ids)) for _, ids, cached in fresh]
-        attend = Prefill(self.cache, [group[0].pages for group, _, _ in fresh], spans)
+    def add(self, request: Request) -> Job:
+        """Queue a request with the scheduler.
+
+        Raises:
+            UserError: for an empty prompt, one that does not fit the cache together with its new tokens or that the
+                model was not made for, and stop strings without a tokenizer.
+        """
+        if not request.ids:
+            raise UserError("a prompt is empty; give at least one token")
+        need = len(request.ids) + request.sampling.max_new_tokens
+        if need > self.capacity:
+            raise UserError(
+                f"a prompt of {len(request.ids)} tokens and {request.sampling.max_new_tokens} new ones "
+                f"need {need} tokens of cache, there are {self.capacity}; "
+                "shorten it or raise cache_tokens"
+            )
+        limit = self.decoder.config.max_positions
+        if need > limit:
+            raise UserError(
+                f"a prompt of {len(request.ids)} tokens and {request.sampling.max_new_tokens} new ones need {need} "
+                f"positions, the model was made for {limit}; shorten it or lower max_new_tokens"
+            )
+        if request.sampling.stop and self.decode is None:
+            raise UserError("stop strings need a tokenizer; give stop token ids instead")
+        return self.scheduler.add(request)
+
+    def _prefill(self, fresh: Sequence[Fresh]) -> None:
+        """One pass of new prompts; the first token of each of their samples."""
+        spans = [(prompt.cached, len(prompt.ids)) for prompt in fresh]
+        attend = Prefill(self.cache, [prompt.samples[0].pages for prompt in fresh], spans)
         tokens = torch.tensor(
-            [t for _, ids, cached in fresh for t in ids[cached:]], device=attend.slots.device
+            [t for prompt in fresh for t in prompt.ids[prompt.cached :]], device=attend.slots.device
         )
         hidden = self._hidden(tokens, attend.positions, attend)
         ends = torch.tensor([end - start for start, end in spans]).cumsum(0) - 1
@@ -227,18 +155,17 @@ class Engine:
         self.work.pairs += attend.pairs
         if self.guesser is not None:
             self.guesser.read_prompts(attend, fresh, hidden, self.work)
-        for group, ids, _ in fresh:
-            self.work.prompt_tokens += len(ids) * len(group)
-            self.cache.remember(ids, group[0].pages)
-            partial = len(ids) // self.cache.page_size
-            if len(ids) % self.cache.page_size:
-                for other in group[1:]:
-                    self.cache.copy_page(group[0].pages[partial], other.pages[partial])
-        rows = torch.tensor([row for row, (group, _, _) in enumerate(fresh) for _ in group])
-        self._append([s for group, _, _ in fresh for s in group], logits[rows])
+        for prompt in fresh:
+            first, *others = prompt.samples
+            self.work.prompt_tokens += len(prompt.ids) * len(prompt.samples)
+            self.cache.remember(prompt.ids, first.pages)
+            partial, rest = divmod(len(prompt.ids), self.cache.page_size)
+            for other in others if rest else ():
+                self.cache.copy_page(first.pages[partial], other.pages[partial])
+        rows = torch.tensor([row for row, prompt in enumerate(fresh) for _ in prompt.samples])
+        self._append([s for prompt in fresh for s in prompt.samples], logits[rows])
 
-    @torch.inference_mode()
-    def _step(self, running: list[Running]) -> None:
+    def _decode(self, running: Sequence[Running]) -> None:
         """One pass of every sequence's next token and its guesses; one new token each, and as many as were guessed."""
         if self.guesser is not None:
             self.guesser.guess(running, self.work)
@@ -264,7 +191,7 @@ class Engine:
             self.cache.write_routes(attend.slots, routing.chosen)
         return hidden_NC
 
-    def _append(self, sequences: list[Running], logits_NV: Tensor) -> list[int]:
+    def _append(self, sequences: Sequence[Running], logits_NV: Tensor) -> list[int]:
         """Choose a token after every row, and add to each sequence its first ones up to one that was not guessed.
 
         Returns:
@@ -308,19 +235,3 @@ class Engine:
         window = 8 + max(len(text.encode()) for text in s.sampling.stop)
         tail = self.decode(s.sample.ids[-window:])
         return any(text in tail for text in s.sampling.stop)
-
-    def _retire(self, running: list[Running]) -> list[Running]:
-        """Let the finished go and give their pages back."""
-        going_on = []
-        for s in running:
-            if s.done:
-                if self.cache.routes is not None:
-                    s.sample.routes = self.cache.read_routes(s.pages, s.length)
-                self._release(s)
-            else:
-                going_on.append(s)
-        return going_on
-
-    def _release(self, s: Running) -> None:
-        pages, s.pages = s.pages, []
-        self.cache.release(pages)

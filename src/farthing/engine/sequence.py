@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass
 class Work:
-    """What the engine has done since it was last booked: tokens through the network and (query, key) pairs
+    """What the engine has done since it was last asked: tokens through the network and (query, key) pairs
     attended."""
 
     prompt_tokens: int = 0
@@ -64,15 +64,39 @@ class Work:
         return [self.accepted[depth] / count for depth, count in sorted(self.guessed.items())]
 
 
-@dataclass
-class Running:
-    """A sample on its way."""
+@dataclass(eq=False)
+class Job:
+    """A request on its way; `samples` fill up as they are generated."""
 
-    request: int
-    number: int
-    prompt: Sequence[int]
+    request: Request
+    samples: list[Sample] = field(default_factory=list)
+    started: int = 0  # of its samples
+
+    def __post_init__(self) -> None:
+        self.samples = [Sample() for _ in range(self.request.samples)]
+
+    @property
+    def waiting(self) -> int:
+        """Samples that have not started."""
+        return self.request.samples - self.started
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample has ended."""
+        return all(ended(sample, self.request.sampling) for sample in self.samples)
+
+
+def ended(sample: Sample, sampling: Sampling) -> bool:
+    """Whether a sample has come to a stop, or to its last token."""
+    return sample.finish_reason == "stop" or len(sample.ids) == sampling.max_new_tokens
+
+
+@dataclass(eq=False)
+class Running:
+    """A sample in the batch."""
+
+    job: Job
     sample: Sample
-    sampling: Sampling
     draws: Sequence[float]
     pages: list[int]
     length: int  # tokens in the cache
@@ -81,9 +105,19 @@ class Running:
     recent: Tensor | None = None  # the network's output for the last tokens in the cache, [some, C]
 
     @property
+    def prompt(self) -> Sequence[int]:
+        """The prompt's ids."""
+        return self.job.request.ids
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its tokens are chosen."""
+        return self.job.request.sampling
+
+    @property
     def done(self) -> bool:
-        """Whether it has come to a stop, or to its last token."""
-        return self.sample.finish_reason == "stop" or len(self.sample.ids) == self.sampling.max_new_tokens
+        """As `ended`."""
+        return ended(self.sample, self.sampling)
 
     def token(self, position: int) -> int:
         """The token at a position, which may be one that is only guessed."""
@@ -96,3 +130,12 @@ class Running:
     def draw(self, ahead: int = 0) -> float:
         """The uniform number for its next token or, `ahead`, one after it; any where it ends before that."""
         return self.draws[min(len(self.sample.ids) + ahead, len(self.draws) - 1)]
+
+
+@dataclass
+class Fresh:
+    """A prompt to compute: its ids, how many of them are cached, and the samples that start with it."""
+
+    ids: list[int]
+    cached: int
+    samples: list[Running]

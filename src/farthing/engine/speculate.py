@@ -21,7 +21,7 @@ from torch import Tensor
 
 from farthing.engine.cache import Decode, PagedCache, Prefill
 from farthing.engine.sampling import choose
-from farthing.engine.sequence import Running, Work
+from farthing.engine.sequence import Fresh, Running, Work
 from farthing.model import Decoder
 
 
@@ -36,24 +36,24 @@ class Guesser:
     def read_prompts(
         self,
         attend: Prefill,
-        fresh: Sequence[tuple[list[Running], list[int], int]],
+        fresh: Sequence[Fresh],
         hidden_NC: Tensor,
         work: Work,
     ) -> None:
-        """Fill the modules' layers of the cache for new prompts (their samples, ids, and tokens that were cached).
+        """Fill the modules' layers of the cache for new prompts.
 
         What a module reads after a prompt's end is not known yet; its last entries are written again with the guesses.
         """
         ends = torch.tensor([end - start for start, end in attend.spans]).cumsum(0).tolist()
-        for (group, ids, cached), end in zip(fresh, ends, strict=True):
-            recent = hidden_NC[end - min(self.window, len(ids) - cached) : end].clone()
-            for sequence in group:
+        for prompt, end in zip(fresh, ends, strict=True):
+            recent = hidden_NC[end - min(self.window, len(prompt.ids) - prompt.cached) : end].clone()
+            for sequence in prompt.samples:
                 sequence.recent = recent
         for depth in range(self.count):
             after = [
-                ids[min(at + depth + 1, len(ids) - 1)]
-                for _, ids, cached in fresh
-                for at in range(cached, len(ids))
+                prompt.ids[min(at + depth + 1, len(prompt.ids) - 1)]
+                for prompt in fresh
+                for at in range(prompt.cached, len(prompt.ids))
             ]
             read = torch.tensor(after, device=attend.slots.device)
             hidden_NC = self.decoder.mtp_hidden(depth, read, hidden_NC, attend.positions, attend)

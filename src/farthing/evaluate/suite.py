@@ -186,4 +186,4 @@ def evaluate_source(
     with VerifierPool(workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
         records = judge(ask(engine, model.tokenizer, items, prompts, sampling), pool, answer)
     summary = summarise(str(source), records)
-    return {**summary, "acceptance": engine.work.acceptance} if speculate else summary
+    return {**summary, "acceptance": engine.done().acceptance} if speculate else summary

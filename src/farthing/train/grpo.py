@@ -72,7 +72,7 @@ def train_grpo(
     cache_tokens = samples * (stage.max_new_tokens + 32) + stage.prompts * PROMPT_TOKENS
     engine = model.engine(samples, cache_tokens, record_routing=True)
     stream = Mixture(stage.tasks, seed).stream(exclude=held_out)
-    roller = Roller(stage, engine, model.tokenizer, model.hf_config, stream, pool, meter, seed)
+    roller = Roller(stage, model, engine, stream, pool, meter, seed)
     state = {"cursor": 0}
     learner = Learner(stage, decoder, reference, weights, model.hf_config, meter)
 

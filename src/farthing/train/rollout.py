@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from farthing.cost.meter import Meter
+from farthing.cost.meter import Meter, book_sampling
 from farthing.data.templates import question_ids
-from farthing.data.tokenizer import Tokenizer
-from farthing.engine import Engine, Request, Sample, Sampling
+from farthing.engine import Model, Request, Sample, Sampling
+from farthing.engine.generator import Generator
 from farthing.recipe import Grpo
 from farthing.tasks import Item, Verdict
 from farthing.tasks.mixture import Stream
@@ -72,21 +72,21 @@ class Roller:
     def __init__(
         self,
         stage: Grpo,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        hf_config: dict[str, Any],
+        model: Model,
+        generator: Generator,
         stream: Stream,
         pool: VerifierPool,
         meter: Meter,
         seed: int,
     ) -> None:
-        self.stage, self.engine, self.tokenizer, self.hf_config = stage, engine, tokenizer, hf_config
+        self.stage, self.model, self.generator = stage, model, generator
         self.stream, self.pool, self.meter, self.seed = stream, pool, meter, seed
 
     def collect(self, step: int, cursor: int) -> tuple[Batch, int]:
         """The batch of a step and the cursor after the questions it took. Depends on the weights, the step
         and the cursor alone."""
-        self.engine.cache.forget()  # a continued run starts without prefixes, and rounding would tell the difference
+        # every step is a version, for a continued run starts without prefixes, and rounding would tell the difference
+        self.generator.take_weights(self.model.decoder, step + 1)
         batch, stage = Batch(), self.stage
         for _ in range(1 + stage.refill):
             items, cursor = self.stream.take(cursor, stage.prompts - len(batch.groups))
@@ -98,21 +98,21 @@ class Roller:
         return batch, cursor
 
     def _ask(self, items: Sequence[Item], step: int, first_sample: int) -> list[Group]:
-        stage = self.stage
+        stage, tokenizer = self.stage, self.model.tokenizer
         sampling = Sampling(
             max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, seed=(self.seed << 32) + step
         )
-        prompts = [question_ids(self.tokenizer, item.question, stage.prompt, stage.system) for item in items]
+        prompts = [question_ids(tokenizer, item.question, stage.prompt, stage.system) for item in items]
         requests = [
             Request(prompt, sampling, stage.group, first_sample + number * stage.group)
             for number, prompt in enumerate(prompts)
         ]
         with self.meter.span("generate", step=step) as span:
-            answers = self.engine.generate(requests)
-            self.engine.book(span, self.hf_config)
+            answers = self.generator.generate(requests)
+            book_sampling(span, self.generator.done(), self.model.hf_config)
         with self.meter.span("verify", step=step):
             pairs = [
-                (item, self.tokenizer.decode(sample.ids))
+                (item, tokenizer.decode(sample.ids))
                 for item, samples in zip(items, answers, strict=True)
                 for sample in samples
             ]
