@@ -205,9 +205,9 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
     if name == "run" and not {"--dry-run", "--help"} & set(rest):
         run([sys.executable, "-m", "farthing", "run", *rest, "--dry-run"], folder)
         return None
-    assert name in ("run", "recipes", "claim", "plan", "--version", "--help", "-h") or "--help" in rest, (
-        f"farthing {name}"
-    )
+    assert (
+        name in ("run", "recipes", "claim", "plan", "doctor", "--version", "--help", "-h") or "--help" in rest
+    ), f"farthing {name}"
     return run([sys.executable, "-m", "farthing", *arguments], folder)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -6,10 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farthing import plans
+from farthing.base.device import Place
 from farthing.cost import hardware
 from farthing.cost.calibrate import Calibration, Pace, save
+from farthing.cost.calibrate import load as calibration_of
 from farthing.errors import UserError
+from farthing.plans import calibrate as measuring
 from farthing.plans import config_of, plan
+from farthing.plans.calibrate import instructions
 from farthing.plans.recipe import beside_text, known_pass_rate, plan_beside_actual, plan_recipe, recipe_text
 from farthing.plans.stages import decoding_steps, survival
 from farthing.recipe import load, validate
@@ -20,11 +25,13 @@ SMOLLM = {
 }  # fmt: skip
 PACE = Pace(fixed=5e-4, flop=3e-12, head_fixed=1e-3, head_flop=3e-12)
 FOUND = Calibration(
-    date="2026-11-23", device="cpu: some", threads=2, torch="2.13.0", took=8.0, gemm_float32=1e11,
+    date="2026-11-23", device="cpu: some", dtype="bfloat16", instructions="amx", threads=2, torch="2.13.0", took=8.0,
+    timed=1152, gemm_float32=1e11,
     gemm_bfloat16=3e11, bandwidth=1e10, disk=4e8, small_op=1e-6, decode=PACE, prefill=PACE, train=PACE,
     optimizer=1.5e-9,
 )  # fmt: skip
 CPU = hardware.find("cpu")
+FLOAT32 = Place("cpu", "float32", "asked for")
 QUICKSTART = load("quickstart")
 
 
@@ -202,23 +209,91 @@ def test_a_network_needs_tokens_and_a_recipe_needs_none():
         plan("quickstart", tokens="1B")
 
 
+def here(**changes):
+    """A calibration of this machine, in float32."""
+    own = {"device": hardware.detect("cpu").name, "instructions": instructions(), "dtype": "float32"}
+    return dataclasses.replace(FOUND, **own | changes)
+
+
 def test_this_machine_is_measured_once(tmp_path, monkeypatch):
     monkeypatch.setenv("FARTHING_CACHE", str(tmp_path))
-    here = Calibration(**{**FOUND.__dict__, "device": hardware.detect().name})
-    save(here)
-    assert plans.this_machine() == here
+    monkeypatch.setattr(plans, "choose", lambda *_: FLOAT32)
+    save(here())
+    assert plans.this_machine() == here()
+    assert plans.this_machine(FLOAT32) == here()
     measured = plan(SMOLLM, tokens="1M", device="cpu", count=1, seq_len=512)
     assert measured.measured
     assert measured.device_hours.likely > 0
 
 
+@pytest.mark.parametrize(
+    "other", [{"device": "cpu: another"}, {"instructions": "sse4"}, {"instructions": "avx2, plain torch"}]
+)
+def test_what_another_machine_or_other_instructions_did_is_measured_again(tmp_path, monkeypatch, other):
+    monkeypatch.setenv("FARTHING_CACHE", str(tmp_path))
+    monkeypatch.setattr(measuring, "instructions", lambda: "avx2")
+    monkeypatch.setattr(measuring, "calibrate", lambda place, say: here(instructions="avx2"))
+    save(here(**{"instructions": "avx2"} | other))
+    assert plans.this_machine(FLOAT32) == here(instructions="avx2")
+    assert calibration_of("float32") == here(instructions="avx2"), "it is kept"
+
+
+def test_a_plan_is_made_though_it_cannot_be_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FARTHING_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(measuring, "calibrate", lambda place, say: here())
+    said = []
+    assert plans.this_machine(FLOAT32, said.append) == here()
+    assert "not kept" in said[-1]
+
+
+def test_a_recipe_is_planned_in_the_dtype_that_it_asks_for(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM))
+    monkeypatch.setenv("FARTHING_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for dtype in ("float32", "bfloat16"):
+        save(here(dtype=dtype))
+        found = plan(load("quickstart", [f"base={tmp_path}", f"dtype={dtype}", "device=cpu"]))
+        assert found.dtype == found.as_json()["dtype"] == dtype
+        assert f"in {dtype}" in recipe_text(found)
+    assert found.device == hardware.detect("cpu")
+
+
+def test_float32_counts_four_bytes():
+    wide, narrow = (planned(calibration=here(dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    [_, wide, _], [_, narrow, _] = wide.stages, narrow.stages
+    assert wide.memory.weights == 4 * 134_515_008
+    assert wide.memory.gradients == narrow.memory.gradients == 4 * 134_515_008
+    assert wide.memory.optimizer == narrow.memory.optimizer == 12 * 134_515_008, "masters and two moments"
+    assert wide.memory.cache == 2 * narrow.memory.cache
+
+
+def test_float32_is_slower_on_a_device_of_the_catalogue():
+    h100 = hardware.find("h100")
+    recipe = load("quickstart", ["dtype=float32"])
+    wide, narrow = planned(recipe, SMOLLM, h100, None), planned(QUICKSTART, SMOLLM, h100, None)
+    assert (wide.dtype, narrow.dtype) == ("float32", "bfloat16")
+    assert wide.likely["train"] > narrow.likely["train"]
+    assert wide.likely["generate"] > narrow.likely["generate"]
+    assert wide.memory_bytes > narrow.memory_bytes
+    assert "in float32" in str(wide.assumptions)
+
+
+def test_what_was_timed_little_is_less_certain():
+    much, little, nothing = (planned(calibration=here(timed=timed)).uncertainty for timed in (1152, 48, 0))
+    assert much < little < nothing
+    assert "not timed" in recipe_text(planned(calibration=here(timed=0)))
+
+
 def test_a_run_is_planned_only_on_a_machine_that_was_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("FARTHING_CACHE", str(tmp_path))
-    assert plans.for_run(QUICKSTART, SMOLLM) is None
-    save(FOUND)  # of another machine
-    assert plans.for_run(QUICKSTART, SMOLLM) is None
-    save(Calibration(**{**FOUND.__dict__, "device": hardware.detect().name}))
-    found = plans.for_run(QUICKSTART, SMOLLM)
+    recipe = load("quickstart", ["dtype=float32", "device=cpu"])
+    assert plans.for_run(recipe, SMOLLM) is None
+    save(here(device="cpu: another"))
+    assert plans.for_run(recipe, SMOLLM) is None
+    save(here())
+    found = plans.for_run(recipe, SMOLLM)
     assert found is not None
     assert found.wall_seconds.likely > 0
-    assert plans.for_run(QUICKSTART, {"model_type": "unheard of"}) is None
+    assert plans.for_run(recipe, SMOLLM, Place("cpu", "bfloat16", "as the run was started")) is None
+    assert plans.for_run(recipe, {"model_type": "unheard of"}) is None

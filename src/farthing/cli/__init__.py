@@ -20,7 +20,7 @@ import typer
 
 from farthing.base import processor
 from farthing.base.device import reference_only
-from farthing.cli import folders, money
+from farthing.cli import doctor, folders, money
 from farthing.cli.shared import (
     DeviceName,
     Dtype,
@@ -205,7 +205,7 @@ def recipes(as_json: Json = False) -> None:
 
 
 # In the order `farthing --help` lists them.
-for _command in (*money.COMMANDS, *folders.COMMANDS):
+for _command in (*money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS):
     app.command()(_command)
 
 

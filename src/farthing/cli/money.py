@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from farthing.cli.shared import RUNS, Json, log, only_results_on_stdout, print_result, print_text
+from farthing.cli.shared import (
+    RUNS,
+    DeviceName,
+    Dtype,
+    Json,
+    log,
+    only_results_on_stdout,
+    print_result,
+    print_text,
+)
 from farthing.errors import UserError
 
 
@@ -75,6 +84,7 @@ def plan(
             precision=precision,
             price=price,
             pass_rate=pass_rate,
+            say=log,
         )
     if not isinstance(found, Plan):
         print_result(found.as_json(), recipe_text(found), as_json)
@@ -119,19 +129,30 @@ def _plan_budget(
     print_result(found.as_json(), budget_text(found), as_json)
 
 
-def calibrate(as_json: Json = False) -> None:
+def calibrate(
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
     """Measure this machine in ten seconds, so that plans for it can be trusted."""
     with only_results_on_stdout():
+        from farthing.base.device import choose
+        from farthing.cost.calibrate import save
         from farthing.plans.calibrate import calibrate as measure
 
-        found = measure()
+        found = measure(choose(device, dtype), log)
+        save(found)
     lines = [
-        f"{found.device}, {found.threads} threads, torch {found.torch}, measured in {found.took:.1f} s",
-        f"  matrix products   {found.gemm_float32 / 1e9:.0f} GFLOP/s in float32, "
-        f"{found.gemm_bfloat16 / 1e9:.0f} in bfloat16",
+        f"{found.device}, {found.threads} threads, torch {found.torch}, in {found.dtype} "
+        f"({found.instructions}), measured in {found.took:.1f} s",
+        f"  matrix products   {found.gemm_float32 / 1e9:.3g} GFLOP/s in float32, "
+        f"{found.gemm_bfloat16 / 1e9:.3g} in bfloat16",
         f"  memory            {found.bandwidth / 1e9:.1f} GB/s copying",
         f"  disk              {found.disk / 1e6:.0f} MB/s, flushed and checked",
         f"  small operation   {found.small_op * 1e6:.2f} microseconds",
+        f"  network           up to {found.timed} tokens at a time"
+        if found.timed
+        else "  network           not timed: too slow, or too busy; worked out from products and memory",
     ]
     for kind in ("decode", "prefill", "train"):
         pace = getattr(found, kind)

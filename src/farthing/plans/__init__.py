@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from farthing.base.device import Place, choose
 from farthing.cost import calibrate as calibration
 from farthing.cost import hardware
 from farthing.cost.calibrate import Calibration
@@ -38,6 +39,7 @@ def plan(
     precision: str = "bf16",
     price: float | None = None,
     pass_rate: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Plan | RecipePlan:
     """Plan a recipe, or training a network from nothing on so many tokens.
 
@@ -52,6 +54,7 @@ def plan(
         precision: "bf16", "fp16" or "fp8".
         price: dollars a device-hour; None takes the catalogue's.
         pass_rate: share of its answers that a recipe's base gets right; 0 is refused.
+        say: is told what is measured, where a plan needs it.
 
     Raises UserError for what cannot be read, is not known, or cannot work.
     """
@@ -60,7 +63,7 @@ def plan(
     if isinstance(what, Recipe):
         if tokens is not None or count not in (None, 1):
             raise UserError("a recipe says its own tokens and runs on one device; leave --tokens and --count")
-        return _plan_recipe(what, device, price, pass_rate)
+        return _plan_recipe(what, device, price, pass_rate, say)
     config = what if isinstance(what, Mapping) else config_of(what)
     if tokens is None:
         raise UserError("say how many tokens to train on: --tokens 1T")
@@ -78,47 +81,75 @@ def plan(
     )
 
 
-def this_machine() -> Calibration:
-    """What was measured of this machine's CPU; measured now, in ten seconds at most, if it was not before."""
-    known = calibration.load()
-    if known is not None and known.device == hardware.detect().name:
+def this_machine(place: Place | None = None, say: Callable[[str], None] = lambda _: None) -> Calibration:
+    """What was measured of this machine's CPU in the dtype of `place`, by default the one that `choose` finds best.
+
+    Measured now, in ten seconds at most, if it was not before; and kept, if it can be.
+
+    Args:
+        say: is told what is measured.
+    """
+    place = place or choose("cpu")
+    known = _known(place.dtype)
+    if known is not None:
         return known
     from farthing.plans.calibrate import calibrate
 
-    return calibrate()
+    say(f"this machine is measured once in {place.dtype}:")
+    found = calibrate(place, say)
+    try:
+        calibration.save(found)
+    except UserError as error:  # a plan is worth more than keeping what it took
+        say(f"not kept: {error}")
+    return found
 
 
-def for_run(recipe: Recipe, base: Mapping[str, Any] | None) -> RecipePlan | None:
+def _known(dtype: str) -> Calibration | None:
+    """What was measured in a dtype before, with this processor and the instructions in use now."""
+    from farthing.plans.calibrate import instructions
+
+    known = calibration.load(dtype)
+    if known is None or known.device != hardware.detect("cpu").name or known.instructions != instructions():
+        return None
+    return known
+
+
+def for_run(recipe: Recipe, base: Mapping[str, Any] | None, place: Place | None = None) -> RecipePlan | None:
     """The plan of a run that is about to start on this machine, to be shown beside what it takes.
 
-    `base` is the config.json of its base. None where nothing was measured yet: a run measures nothing for this.
+    `base` is the config.json of its base, `place` where it computes and in what, by default as its recipe asks. None
+    where nothing was measured yet: a run measures nothing for this.
     """
-    here = hardware.detect()
-    known = calibration.load() if here.kind == "cpu" else None
-    if here.kind == "cpu" and (known is None or known.device != here.name):
-        return None
     try:
-        return plan_recipe(recipe, base, here, known)
+        place = place or choose(recipe.device, recipe.dtype)
+        here = hardware.detect(place.device)
+        known = _known(place.dtype) if here.kind == "cpu" else None
+        if here.kind == "cpu" and known is None:
+            return None
+        return plan_recipe(recipe, base, here, known, dtype=place.dtype)
     except UserError:  # the run itself says what is wrong, or knows better
         return None
 
 
 def _plan_recipe(
-    recipe: Recipe, device: str | None, price: float | None, pass_rate: float | None
+    recipe: Recipe,
+    device: str | None,
+    price: float | None,
+    pass_rate: float | None,
+    say: Callable[[str], None],
 ) -> RecipePlan:
     named = device or (next(iter(recipe.rates)) if len(recipe.rates) == 1 else None)
-    found = hardware.find(named) if named else hardware.detect()
-    local = found.kind == "cpu"
+    found = hardware.find(named) if named else None
     if pass_rate is None:
         pass_rate = known_pass_rate(Path("runs") / recipe.name)
     check_pass_rate(recipe, pass_rate)
-    planned = plan_recipe(
-        recipe,
-        None if recipe.base is None else config_of(recipe.base),
-        hardware.detect() if local else found,
-        this_machine() if local else None,
-        price=price,
-    )
+    base = None if recipe.base is None else config_of(recipe.base)
+    known, dtype = None, None
+    if found is None or found.kind == "cpu":
+        place = choose("cpu" if found else recipe.device, recipe.dtype)
+        found, dtype = hardware.detect(place.device), place.dtype
+        known = this_machine(place, say) if found.kind == "cpu" else None
+    planned = plan_recipe(recipe, base, found, known, dtype=dtype, price=price)
     if not planned.fits:
         raise UserError(
             f"{recipe.name} does not fit on {planned.device.name}: it needs {planned.memory_bytes / 1e9:.1f} GB of its "
@@ -139,7 +170,7 @@ def _smaller(planned: RecipePlan) -> str:
 
 def _measured(config: Mapping[str, Any], seq_len: int | None) -> Efficiency | None:
     """What this machine reaches in training the network, if it was measured."""
-    known = calibration.load()
+    known = _known(choose("cpu").dtype)
     if known is None:
         return None
     length = seq_len or SEQ_LEN

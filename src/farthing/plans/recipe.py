@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from farthing.cost import hardware
+from farthing.cost.activations import WIDTH
 from farthing.cost.calibrate import Calibration
 from farthing.cost.flops import parameters
 from farthing.cost.hardware import Device
 from farthing.cost.plan import Assumption, Range, short
 from farthing.cost.plan_text import range_text
 from farthing.errors import UserError
-from farthing.plans.speed import LAUNCH, LAUNCHES, READ, Catalogued, Config, Measured, Speed
+from farthing.plans.speed import LAUNCH, LAUNCHES, PRECISION, READ, Catalogued, Config, Measured, Speed
 from farthing.plans.stages import (
     MEASURED,
     MEASURED_SOURCE,
@@ -34,6 +35,8 @@ class RecipePlan:
 
     recipe: Recipe
     device: Device
+    dtype: str
+    """What it would compute in: `bfloat16` or `float32`."""
     config: Config
     price: float
     price_source: str
@@ -87,6 +90,7 @@ class RecipePlan:
         return {
             "name": self.recipe.name,
             "device": self.device.name,
+            "dtype": self.dtype,
             "count": 1,
             "flops": flops,
             "params_total": counted.total,
@@ -124,6 +128,7 @@ def plan_recipe(
     device: Device,
     calibration: Calibration | None = None,
     *,
+    dtype: str | None = None,
     price: float | None = None,
     pass_rate: float | None = None,
 ) -> RecipePlan:
@@ -131,13 +136,19 @@ def plan_recipe(
 
     Args:
         base: config.json of the recipe's base; None if it starts from nothing.
+        dtype: what it computes in where nothing was measured; None takes the recipe's, or bfloat16. What was measured
+            says its own.
         price: dollars a device-hour; None takes the recipe's rates, or the catalogue's price.
         pass_rate: share of its answers that the base gets right, where that is known.
 
     Raises UserError for a plan that cannot work: nothing to learn from, or more memory than there is.
     """
     check_pass_rate(recipe, pass_rate)
-    speed: Speed = Measured(calibration) if calibration else Catalogued(device)
+    speed: Speed = (
+        Measured(calibration)
+        if calibration
+        else Catalogued(device, dtype or ("float32" if recipe.dtype == "float32" else "bfloat16"))
+    )
     stages, config = plan_stages(recipe, base, speed, device)
     ends = [_sum(plan_stages(recipe, base, speed, device, b)[0]) for b in halved_and_doubled(MEASURED)]
     if price is not None and not 0 < price < float("inf"):
@@ -146,6 +157,7 @@ def plan_recipe(
     return RecipePlan(
         recipe=recipe,
         device=device,
+        dtype=speed.dtype,
         config=config,
         price=paid,
         price_source=source,
@@ -153,7 +165,7 @@ def plan_recipe(
         low=ends[0],
         high=ends[1],
         uncertainty=speed.uncertainty,
-        assumptions=tuple(_assumptions(recipe, device, calibration, paid, source)),
+        assumptions=tuple(_assumptions(recipe, device, calibration, speed.dtype, paid, source)),
     )
 
 
@@ -218,7 +230,7 @@ def beside_text(found: Mapping[str, Any]) -> str:
 def recipe_text(plan: RecipePlan) -> str:
     """The plan as a person reads it."""
     counted = parameters(plan.config)
-    lines = [f"{plan.recipe.name}   1 x {plan.device.name}"]
+    lines = [f"{plan.recipe.name}   1 x {plan.device.name}, in {plan.dtype}"]
     rows = [("model", f"{short(counted.total)} parameters, {short(counted.active)} active")]
     rows += [
         (name, f"{_seconds(s.likely):>9}   ({_seconds(s.low)} to {_seconds(s.high)})")
@@ -240,16 +252,25 @@ def recipe_text(plan: RecipePlan) -> str:
 
 
 def _assumptions(
-    recipe: Recipe, device: Device, calibration: Calibration | None, price: float, source: str
+    recipe: Recipe, device: Device, calibration: Calibration | None, dtype: str, price: float, source: str
 ) -> Iterable[Assumption]:
     if calibration:
+        rate = calibration.gemm_float32 if dtype == "float32" else calibration.gemm_bfloat16
         yield Assumption(
             f"speed as measured on {calibration.date} with {calibration.threads} threads in "
-            f"{calibration.took:.0f} s: {calibration.gemm_bfloat16 / 1e12:.2f} TFLOP/s in bfloat16, "
+            f"{calibration.took:.0f} s: {rate / 1e9:.3g} GFLOP/s in {dtype}, "
             f"{calibration.bandwidth / 1e9:.1f} GB/s of memory, {calibration.disk / 1e6:.0f} MB/s to disk",
             "farthing calibrate",
         )
+        if not calibration.timed:
+            yield Assumption(
+                "the network itself was not timed: the machine was too slow, or too busy", "assumed"
+            )
     else:
+        yield Assumption(
+            f"computed in {dtype}: weights and activations of {WIDTH[PRECISION[dtype]]} bytes, masters of 4",
+            "assumed" if recipe.dtype == "auto" else "the recipe",
+        )
         yield Assumption(
             f"decoding reads weights and cache at {100 * READ:.0f}% of {device.bytes_per_second / 1e9:.0f} GB/s; "
             f"{LAUNCHES} launches of {LAUNCH * 1e6:.0f} microseconds a layer and pass; nothing was measured",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from farthing.cost.activations import WIDTH, Precision
 from farthing.cost.calibrate import Calibration
 from farthing.cost.efficiency import conditions, efficiency
 from farthing.cost.flops import flops_per_token, forward_flops, parameters
@@ -24,11 +25,17 @@ Config = Mapping[str, Any]
 LAUNCHES = 14  # operations that one layer launches, forward
 LAUNCH = 8e-6  # seconds each from Python; assumed, not measured
 READ = 0.7  # of a GPU's bandwidth that decoding reaches; assumed
+PRECISION: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # as memory is counted
+ENOUGH = 400  # tokens of a pass that was timed, to tell what larger ones take; assumed
 DISK = 1e9  # bytes a second, where no disk was measured; assumed
 
 
 class Speed(Protocol):
     """What a plan asks of a machine. All in seconds."""
+
+    @property
+    def dtype(self) -> str:
+        """What is computed in: `bfloat16` or `float32`."""
 
     @property
     def uncertainty(self) -> float:
@@ -54,7 +61,16 @@ class Measured:
     """A machine that `farthing calibrate` has measured."""
 
     calibration: Calibration
-    uncertainty: float = 1.15
+
+    @property
+    def dtype(self) -> str:
+        return self.calibration.dtype
+
+    @property
+    def uncertainty(self) -> float:
+        """As large passes were seen to be off; more where only small ones were timed, or none. The latter are
+        assumed."""
+        return 1.15 if self.calibration.timed >= ENOUGH else 1.35 if self.calibration.timed else 2.0
 
     def decode(self, config: Config, rows: float, context: float) -> float:
         return self._pass("decode", config, rows, rows * (context + 1), rows)
@@ -83,11 +99,14 @@ class Catalogued:
     """A device of the catalogue that nobody measured with this program."""
 
     device: Device
+    dtype: str = "bfloat16"
     uncertainty: float = 1.6
 
     def decode(self, config: Config, rows: float, context: float) -> float:
         inside, head = _work(config, rows, rows * (context + 1), rows, absorbed=True)
-        read = 2 * parameters(config).active + rows * context * cache_bytes_per_token(config)
+        precision = PRECISION[self.dtype]
+        read = float(WIDTH[precision] * parameters(config).active)
+        read += rows * context * cache_bytes_per_token(config, precision)
         bound = max(read / (READ * self.device.bytes_per_second), (inside + head) / self._rate(config))
         return bound + self._launches(config)
 
@@ -107,7 +126,10 @@ class Catalogued:
 
     def _rate(self, config: Config) -> float:
         per_token = flops_per_token(config, 1024)
-        return efficiency(conditions(config, per_token, self.device, 1)).likely * peak(self.device)
+        rate = efficiency(conditions(config, per_token, self.device, 1)).likely * peak(self.device)
+        if self.dtype == "float32":
+            rate *= min(1.0, self.device.peak_flops.get("float32", peak(self.device) / 2) / peak(self.device))
+        return rate
 
     def _launches(self, config: Config) -> float:
         return len(shapes(config).layers) * LAUNCHES * LAUNCH

@@ -20,7 +20,7 @@ from farthing.cost.memory import Kind, Memory, memory
 from farthing.cost.plan import check_latent
 from farthing.cost.shapes import shapes
 from farthing.errors import UserError
-from farthing.plans.speed import Config, Speed
+from farthing.plans.speed import PRECISION, Config, Speed
 from farthing.recipe import Grpo, Pretrain, Recipe, Sft, Study
 
 TRAINED_AT_ONCE = 64  # sequences that `train.grpo` samples at a time
@@ -163,6 +163,7 @@ def _grpo(stage: Grpo, config: Config, speed: Speed, device: Device, like: Behav
             stage,
             config,
             device,
+            speed.dtype,
             round(max(tokens / some, mean + prompt)),
             round(prompt + longest),
             cache=TRAINED_AT_ONCE * (longest + 32) + stage.prompts * 1024,
@@ -268,7 +269,7 @@ def _language_model(
         },
         flops=3 * steps * forward * more,
         tokens=steps * batch,
-        memory=_memory(stage, config, device, batch, stage.length),
+        memory=_memory(stage, config, device, speed.dtype, batch, stage.length),
     )
 
 
@@ -291,12 +292,22 @@ def _saves(steps: int, every: int, counted: float, trained: float, speed: Speed)
 
 
 def _memory(
-    stage: Grpo | Sft | Pretrain, config: Config, device: Device, tokens: int, length: int, cache: int = 0
+    stage: Grpo | Sft | Pretrain,
+    config: Config,
+    device: Device,
+    dtype: str,
+    tokens: int,
+    length: int,
+    cache: int = 0,
 ) -> Memory:
+    """Of a stage on a device; with float32, weights, activations and cache are of 4 bytes, beside float32 masters."""
     rank = getattr(stage, "lora", None) or 0
     kind: Kind = "lora" if rank and not isinstance(stage, Grpo) else stage.kind
     code: Code = "farthing-cpu" if device.kind == "cpu" else "farthing-gpu"
-    some = memory(config, kind="pretrain", micro_tokens=length, seq_len=length, code=code)
+    precision = PRECISION[dtype]
+    some = memory(
+        config, kind="pretrain", micro_tokens=length, seq_len=length, precision=precision, code=code
+    )
     each = max(1.0, some.activations / length)
     at_once = max(length, int(stage.memory_gb * 1e9 / each))
     return memory(
@@ -304,7 +315,7 @@ def _memory(
         kind=kind,
         micro_tokens=min(tokens, at_once),
         seq_len=length,
-        precision="bf16",
+        precision=precision,
         code=code,
         lora_rank=rank,
         cache_tokens=cache or None,
