@@ -132,7 +132,7 @@ class _Work:
             self._record_run()
             with self.meter.span("load"):
                 current = self._base()
-                self.plan = plans.for_run(recipe, read_config(current) if current else None)
+                self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
                 items = self._held_out()
             with VerifierPool(workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
                 self._audit(pool)
