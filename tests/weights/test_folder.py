@@ -279,3 +279,9 @@ def test_transformers_loads_what_is_written(tmp_path: Path) -> None:
     assert not info["unexpected_keys"]
     ids = torch.arange(8)[None]
     assert torch.equal(theirs(ids).logits, again(ids).logits)
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), folders.new_folder(tmp_path / "file" / "model"):
+        pass

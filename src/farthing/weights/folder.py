@@ -251,13 +251,18 @@ def new_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """
     folder = Path(folder).resolve()
     _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
+    temporary = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise UserError(_disk_full(folder, needed_bytes, 0)) from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
     free = shutil.disk_usage(folder.parent).free
     if free < needed_bytes:
+        temporary.rmdir()
         raise UserError(_disk_full(folder, needed_bytes, free))
-    temporary = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
-    temporary.mkdir()
     lock = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(
