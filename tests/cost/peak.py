@@ -15,12 +15,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from farthing.base.device import keep_freed_memory
 from farthing.cost.hardware import Device
 from farthing.cost.meter import Meter
 from farthing.data.packing import PackedBatch
 from farthing.engine import Engine, Request, Sampling
 from farthing.model import Decoder
-from farthing.model.memory import keep_freed_memory
 from farthing.recipe import validate
 from farthing.tasks import Item
 from farthing.train.grpo import Learner

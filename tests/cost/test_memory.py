@@ -130,7 +130,7 @@ def test_states_are_what_the_optimizer_holds(name, kind, optimizer, precision):
 
 def test_figures_that_stand_twice_are_equal():
     pytest.importorskip("torch")
-    from farthing.model import attention
+    from farthing.model.kernels import attention
     from farthing.train import losses
 
     assert CHUNK_BYTES == losses.CHUNK_BYTES

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from farthing.model.attention import SHORT_LENGTH, _fused, _ShortAttention
+from farthing.model.kernels.attention import SHORT_LENGTH, fused, plain, short
 
 
 def tensors(length: int, heads: int, groups: int, width: int, value: int) -> list[Tensor]:
@@ -15,7 +15,7 @@ def tensors(length: int, heads: int, groups: int, width: int, value: int) -> lis
 
 def gradients(attention: object, inputs: list[Tensor], mask: Tensor | None) -> list[Tensor]:
     leaves = [t.clone().requires_grad_() for t in inputs]
-    out = attention(*leaves, mask)  # type: ignore[operator]
+    out = attention(*leaves, mask, mask is None)  # type: ignore[operator]
     out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype))
     return [out.detach(), *(t.grad for t in leaves)]  # type: ignore[misc]
 
@@ -31,15 +31,15 @@ def test_its_gradients_are_torchs(heads: int, groups: int, value: int, masked: s
         "added": torch.zeros(19, 19).masked_fill_(~seen, -torch.inf),
         "boolean": seen,
     }[masked]
-    for ours, theirs in zip(
-        gradients(_ShortAttention.apply, inputs, mask), gradients(_fused, inputs, mask), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    theirs = gradients(fused, inputs, mask)
+    for way in (short, plain):
+        for got, expected in zip(gradients(way, inputs, mask), theirs, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_in_bfloat16_it_is_as_near_the_truth_as_torchs() -> None:
     inputs = tensors(64, 4, 4, 16, 16)
-    truth = gradients(_fused, inputs, None)
+    truth = gradients(fused, inputs, None)
     halves = [t.bfloat16() for t in inputs]
 
     def errors(attention: object) -> list[float]:
@@ -48,6 +48,6 @@ def test_in_bfloat16_it_is_as_near_the_truth_as_torchs() -> None:
             float((got.float() - want).norm() / want.norm()) for got, want in zip(found, truth, strict=True)
         ]
 
-    for ours, theirs in zip(errors(_ShortAttention.apply), errors(_fused), strict=True):
+    for ours, theirs in zip(errors(short), errors(fused), strict=True):
         assert ours < max(2.5 * theirs, 0.01)
     assert SHORT_LENGTH >= 256

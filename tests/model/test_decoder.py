@@ -5,7 +5,8 @@ import torch
 import transformers
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from farthing.model import Decoder, Segments, attention
+from farthing.model import Decoder, Segments
+from farthing.model.kernels import segments
 from farthing.weights import decoder_config, load_decoder, save_decoder
 
 SMALL = {
@@ -92,7 +93,7 @@ def test_saved_folder_loads_in_transformers_with_no_key_left_over(pair, tmp_path
 
 @pytest.mark.parametrize("dense", [0, 1024])
 def test_samples_that_share_a_prompt_equal_separate_sequences(dense, monkeypatch):
-    monkeypatch.setattr(attention, "DENSE_LENGTH", dense)
+    monkeypatch.setattr(segments, "DENSE_LENGTH", dense)
     torch.manual_seed(1)
     ours = Decoder(decoder_config(FAMILIES["smollm-tied"].to_dict()))
     ours.init_weights(seed=3, std=0.2)

@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farthing.model import Decoder, ModelConfig, Moe, Routing, Segments, moe, routers, update_biases
-from farthing.model.moe import Experts, MixtureOfExperts, Router, _ragged_works, _Rows
+from farthing.model import Decoder, ModelConfig, Moe, Routing, Segments, routers, update_biases
+from farthing.model.kernels import experts as kernel
+from farthing.model.kernels import rows as layout
+from farthing.model.kernels.rows import Rows, ragged_works
+from farthing.model.moe import Experts, MixtureOfExperts, Router
 
 TOKENS, WIDTH, EXPERTS, TOP_K, INNER = 40, 16, 8, 3, 8
 
@@ -57,12 +60,12 @@ def choices(kind: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["all to the same", "evenly", "at random"])
 @pytest.mark.parametrize("way", ["padded", "grouped", "ragged"])
 def test_no_token_is_dropped_and_every_gradient_is_right(kind, way, monkeypatch):
-    monkeypatch.setattr(moe, "PAD_TO", 4)
-    monkeypatch.setattr(moe, "MOST_PADDING", 1e9 if way == "padded" else 0)
-    monkeypatch.setattr(moe, "_ragged_works", lambda x, inner: way == "ragged")
+    monkeypatch.setattr(layout, "PAD_TO", 4)
+    monkeypatch.setattr(layout, "MOST_PADDING", 1e9 if way == "padded" else 0)
+    monkeypatch.setattr(kernel, "ragged_works", lambda x, inner: way == "ragged")
     experts = randomly(Experts(EXPERTS, WIDTH, INNER))
     chosen = choices(kind)
-    rows = _Rows.of(chosen, EXPERTS, way == "ragged")
+    rows = Rows.of(chosen, EXPERTS, way == "ragged")
     assert (rows.order_E is not None, rows.ends_E is not None) == (way == "grouped", way == "ragged")
     results = []
     for function in (experts, lambda *inputs: plainly(experts, *inputs)):
@@ -87,9 +90,9 @@ def test_every_token_has_a_row_of_each_of_its_experts(chosen, way):
     """Whatever the load: the rows of a token are its own, and lie where their expert's rows are."""
     chosen_NK = torch.tensor(chosen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moe, "PAD_TO", 4)
-        patch.setattr(moe, "MOST_PADDING", 1e9 if way == "padded" else 0)
-        rows = _Rows.of(chosen_NK, 6, way == "ragged")
+        patch.setattr(layout, "PAD_TO", 4)
+        patch.setattr(layout, "MOST_PADDING", 1e9 if way == "padded" else 0)
+        rows = Rows.of(chosen_NK, 6, way == "ragged")
     assert rows.row_NK.unique().numel() == chosen_NK.numel(), "no two share a row"
     assert torch.equal(rows.source_S[rows.row_NK], torch.arange(len(chosen_NK))[:, None].expand_as(chosen_NK))
     order = torch.arange(6) if rows.order_E is None else rows.order_E
@@ -108,11 +111,11 @@ def test_rows_that_fill_up_give_nothing(monkeypatch):
     experts = randomly(Experts(EXPERTS, WIDTH, INNER))
     chosen = choices("evenly") % 5  # some tokens then have an expert twice, which changes nothing here
     x, gates = torch.randn(TOKENS, WIDTH) * 100, torch.rand(TOKENS, TOP_K)
-    monkeypatch.setattr(moe, "MOST_PADDING", 1e9)
+    monkeypatch.setattr(layout, "MOST_PADDING", 1e9)
     results = []
     for pad_to in (1, 64):
-        monkeypatch.setattr(moe, "PAD_TO", pad_to)
-        rows = _Rows.of(chosen, EXPERTS, True)
+        monkeypatch.setattr(layout, "PAD_TO", pad_to)
+        rows = Rows.of(chosen, EXPERTS, True)
         assert rows.order_E is None
         assert len(rows.source_S) >= EXPERTS * pad_to
         out = experts(x.requires_grad_(), gates, chosen)
@@ -138,7 +141,7 @@ def test_any_width_works_when_all_tokens_want_one_expert(width):
     """torch's product over ragged rows refuses rows that are no multiple of 16 bytes."""
     experts = randomly(Experts(EXPERTS, *width))
     x, gates, chosen = torch.randn(300, width[0]), torch.rand(300, 1), torch.zeros(300, 1, dtype=torch.int64)
-    assert not _ragged_works(x, experts.inner)
+    assert not ragged_works(x, experts.inner)
     torch.testing.assert_close(experts(x, gates, chosen), plainly(experts, x, gates, chosen))
 
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from farthing.model import moe
+from farthing.model.kernels import experts as kernel
+from farthing.model.kernels import rows
 from farthing.weights import load_decoder, save_decoder
 from farthing.weights.folder import read_config
 
@@ -58,9 +59,9 @@ def same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def gradients(pair: SimpleNamespace, experts: str) -> None:
         """`experts` says how ours are computed: `padded` to one length, `each` by itself, or in `ragged` rows."""
         if experts != "padded":
-            monkeypatch.setattr(moe, "PAD_TO", 1)
-            monkeypatch.setattr(moe, "MOST_PADDING", 0)
-            monkeypatch.setattr(moe, "_ragged_works", lambda x, inner: experts == "ragged")
+            monkeypatch.setattr(rows, "PAD_TO", 1)
+            monkeypatch.setattr(rows, "MOST_PADDING", 0)
+            monkeypatch.setattr(kernel, "ragged_works", lambda x, inner: experts == "ragged")
         ids = torch.randint(0, 97, (2, 45), generator=torch.Generator().manual_seed(2))
         for model, out in ((pair.theirs, pair.theirs(ids).logits), (pair.ours, pair.ours(ids))):
             model.zero_grad()

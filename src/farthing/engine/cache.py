@@ -15,11 +15,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from farthing.model import ModelConfig
 from farthing.model.attention import sequence_attention
+from farthing.model.kernels.attention import attention
 from farthing.model.latent import LatentAttention
 
 
@@ -210,7 +210,7 @@ class Decode:
         )
         heads = q_NHD.shape[1] // groups
         q = q_NHD.view(batch, -1, groups, heads, width).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q.flatten(2, 3), k, v, attn_mask=self._rows_mask(heads))
+        out = attention(q.flatten(2, 3), k, v, self._rows_mask(heads))
         return out.view(q.shape).transpose(1, 2).reshape(q_NHD.shape)
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:

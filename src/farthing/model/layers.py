@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from farthing.model.kernels import norm, packed, swiglu
+
 
 class Linear(nn.Linear):
     """`nn.Linear` with three additions.
 
-    * Outside autograd, on a CPU in bfloat16, the weight is laid out once for oneDNN and reused, and what follows the
-      product is done with it. The layout is keyed by the parameter's place and version counter, which every in-place
-      update advances (one through `.data` does not), so a sampler between two optimizer steps reads the new weights.
+    * Outside autograd the weight may be laid out once for the processor and reused (`kernels.packed`).
     * `parts` tells how many output rows belong to each of the matrices fused into this one (q, k, v; gate, up), for
       adapters that store them apart and for optimizers that treat a matrix as a whole (Muon).
     * `lora` holds a low-rank update, if one is being trained.
@@ -24,52 +24,31 @@ class Linear(nn.Linear):
         super().__init__(in_features, sum(parts), bias=bias)
         self.parts = parts
         self.lora: Lora | None = None
-        self._packed: tuple[Tensor, ...] = ()
-        self._packed_key = (0, 0)
+        self._layout = packed.Layout()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies leave the packed layout out: it is opaque, and made again when needed."""
-        return {**self.__dict__, "_packed": (), "_packed_key": (0, 0)}
+        return {**self.__dict__, "_layout": packed.Layout()}
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """x W^T + b, and `plus` if it is given (the residual stream)."""
-        if self._in_place():
-            (packed,) = self._pack((self.out_features,))
-            if plus is None:
-                return torch.ops.mkldnn._linear_pointwise(x, packed, self.bias, "none", [], "")
-            return torch.ops.mkldnn._linear_pointwise.binary(x, plus, packed, self.bias, "add")
+        if self.lora is None and packed.usable(self.weight):
+            (layout,) = self._layout.of(self.weight, (self.out_features,))
+            return packed.linear(x, layout, self.bias, plus)
         y = F.linear(x, self.weight, self.bias)
         if self.lora is not None:
             y = y + self.lora(x)
         return y if plus is None else plus + y
 
+    def silu_product(self, x: Tensor) -> Tensor:
+        """silu of the first part's output times the second's: SwiGLU's inner product."""
+        if self.lora is None and self.bias is None and packed.usable(self.weight):
+            return packed.silu_product(x, *self._layout.of(self.weight, self.parts))
+        return swiglu.silu_product(self(x))
+
     def merged(self) -> Tensor:
         """The weight with its low-rank update, if there is one, [out, in]."""
         return self.weight if self.lora is None else self.weight + self.lora.delta().to(self.weight.dtype)
-
-    def silu_product(self, x: Tensor) -> Tensor:
-        """silu of the first part's output times the second's: SwiGLU's inner product, without gradients."""
-        if self._in_place() and self.bias is None:
-            gate, up = self._pack(self.parts)
-            inner = torch.ops.mkldnn._linear_pointwise(x, gate, None, "swish", [], "")
-            return torch.ops.mkldnn._linear_pointwise.binary(x, inner, up, None, "mul")
-        first, second = self(x).chunk(2, -1)
-        return F.silu(first).mul_(second)
-
-    def _in_place(self) -> bool:
-        weight = self.weight
-        plain = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and self.lora is None
-        return plain and not torch.is_grad_enabled()
-
-    def _pack(self, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
-        key = (self.weight.data_ptr(), self.weight._version)
-        if self._packed_key != key or len(self._packed) != len(rows):
-            pieces = self.weight.detach().split(rows)
-            self._packed = tuple(
-                torch.ops.mkldnn._reorder_linear_weight(piece.contiguous()) for piece in pieces
-            )
-            self._packed_key = key
-        return self._packed
 
 
 class Lora(nn.Module):
@@ -93,11 +72,7 @@ class Lora(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), the mean taken in float32.
-
-    On a CPU in bfloat16 x / rms(x) is computed as the LayerNorm of [x, -x], whose mean is zero and whose variance is
-    the mean square: torch has a fused kernel for it, forward and backward, and a dozen passes over memory for RMSNorm.
-    """
+    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), the mean taken in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -105,8 +80,4 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        width = x.shape[-1]
-        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
-            return F.rms_norm(x, (width,), self.weight, self.eps)
-        both = F.layer_norm(torch.cat([x, -x], -1), (2 * width,), None, None, self.eps)
-        return both[..., :width] * self.weight
+        return norm.rms_norm(x, self.weight, self.eps)

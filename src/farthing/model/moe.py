@@ -1,16 +1,14 @@
 """A mixture of experts (DeepSeekMoE, arXiv:2401.06066) with DeepSeek-V3's gate (arXiv:2412.19437 section 2.1.2).
 
-Every token goes through the shared expert and `top_k` routed ones, and no token is ever dropped: the rows of each
-expert are laid side by side, and the experts are one batched product, or a few.
+Every token goes through the shared expert and `top_k` routed ones, and no token is ever dropped. How the experts are
+multiplied is the business of `kernels.experts`.
 
-Shapes: N tokens, C model width, E experts, K experts a token, F inner width of an expert, G groups, S rows of all
-experts together (N * K and, where experts are padded to one length, what fills them up).
+Shapes: N tokens, C model width, E experts, K experts a token, G groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +17,7 @@ from torch import Tensor, nn
 
 from farthing.model.config import ModelConfig, Moe
 from farthing.model.feedforward import SwiGLU
-
-PAD_TO = 64  # rows of an expert are rounded up to this, so that few shapes occur and each is planned once
-MOST_PADDING = 1.5  # beyond this many rows for each real one, several products are faster than one
-GROUPS = 4  # of experts with similar loads
+from farthing.model.kernels.experts import mixture
 
 
 class Routing:
@@ -138,152 +133,7 @@ class Experts(nn.Module):
 
     def forward(self, x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """Sum over its experts of gate times expert, for every token, [N, C]."""
-        gates_NK = gates_NK.to(x_NC.dtype)
-        if not torch.is_grad_enabled() and chosen_NK.numel() < len(self.gate_up):
-            return self._few(x_NC, gates_NK, chosen_NK)
-        rows = _Rows.of(chosen_NK, len(self.gate_up), _ragged_works(x_NC, self.inner))
-        return _Mixture.apply(x_NC, gates_NK, self.gate_up, self.down, rows)
-
-    def _few(self, x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-        """For less than a row an expert: reads the weights of the chosen experts alone."""
-        out_NC = torch.zeros_like(x_NC)
-        for expert in chosen_NK.unique().tolist():
-            token, place = (chosen_NK == expert).nonzero(as_tuple=True)
-            gate, up = F.linear(x_NC[token], self.gate_up[expert]).chunk(2, -1)
-            inner = F.silu(gate).mul_(up).mul_(gates_NK[token, place, None])
-            out_NC.index_add_(0, token, F.linear(inner, self.down[expert]))
-        return out_NC
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Where each expert's rows lie, one expert's after another's, and how all of them are multiplied.
-
-    Padded to one length they are one batched product. When the loads differ too much for that, a GPU has a product
-    over ragged rows; elsewhere experts with similar loads are padded together, a batched product for each group.
-    """
-
-    source_S: Tensor  # the token a row is taken from; 0 for filling
-    row_NK: Tensor  # the row of a token's k-th expert
-    ends_E: Tensor | None = None  # of the experts' rows, for the ragged product
-    order_E: Tensor | None = None  # the experts as their rows lie, where they are in groups
-    groups: tuple[tuple[int, int], ...] = ()  # (experts, rows of each)
-
-    @staticmethod
-    def of(chosen_NK: Tensor, experts: int, may_be_ragged: bool) -> _Rows:
-        flat = chosen_NK.flatten()
-        counts_E = torch.bincount(flat, minlength=experts)
-        most = _padded(int(counts_E.max()))
-        kinds: dict[str, Any] = {}
-        if experts * most <= max(MOST_PADDING * len(flat), PAD_TO * experts):
-            lengths_E = torch.full_like(counts_E, most)
-            starts_E = lengths_E.cumsum(0) - lengths_E
-        elif may_be_ragged:
-            lengths_E, kinds["ends_E"] = counts_E, counts_E.cumsum(0).to(torch.int32)
-            starts_E = lengths_E.cumsum(0) - lengths_E
-        else:
-            sorted_E, order_E = counts_E.sort(descending=True)
-            parts = [part for part in sorted_E.tensor_split(GROUPS) if len(part)]
-            groups = tuple((len(part), _padded(int(part[0]))) for part in parts)
-            lengths_E = torch.cat([counts_E.new_full((count,), rows) for count, rows in groups])
-            starts_E = torch.empty_like(counts_E)
-            starts_E[order_E] = lengths_E.cumsum(0) - lengths_E
-            kinds |= {"order_E": order_E, "groups": groups}
-        order = flat.argsort(stable=True)
-        expert = flat[order]
-        nth = torch.arange(len(flat), device=flat.device) - (counts_E.cumsum(0) - counts_E)[expert]
-        place = starts_E[expert] + nth
-        row = torch.empty_like(flat)
-        row[order] = place
-        source_S = flat.new_zeros(int(lengths_E.sum()))
-        source_S[place] = order // chosen_NK.shape[1]
-        return _Rows(source_S, row.view_as(chosen_NK), **kinds)
-
-    def product(self, x_SA: Tensor, weight_EBA: Tensor, transposed: bool = False) -> Tensor:
-        """Each expert's rows times its matrix transposed, [S, B]; times the matrix as it is if `transposed`."""
-        if self.order_E is not None:
-            weight_EBA = weight_EBA.index_select(0, self.order_E)
-        weight = weight_EBA if transposed else weight_EBA.transpose(1, 2)
-        if self.ends_E is not None:
-            return F.grouped_mm(x_SA, weight, offs=self.ends_E)
-        if self.order_E is None:
-            return torch.bmm(x_SA.view(len(weight), -1, x_SA.shape[-1]), weight).flatten(0, 1)
-        out_SB = x_SA.new_empty(len(x_SA), weight.shape[-1])
-        pieces = weight.split([count for count, _ in self.groups])
-        for x, piece, out in zip(self._split(x_SA), pieces, self._split(out_SB), strict=True):
-            torch.bmm(x, piece, out=out)
-        return out_SB
-
-    def outer(self, x_SA: Tensor, y_SB: Tensor, experts: int) -> Tensor:
-        """Each expert's sum over its rows of x times y, [E, A, B]."""
-        if self.ends_E is not None:
-            return F.grouped_mm(x_SA.t(), y_SB, offs=self.ends_E)
-        if self.order_E is None:
-            x_EAR = x_SA.view(experts, -1, x_SA.shape[-1]).transpose(1, 2)
-            return torch.bmm(x_EAR, y_SB.view(experts, -1, y_SB.shape[-1]))
-        parts = zip(self._split(x_SA), self._split(y_SB), strict=True)
-        sorted_EAB = torch.cat([torch.bmm(x.transpose(1, 2), y) for x, y in parts])
-        return torch.empty_like(sorted_EAB).index_copy_(0, self.order_E, sorted_EAB)
-
-    def _split(self, t_SA: Tensor) -> list[Tensor]:
-        """Each group's rows, [experts, rows, A]."""
-        parts = t_SA.split([count * rows for count, rows in self.groups])
-        return [part.view(count, rows, -1) for part, (count, rows) in zip(parts, self.groups, strict=True)]
-
-
-def _padded(rows: int) -> int:
-    return max(1, -(-rows // PAD_TO)) * PAD_TO
-
-
-def _ragged_works(x_NC: Tensor, inner: int) -> bool:
-    """Whether torch's product over ragged rows is there and fast: bfloat16 on an A100 or later, with rows, of the
-    model's and of the experts' width, in multiples of 16 bytes. On a CPU it plans every new shape, at 30 ms a call."""
-    if x_NC.device.type != "cuda" or x_NC.dtype != torch.bfloat16 or not hasattr(F, "grouped_mm"):
-        return False
-    aligned = all(n * x_NC.element_size() % 16 == 0 for n in (x_NC.shape[-1], inner))
-    return aligned and torch.cuda.get_device_capability(x_NC.device) >= (8, 0)
-
-
-class _Mixture(torch.autograd.Function):
-    """The experts' forward and backward in one piece: keeps the inputs and the inner products alone, and moves rows by
-    fused gather-and-sum. Filling rows have gate 0, so nothing of them arrives anywhere."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_NC: Tensor, gates_NK: Tensor, gate_up: Tensor, down: Tensor, rows: _Rows
-    ) -> Tensor:
-        x_SC = x_NC.index_select(0, rows.source_S)
-        gate_S = gates_NK.new_zeros(len(rows.source_S))
-        gate_S[rows.row_NK.flatten()] = gates_NK.flatten()
-        inner_S2F = rows.product(x_SC, gate_up)
-        gate, up = inner_S2F.chunk(2, -1)
-        act_SF = F.silu(gate).mul_(up).mul_(gate_S[:, None])
-        y_SC = rows.product(act_SF, down)
-        ctx.save_for_backward(x_NC, gate_up, down, inner_S2F, gate_S)
-        ctx.rows = rows
-        return F.embedding_bag(rows.row_NK, y_SC, mode="sum")
-
-    @staticmethod
-    def backward(ctx: Any, grad_NC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        x_NC, gate_up, down, inner_S2F, gate_S = ctx.saved_tensors
-        rows: _Rows = ctx.rows
-        experts = len(gate_up)
-        x_SC = x_NC.index_select(0, rows.source_S)
-        grad_SC = grad_NC.index_select(0, rows.source_S)
-        gate, up = inner_S2F.chunk(2, -1)
-        silu = F.silu(gate)
-        act_SF = silu * up
-        grad_act = rows.product(grad_SC, down, transposed=True)
-        grad_gates = (grad_act * act_SF).sum(-1)[rows.row_NK]
-        grad_act.mul_(gate_S[:, None])
-        grad_down = rows.outer(grad_SC, act_SF.mul_(gate_S[:, None]), experts)
-        grad_inner = torch.empty_like(inner_S2F)
-        half_gate, half_up = grad_inner.chunk(2, -1)
-        torch.mul(grad_act, silu, out=half_up)
-        torch.ops.aten.silu_backward.grad_input(grad_act.mul_(up), gate, grad_input=half_gate)
-        grad_gate_up = rows.outer(grad_inner, x_SC, experts)
-        grad_x = F.embedding_bag(rows.row_NK, rows.product(grad_inner, gate_up, transposed=True), mode="sum")
-        return grad_x, grad_gates, grad_gate_up, grad_down, None
+        return mixture(x_NC, gates_NK.to(x_NC.dtype), chosen_NK, self.gate_up, self.down)
 
 
 class MixtureOfExperts(nn.Module):

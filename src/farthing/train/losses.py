@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from farthing.model.kernels import cross_entropy
 
 CHUNK_BYTES = 256 << 20  # of float32 logits at a time; fewer chunks means fewer sums over the head's gradient
 
@@ -66,14 +67,13 @@ def token_logprobs(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor, temper
 def next_token_losses(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor) -> Tensor:
     """-log p(target) for each row, [M] float32 nats.
 
-    torch's fused loss (2.13 and later) keeps the logits for the backward pass, which is faster as long as they are few;
-    else they are computed twice.
+    torch's fused loss keeps the logits for the backward pass, which is faster as long as they are few; else, and where
+    there is none, they are computed twice.
     """
-    fused = getattr(F, "linear_cross_entropy", None)
-    if fused is None or len(targets_M) * head_VC.shape[0] * head_VC.element_size() > CHUNK_BYTES:
-        return -token_logprobs(hidden_MC, head_VC, targets_M)
-    losses: Tensor = fused(hidden_MC, head_VC, targets_M, reduction="none")
-    return losses.float()
+    few = len(targets_M) * head_VC.shape[0] * head_VC.element_size() <= CHUNK_BYTES
+    if few and cross_entropy.KERNEL.on(hidden_MC):
+        return cross_entropy.fused(hidden_MC, head_VC, targets_M).float()
+    return -token_logprobs(hidden_MC, head_VC, targets_M)
 
 
 def k3(logprobs_M: Tensor, reference_M: Tensor) -> Tensor:

@@ -1,0 +1,31 @@
+"""What exists for the speed of one kind of hardware: plain functions of tensors, each with a reference in plain torch.
+
+Before a fast path is taken its probe asks whether all it needs is here, runs it on tiny input and compares
+(`kernels.probe`). Where that fails, or under FARTHING_KERNELS=reference, the reference does the same, slower.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from farthing.model.kernels import attention, cross_entropy, experts, norm, packed, rows, segments, swiglu
+from farthing.model.kernels.probe import Kernel, Status, forget
+
+__all__ = ["KERNELS", "Kernel", "Status", "forget", "status"]
+
+KERNELS: tuple[Kernel, ...] = (
+    packed.KERNEL,
+    norm.KERNEL,
+    swiglu.KERNEL,
+    attention.TORCH,
+    attention.SHORT,
+    segments.KERNEL,
+    experts.KERNEL,
+    rows.RAGGED,
+    cross_entropy.KERNEL,
+)
+
+
+def status(device: str, dtype: torch.dtype) -> list[Status]:
+    """For every fast path whether it is taken on a device (`cpu`, `cuda:0`) in a dtype, and why."""
+    return [kernel.status(torch.device(device), dtype) for kernel in KERNELS]

@@ -1,0 +1,123 @@
+"""Attention within segments: which of them are computed together, so that neither many tiny products nor a large mask
+costs more than the work itself.
+
+A segment is (prefix length, suffix lengths), as in `model.attention.Segments`. Shapes: N tokens, H query heads,
+G key/value heads, D head width, E value width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from farthing.model.kernels.attention import attention
+from farthing.model.kernels.probe import Kernel, anywhere, numbers
+
+DENSE_LENGTH = (
+    1024  # up to here a prompt with its samples is one product with a mask: wastes less than it saves
+)
+JOIN_LENGTH = 256  # of short documents that are computed together
+
+Segment = tuple[int, list[int]]
+
+
+class Plan:
+    """How a list of segments is computed, with the masks, which all layers share."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = list(segments)
+        lengths = {prefix for prefix, _ in segments}
+        plain = all(not suffixes for _, suffixes in segments)
+        self._rectangle = (len(segments), lengths.pop()) if plain and len(lengths) == 1 else None
+        self._computed = _joined(segments)
+        self._masks: dict[int, Tensor] = {}
+
+    def __call__(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
+        """Every token's result, [N, H, E]."""
+        if not KERNEL.on(q_NHD):
+            return one_by_one(q_NHD, k_NGD, v_NGE, self.segments)
+        return self.together(q_NHD, k_NGD, v_NGE)
+
+    def together(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
+        if self._rectangle:
+            rows, length = self._rectangle
+            q, k, v = (t.view(rows, length, *t.shape[1:]).transpose(1, 2) for t in (q_NHD, k_NGD, v_NGE))
+            return attention(q, k, v, None, causal=True).transpose(1, 2).flatten(0, 1)
+        sizes = [sum((prefix, *suffixes)) for prefix, suffixes in self._computed]
+        pieces = zip(*(t.split(sizes) for t in (q_NHD, k_NGD, v_NGE)), strict=True)
+        outs = []
+        for number, (q, k, v) in enumerate(pieces):
+            prefix, suffixes = self._computed[number]
+            if suffixes and len(q) > DENSE_LENGTH:
+                outs += _branches(q, k, v, prefix, suffixes)
+            else:
+                outs.append(_sequence(q, k, v, self._mask(number, q) if suffixes else None))
+        return torch.cat(outs)
+
+    def _mask(self, number: int, like: Tensor) -> Tensor:
+        """Who sees whom within computed segment `number`: [n, n], 0 where allowed and -inf elsewhere."""
+        if number not in self._masks:
+            prefix, suffixes = self._computed[number]
+            sizes = torch.tensor([prefix, *suffixes])
+            part = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+            seen = ((part[None, :] == 0) | (part[None, :] == part[:, None])).tril()
+            mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
+            self._masks[number] = mask.to(like.device)
+        return self._masks[number]
+
+
+def one_by_one(q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """The definition: each prefix by itself, then each of its suffixes after it."""
+    sizes = [sum((prefix, *suffixes)) for prefix, suffixes in segments]
+    pieces = zip(*(t.split(sizes) for t in (q_NHD, k_NGD, v_NGE)), segments, strict=True)
+    return torch.cat([out for q, k, v, segment in pieces for out in _branches(q, k, v, *segment)])
+
+
+def _branches(q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, prefix: int, suffixes: list[int]) -> list[Tensor]:
+    pieces = zip(*(t.split([prefix, *suffixes]) for t in (q_NHD, k_NGD, v_NGE)), strict=True)
+    q, k, v = next(pieces)
+    outs = [_sequence(q, k, v, None)]
+    for q_s, k_s, v_s in pieces:
+        new = len(q_s)
+        seen = torch.ones(new, prefix + new, dtype=torch.bool, device=q.device).tril(diagonal=prefix)
+        outs.append(_sequence(q_s, torch.cat([k, k_s]), torch.cat([v, v_s]), seen))
+    return outs
+
+
+def _sequence(q_LHD: Tensor, k_MGD: Tensor, v_MGE: Tensor, mask: Tensor | None) -> Tensor:
+    """One sequence's attention, [L, H, E]; without a mask it is causal."""
+    q, k, v = (t.transpose(0, 1)[None] for t in (q_LHD, k_MGD, v_MGE))
+    return attention(q, k, v, mask, causal=mask is None)[0].transpose(0, 1)
+
+
+def _joined(segments: Sequence[Segment]) -> list[Segment]:
+    """The same segments with short documents that are neighbours made suffixes of one empty prefix, which says the
+    same: one product with a mask over them beats many tiny ones."""
+    out: list[Segment] = []
+    for prefix, suffixes in segments:
+        if suffixes or prefix > JOIN_LENGTH:
+            out.append((prefix, list(suffixes)))
+        elif out and out[-1][0] == 0 and sum(out[-1][1]) + prefix <= JOIN_LENGTH:
+            out[-1][1].append(prefix)
+        else:
+            out.append((0, [prefix]))
+    return [(parts[0], []) if prefix == 0 and len(parts) == 1 else (prefix, parts) for prefix, parts in out]
+
+
+def _together(q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, segments: Sequence[Segment]) -> Tensor:
+    return Plan(segments).together(q_NHD, k_NGD, v_NGE)
+
+
+def _examples() -> list[tuple[Tensor, Tensor, Tensor, list[Segment]]]:
+    def inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k = numbers(tokens, 4, 16).requires_grad_(), numbers(tokens, 2, 16, seed=1).requires_grad_()
+        return q, k, numbers(tokens, 2, 16, seed=2).requires_grad_()
+
+    return [(*inputs(24), [(6, [3, 4]), (5, []), (4, []), (2, [])]), (*inputs(18), [(9, []), (9, [])])]
+
+
+KERNEL = Kernel(
+    "joined segments", "short sequences in one masked product", _together, one_by_one, anywhere, _examples
+)

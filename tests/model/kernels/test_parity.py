@@ -1,0 +1,85 @@
+"""Every fast path against its reference, in every dtype, on inputs larger than its probe's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from farthing.model.kernels import KERNELS, Kernel
+from farthing.model.kernels.probe import distance, moved, numbers, outcomes
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def learnt(*shape: int, seed: int = 0) -> Tensor:
+    return numbers(*shape, seed=seed).requires_grad_()
+
+
+def packed() -> tuple[Any, ...]:
+    weights = (numbers(96, 64, seed=1) / 8, numbers(96, 64, seed=2) / 8, numbers(96, seed=3))
+    return numbers(33, 64), *weights, numbers(33, 96, seed=4)
+
+
+def heads() -> tuple[Any, ...]:
+    return learnt(2, 6, 130, 32), learnt(2, 2, 130, 32, seed=1), learnt(2, 2, 130, 24, seed=2), None, True
+
+
+def documents() -> tuple[Any, ...]:
+    segments = [(30, [20, 1, 25]), (300, []), (3, []), (70, []), (6, [])]
+    inputs = (learnt(455, 4, 16), learnt(455, 2, 16, seed=1), learnt(455, 2, 16, seed=2))
+    return *inputs, segments
+
+
+def uneven(top_k: int) -> tuple[Any, ...]:
+    """Loads that fall off steeply, so that padding to one length does not pay."""
+    likely = torch.linspace(3, -3, 16).exp().expand(400, -1)
+    chosen = torch.multinomial(likely, top_k, generator=torch.Generator().manual_seed(5))
+    weights = (learnt(16, 64, 32, seed=1), learnt(16, 32, 32, seed=2))
+    return learnt(400, 32), learnt(400, top_k, seed=3), chosen, *weights
+
+
+def ragged() -> tuple[Any, ...]:
+    ends = torch.tensor([0, 70, 71, 200], dtype=torch.int32)
+    return numbers(200, 64), numbers(200, 32, seed=1), numbers(4, 32, 64, seed=2), ends
+
+
+def targets() -> tuple[Any, ...]:
+    return learnt(50, 32), learnt(301, 32, seed=1), torch.arange(50) * 6
+
+
+INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "packed products": packed,
+    "RMSNorm": lambda: (learnt(70, 576), learnt(576, seed=1), 1e-5),
+    "SwiGLU": lambda: (learnt(70, 320),),
+    "attention": heads,
+    "short attention": heads,
+    "joined segments": documents,
+    "experts": lambda: uneven(3),
+    "ragged products": ragged,
+    "cross-entropy": targets,
+}
+
+
+def test_every_kernel_is_tested() -> None:
+    assert [kernel.name for kernel in KERNELS] == list(INPUTS)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=[kernel.name.replace(" ", "-") for kernel in KERNELS])
+def test_it_gives_what_its_reference_gives(kernel: Kernel, dtype: torch.dtype, device: str) -> None:
+    place = torch.device(device)
+    status = kernel.status(place, dtype)
+    if not status.on:
+        pytest.skip(status.why)
+    inputs = moved(INPUTS[kernel.name](), place, dtype)
+    exact = moved(inputs, place, torch.float32)
+    expected = outcomes(kernel.reference, exact)
+    results = outcomes(kernel.fast, inputs)
+    same_dtype = outcomes(kernel.reference, inputs)
+    for got, reference, truth in zip(results, same_dtype, expected, strict=True):
+        assert got.shape == truth.shape
+        allowed = 1e-5 if dtype == torch.float32 else max(2.5 * distance(reference, truth), 0.01)
+        assert distance(got, truth) < allowed
