@@ -313,7 +313,6 @@ class _Probe:
     def __init__(self, size: Size, depth: int, place: Place) -> None:
         import torch
 
-        from farthing.base.device import keep_freed_memory
         from farthing.engine import Engine
         from farthing.model import Decoder
         from farthing.train.optim import MasterWeights
