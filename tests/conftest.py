@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+import farthing  # noqa: F401 (before torch, which it tells what FARTHING_ISA allows)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 # A job started in the background of a script ignores SIGINT and hands that down; the tests of Ctrl-C need it back.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile(
-    "farthing", deadline=None
-)  # how long an example takes says nothing on a busy machine
-settings.load_profile("farthing")
+# How long an example takes says nothing on a busy machine. The same examples are drawn each time, so that a change is
+# judged by what it changes; `make test-random` draws others.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 TINY = {
     "vocab_size": 300, "context_length": 128, "embedding_length": 64, "block_count": 2,

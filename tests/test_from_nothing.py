@@ -57,7 +57,7 @@ def finished(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     process = start(written(make(), folder.parent), folder)
-    _, err = process.communicate(timeout=200)
+    _, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err
     return folder
 
@@ -108,7 +108,7 @@ def test_the_lineage_names_the_data_by_content(finished: Path, make: Make) -> No
     assert lineage["base"] is None
     text = next(entry for entry in lineage["data"] if entry["source"].endswith("text.jsonl"))
     assert [len(digest) for digest in text["sha256"].values()] == [64]
-    assert lineage["data"][0]["source"] == "reasoning-gym:chain_sum"
+    assert lineage["data"][0]["source"] == "reasoning-gym:chain_sum (made by Farthing)"
 
 
 def test_no_held_out_question_was_taught(finished: Path) -> None:
@@ -149,7 +149,7 @@ def test_killed_in_every_stage_a_run_ends_the_same_to_the_byte(
     recipe, folder = written(make(), tmp_path), tmp_path / "killed"
     for stage, lines in (("01-pretrain", 3), ("02-sft", 3), ("03-grpo", 1)):
         process = start(recipe, folder)
-        metrics, until = folder / "stages" / stage / "metrics.jsonl", time.monotonic() + 100
+        metrics, until = folder / "stages" / stage / "metrics.jsonl", time.monotonic() + 1200
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
             assert process.poll() is None, "ended before it could be killed"
             assert time.monotonic() < until
@@ -158,7 +158,7 @@ def test_killed_in_every_stage_a_run_ends_the_same_to_the_byte(
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     process = start(recipe, folder)
-    _, err = process.communicate(timeout=200)
+    _, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err
     for name in ("evaluations/before.jsonl", "evaluations/after.jsonl", "model/model.safetensors"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name

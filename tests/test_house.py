@@ -1,5 +1,6 @@
 """The house is in order: versions agree, what is named exists, modules are short, no machine is named."""
 
+import importlib.metadata
 import os
 import pkgutil
 import re
@@ -79,7 +80,7 @@ def test_the_site_has_every_page_and_no_other() -> None:
     assert sorted(named) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_a_page_names_only_files_that_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     source = "\n".join(path.read_text() for path in MODULES)
@@ -96,14 +97,32 @@ def test_every_target_is_explained_and_every_extra_has_a_use() -> None:
     phony = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.M)
     explained = re.findall(r"^([a-z-]+):.*## \S", makefile, flags=re.M)
     assert sorted(explained) == sorted(" ".join(phony).split())
-    assert set(re.findall(r"\.venv/\.([a-z]+)\b", makefile)) - {"farthing", "model"} == EXTRAS.keys()
+    used = set(re.findall(r"\.venv/\.([a-z]+)\b", makefile)) - {"farthing", "model"}
+    for extras in re.findall(r"'\.\[([a-z,-]+)\]'", makefile):
+        used |= set(extras.split(","))
+    named = {name for path in MODULES for name in re.findall(r"farthing\[([a-z-]+)\]", path.read_text())}
+    assert used | named == EXTRAS.keys()
+
+
+def test_what_reasoning_gym_imports_is_asked_for_but_for_pycosat() -> None:
+    theirs = [text for text in importlib.metadata.requires("reasoning-gym") or [] if "extra ==" not in text]
+    needed = {canonicalize_name(Requirement(text).name): Requirement(text).specifier for text in theirs}
+    ours = {Requirement(text).name: Requirement(text).specifier for text in EXTRAS["gym-parts"]}
+    base = {Requirement(text).name for text in PROJECT["dependencies"]}
+    assert ours.pop("python-dateutil") == "", "imported by reasoning-gym, and not in its list"
+    assert ours == {name: value for name, value in needed.items() if name not in base | {"pycosat"}}
 
 
 def test_the_checks_before_a_merge_are_there() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     job = workflow["jobs"]["test"]
     assert {"run": "make test"} in job["steps"]
-    assert PROJECT["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
+    matrix = job["strategy"]["matrix"]
+    assert PROJECT["requires-python"] == f">={matrix['python'][0]}"
+    assert [name.split("-")[0] for name in matrix["os"]] == ["ubuntu", "ubuntu", "macos"]
+    assert matrix["include"] == [{"os": matrix["os"][0], "python": "3.12", "isa": "avx2"}]
+    assert job["env"]["FARTHING_ISA"] == "${{ matrix.isa }}"
+    assert "for target in test test-paths; do" in (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy"]
@@ -176,6 +195,6 @@ def test_a_benchmark_compiles_and_does_nothing_when_imported(path: Path) -> None
 def test_a_benchmark_explains_itself(path: Path) -> None:
     for text in EXTRAS["bench"]:
         pytest.importorskip(Requirement(text).name)
-    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert "--runs" in done.stdout

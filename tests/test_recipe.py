@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from farthing.errors import UserError
 from farthing.recipe import Grpo, Recipe, builtin, dump, load, parse_tasks, validate
+from farthing.tasks.gym import reasoning_gym
 
 MINIMAL = """
 name: small
@@ -69,10 +70,10 @@ def test_r1_zero_has_the_papers_settings() -> None:
 
 
 def test_builtin_tasks_have_settings_their_generators_know() -> None:
-    reasoning_gym = pytest.importorskip("reasoning_gym")
+    create_dataset = reasoning_gym("reasoning_gym.factory").create_dataset
     for name, _ in builtin():
         for task, setting in load(name).evaluation_tasks().items():
-            assert reasoning_gym.create_dataset(task, seed=1, size=1, **setting.config)[0]["answer"]
+            assert create_dataset(task, seed=1, size=1, **setting.config)[0]["answer"]
 
 
 # ---- reading ----
@@ -137,10 +138,10 @@ def test_an_alias_bomb_costs_nothing(tmp_path: Path) -> None:
     bomb = "a: &a [x, x]\n" + "".join(
         f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
     )
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError, match="aliases"):
         load(written(tmp_path, bomb))
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 5
 
 
 def test_unreadable_files_are_mistakes_of_the_user(tmp_path: Path) -> None:

@@ -144,8 +144,10 @@ def check(words: list[str], folder: Path) -> str | None:
         return check_farthing(arguments, folder)
     if program == "make":
         run(["make", "-n", *arguments], ROOT)
-    elif program == "pip":
-        check_pip(arguments)
+    elif program in ("pip", "uv", "pipx"):
+        check_pip(arguments[1:] if program == "uv" else arguments)
+    elif program == "docker":
+        check_docker(arguments, folder)
     elif program in ("python", "python3"):
         check_benchmark(arguments)
     elif program in ("cat", "head", "less", "ls", "open", "tail", "xdg-open"):
@@ -235,10 +237,30 @@ def check_pip(arguments: list[str]) -> None:
     for word in words:
         if word in ("-c", "-r"):
             assert (ROOT / next(words)).is_file()
-        elif extras := re.fullmatch(r"\.(?:\[([\w,]+)\])?", word):
+        elif word == "--torch-backend":
+            assert next(words) == "cpu"
+        elif extras := re.fullmatch(r"\.(?:\[([\w,-]+)\])?", word):
             assert set((extras[1] or "").split(",")) - {""} <= project["optional-dependencies"].keys()
         elif word not in ("-e", "--no-deps"):
             assert word in pinned(), f"{word} is not in constraints.txt"
+
+
+def check_docker(arguments: list[str], folder: Path) -> None:
+    """`docker build` by the arguments the Dockerfile has, `docker run` by the command it passes on."""
+    text = (ROOT / "Dockerfile").read_text()
+    kind, *words = arguments
+    if kind == "build":
+        assert words[-1] == "."
+        for setting in (words[at + 1] for at, word in enumerate(words) if word == "--build-arg"):
+            assert f"\nARG {setting.partition('=')[0]}=" in text
+        return
+    image = next(
+        at for at, word in enumerate(words) if word.partition(":")[0] == "farthing" and "/" not in word
+    )
+    assert kind == "run"
+    for volume in (words[at + 1] for at, word in enumerate(words[:image]) if word == "-v"):
+        assert f"\nVOLUME {volume.partition(':')[2]}\n" in text
+    check_farthing(words[image + 1 :], folder)
 
 
 def pinned() -> set[str]:
@@ -257,7 +279,7 @@ def check_benchmark(arguments: list[str]) -> None:
 
 def run(command: list[str], folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200, env=environment)
     assert done.returncode == 0, f"{shlex.join(command)} ends with {done.returncode}: {done.stderr[-2000:]}"
     return done.stdout
 
@@ -395,7 +417,7 @@ def test_chat_and_eval_as_shown_but_shorter(words: list[str], smollm2: Path, tmp
     short = ["--max-new-tokens", "4"] if name == "chat" else ["--n", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "farthing", name, *given, *short],
-        cwd=tmp_path, input="What is 3 + 4?\n", capture_output=True, text=True, timeout=280,
+        cwd=tmp_path, input="What is 3 + 4?\n", capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -6,7 +6,6 @@ the same directory goes on from where it was stopped, at any moment and by any m
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -46,7 +45,7 @@ from farthing.rundir import (
     write,
     write_json,
 )
-from farthing.tasks import Item
+from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
@@ -363,7 +362,11 @@ class _Work:
         facts = {
             "farthing": __version__,
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "reasoning-gym")},
+            **{
+                name: version
+                for name in ("torch", "transformers", "reasoning-gym")
+                if (version := gym.installed(name)) is not None
+            },
             "platform": platform.platform(),
             "cpu": hardware.cpu_model(),
             "threads": torch.get_num_threads(),
@@ -410,13 +413,7 @@ class _Work:
                     )
             return
         data: list[dict[str, Any]] = [
-            {
-                "source": f"reasoning-gym:{name}",
-                "version": importlib.metadata.version("reasoning-gym"),
-                "license": "Apache-2.0",
-                "config": setting.config,
-            }
-            for name, setting in all_tasks(self.recipe).items()
+            {**gym.origin(name), "config": setting.config} for name, setting in all_tasks(self.recipe).items()
         ]
         data += [{"source": name, "sha256": digests, "license": None} for name, digests in files.items()]
         first = self.recipe.stages[0]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.cost.bill import amount, bill_text, human_count, human_seconds
+from farthing.cost.bill import amount, bill_text, figure, human_count, human_seconds
 from farthing.cost.ledger import is_line, read, summarise
 
 
@@ -116,11 +116,13 @@ def test_durations(seconds, text):
     ("count", "text"),
     [
         (0, "–"),
+        (0.5, "<1"),
         (7, "7"),
         (950, "950"),
         (999, "999"),
         (1000, "1.0 k"),
         (12_340, "12.3 k"),
+        (99_960, "100 k"),
         (600_000, "600 k"),
         (999_900, "1.0 M"),
         (6_100_000, "6.1 M"),
@@ -135,3 +137,40 @@ def test_counts(count, text):
 def test_an_amount_is_never_shown_as_zero(value, decimals):
     shown = amount(value, decimals)
     assert shown.startswith("<") or float(shown) > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (0, 2, "–"),
+        (0.5, 0, "<1"),  # half of the smallest figure rounds to the even digit, which is 0
+        (0.51, 0, "1"),
+        (0.125, 1, "0.1"),
+        (0.03125, 4, "0.0312"),
+        (0.004, 2, "<0.01"),
+    ],
+)
+def test_amounts(value, decimals, text):
+    assert amount(value, decimals) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (8_400_000, "8,400,000"),
+        (42.4, "42"),
+        (3, "3"),
+        (3.75, "3.75"),
+        (0.5, "0.500"),
+        (0.0042, "0.00420"),
+    ],
+)
+def test_whole_figures_and_those_too_small_for_it(value, text):
+    assert figure(value) == text
+
+
+@given(st.floats(1e-12, 1e12))
+def test_no_figure_above_zero_is_shown_as_zero(value):
+    assert float(figure(value).replace(",", "")) > 0
+    assert human_count(value).strip("<") != "0"

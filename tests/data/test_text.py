@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,16 @@ def test_a_dataset_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(UserError, match=r"hf:owner/name cannot be read from the hub \(no route to the hub\)"):
         read("hf:owner/name")
+
+
+@pytest.mark.parametrize(("source", "package"), [("a.parquet", "pyarrow"), ("hf:owner/name", "datasets")])
+def test_a_package_that_is_not_installed_is_named(
+    source: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        UserError, match=rf"{source} needs {package} to be read; pip install 'farthing\[data\]'"
+    ):
+        read(source)

@@ -170,9 +170,9 @@ def test_of_two_answers_at_most_the_last_is_read(
 def test_a_megabyte_takes_no_time(convention: Convention, piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
     for kind in ("integer", "text"):
-        started = time.perf_counter()
+        started = time.process_time()
         extract(text, convention, kind)  # type: ignore[arg-type]
-        assert time.perf_counter() - started < 0.25
+        assert time.process_time() - started < 2, "quadratic time would be minutes"
 
 
 def test_only_the_end_is_looked_at_and_no_number_is_cut_in_two() -> None:

@@ -1,20 +1,24 @@
 """Which generators are taken, under which scorer, and what an item is."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-from reasoning_gym.dataset import ProceduralDataset
-from reasoning_gym.factory import DATASETS, create_dataset
 
 from farthing.errors import UserError
 from farthing.tasks.extract import plain_form
 from farthing.tasks.generators import REFUSED, SCORERS
-from farthing.tasks.gym import load_task
+from farthing.tasks.gym import load_task, reasoning_gym
 from farthing.tasks.item import CONVENTIONS
 from farthing.tasks.verify import verify
+
+ProceduralDataset = reasoning_gym("reasoning_gym.dataset").ProceduralDataset
+DATASETS = reasoning_gym("reasoning_gym.factory").DATASETS
+create_dataset = reasoning_gym("reasoning_gym.factory").create_dataset
+COMPILED = importlib.util.find_spec("pycosat") is not None
 
 
 def test_every_generator_is_either_scored_or_refused() -> None:
@@ -35,6 +39,8 @@ def test_gold_answers_are_right_or_the_generator_is_refused_with_a_reason(
         with pytest.raises(UserError, match=f"{name} cannot be used because .{{15,}}"):
             load_task(name)
         return
+    if name == "zebra_puzzles" and not COMPILED:
+        pytest.skip("pycosat, which has to be compiled, is not installed")
     task = load_task(name)
     for index in range(3):
         item = task.item(20, index)
@@ -117,5 +123,6 @@ def test_mistakes_are_named(name: str, config: dict[str, object], message: str) 
 
 def test_generators_keep_stdout_clean(capfd: pytest.CaptureFixture[str]) -> None:
     for name in SCORERS:
-        load_task(name)
+        if name != "zebra_puzzles" or COMPILED:
+            load_task(name)
     assert capfd.readouterr().out == ""

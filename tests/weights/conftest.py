@@ -214,7 +214,7 @@ def llama_cpp() -> Callable[..., list[dict[str, Any]]]:
         asked = json.dumps({"paths": files, "ids": ids or [], "greedy": greedy, "texts": texts or []})
         # torch and llama.cpp in one process bring two OpenMP libraries, which can crash
         command = [sys.executable, "-c", LLAMA_CPP]
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=1000)
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=1200)
         if done.returncode < 0:
             pytest.skip(f"llama_cpp cannot run on this machine: signal {-done.returncode}")
         assert done.returncode == 0, done.stderr[-2000:]

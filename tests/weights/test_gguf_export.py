@@ -210,7 +210,6 @@ def test_the_licence_and_the_chat_template_go_along(make_folder: Make, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("family", ["llama", "deepseek"])
 def test_llama_cpp_answers_twenty_prompts_with_the_same_tokens(
     family: str, smollm2: Path, make_folder: Make, tmp_path: Path, llama_cpp: LlamaCpp

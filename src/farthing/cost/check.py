@@ -15,6 +15,7 @@ import statistics
 from dataclasses import dataclass
 
 from farthing.cost import hardware
+from farthing.cost.bill import figure
 from farthing.cost.claim import Claim, Excluded
 from farthing.cost.claim_work import Check, Compute, Verdict, big, computes, device_hours
 from farthing.cost.consistency import AGREE, consistency
@@ -162,7 +163,7 @@ def _gap(excluded: Excluded, dollars: float | None) -> Gap:
         return Gap(
             excluded.what,
             (low * dollars, high * dollars),
-            f"{low:g} to {high:g} times ${dollars:,.0f}",
+            f"{low:g} to {high:g} times ${figure(dollars)}",
             source,
         )
     return Gap(excluded.what, None, "", source)
@@ -231,7 +232,7 @@ def _whole_line(gaps: list[Gap], dollars: float | None, whole: tuple[float, floa
     unknown = sum(gap.dollars is None for gap in gaps)
     rest = f"; {unknown} more without a published figure" if unknown else ""
     if whole and dollars and whole[1] > dollars:
-        text = f"${dollars:,.0f} and what sources put a figure on is {dollar_range(whole)}{rest}"
+        text = f"${figure(dollars)} and what sources put a figure on is {dollar_range(whole)}{rest}"
         return Check("whole cost", "implausible", text)
     if gaps:
         text = f"{len(gaps)} things are left out, none with a published figure"
@@ -241,5 +242,5 @@ def _whole_line(gaps: list[Gap], dollars: float | None, whole: tuple[float, floa
 
 def dollar_range(amounts: tuple[float, float]) -> str:
     """$8,400,000 to $31,000,000, or one figure where the two are the same."""
-    low, high = (f"${amount:,.0f}" for amount in amounts)
+    low, high = (f"${figure(amount)}" for amount in amounts)
     return low if low == high else f"{low} to {high}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from farthing.cost.bill import figure
 from farthing.cost.check import Finding, dollar_range
 from farthing.cost.claim_work import big
 from farthing.cost.flops import CONVENTION
@@ -88,7 +89,7 @@ def _gaps(finding: Finding) -> Iterator[str]:
 def _today(finding: Finding) -> Iterator[str]:
     for price in finding.today:
         span = "" if price.low == price.high else f" ({dollar_range((price.low, price.high))})"
-        yield f"{price.device}: ${price.usual:,.0f}{span}, {big(round(price.device_hours))} h at {price.source}"
+        yield f"{price.device}: ${figure(price.usual)}{span}, {big(round(price.device_hours))} h at {price.source}"
 
 
 def _sources(finding: Finding) -> Iterator[str]:

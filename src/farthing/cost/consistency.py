@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from farthing.cost import hardware
+from farthing.cost.bill import figure
 from farthing.cost.claim import Claim, Figures
 from farthing.cost.claim_work import Check, Compute, Verdict, big, device_hours, from_devices
 from farthing.cost.runs_table import peak
@@ -52,8 +53,8 @@ def _sums(claim: Claim, hours: float | None) -> Iterator[Check]:
         part_hours = device_hours(figures) if figures is not own else hours
         if part_hours and figures.price_per_device_hour and figures.dollars:
             computed = part_hours * figures.price_per_device_hour
-            left = f"{name}{big(part_hours)} device-hours x ${figures.price_per_device_hour:.2f} = ${computed:,.0f}"
-            yield _agree("price", left, computed, f"${figures.dollars:,.0f}", figures.dollars)
+            left = f"{name}{big(part_hours)} device-hours x ${figures.price_per_device_hour:.2f} = ${figure(computed)}"
+            yield _agree("price", left, computed, f"${figure(figures.dollars)}", figures.dollars)
         yield from _energy(name, figures, part_hours)
     for key, unit in (("device_hours", "device-hours"), ("dollars", "dollars")):
         total = getattr(own, key)
@@ -78,7 +79,11 @@ def _rent(claim: Claim, hours: float | None) -> Iterator[Check]:
         return
     low, high = min(quote.usd for quote in quoted), max(quote.usd for quote in quoted)
     dates = sorted({quote.date for quote in quoted})
-    sums = "" if own.price_per_device_hour else f"${own.dollars:,.0f} / {big(hours or 0)} device-hours = "
+    sums = (
+        ""
+        if own.price_per_device_hour
+        else f"${figure(own.dollars or 0)} / {big(hours or 0)} device-hours = "
+    )
     market = f"devices of this peak rent for ${low:.2f} to ${high:.2f} ({dates[0]} to {dates[-1]})"
     text = f"{sums}${price:.2f} an hour; {market}"
     inside = low / RENT <= price <= high * RENT
@@ -104,7 +109,7 @@ def _energy(name: str, figures: Figures, hours: float | None) -> Iterator[Check]
     if figures.tonnes_co2e and (mwh or limit):
         used = mwh or hours * limit / 1e6
         grams = figures.tonnes_co2e * 1e6 / (used * 1e3)
-        basis = f"{mwh:,.6g} MWh" if mwh else f"{big(hours)} h x {limit:g} W = {used:,.0f} MWh"
+        basis = f"{mwh:,.6g} MWh" if mwh else f"{big(hours)} h x {limit:g} W = {figure(used)} MWh"
         inside = GRAMS[0] <= grams <= GRAMS[1]
         text = f"{name}{figures.tonnes_co2e:,.6g} t CO2e / {basis} = {grams:,.3g} g a kWh"
         text += "" if inside else f"; electricity is between {GRAMS[0]:g} (wind) and {GRAMS[1]:g} (coal)"

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from farthing.cost import ledger
+from farthing.cost.bill import amount
 from farthing.cost.ledger import Line, Row, Summary
 from farthing.cost.rates import Rates, applies, reprice
 from farthing.cost.written import Date, NotNegative, Positive, Text, Written, validated
@@ -117,7 +118,7 @@ def read_run(run_dir: Path) -> Booked | None:
         )
     if seconds := _open_seconds(path.with_name(f"{path.stem}.open.json")):
         notes.append(
-            f"{seconds:.0f} s are open: the run goes on, or was killed; they are booked when it continues"
+            f"{amount(seconds, 0)} s are open: the run goes on, or was killed; they are booked when it continues"
         )
     return Booked(str(run_dir) if run_dir.name else run_dir.resolve().name, lines, entries, notes)
 

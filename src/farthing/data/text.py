@@ -186,8 +186,11 @@ def _text_file(path: Path, name: str, field: str, problems: Problems) -> Iterato
 def _parquet_rows(
     path: Path, name: str, field: str, problems: Problems
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    import pyarrow
-    import pyarrow.parquet
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs pyarrow to be read; pip install 'farthing[data]'") from None
 
     number = 0
     try:
@@ -215,8 +218,10 @@ def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
     match = _HUB.fullmatch(source)
     if match is None:
         raise UserError(f"{source} names no dataset; write hf:owner/name, hf:owner/name/config or …:split")
-    import datasets
-
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise UserError(f"{source} needs datasets to be read; pip install 'farthing[data]'") from None
     try:
         rows = datasets.load_dataset(
             match["name"],

@@ -1,16 +1,24 @@
-"""reasoning-gym's generators (arXiv:2505.24760) as tasks: a seed and an index name an item, for good."""
+"""reasoning-gym's generators (arXiv:2505.24760) as tasks: a seed and an index name an item, for good.
+
+Those of `arithmetic` are made here; every other one asks for reasoning-gym itself.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
+import importlib.metadata
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
+from types import ModuleType
 from typing import Any
 
 from farthing.errors import UserError
+from farthing.tasks import arithmetic
 from farthing.tasks.generators import Scorer, scorer_of
 from farthing.tasks.item import Item
 from farthing.tasks.numbers import one_number
@@ -20,6 +28,7 @@ _ENDLESS = 2**62  # the size asked for; datasets make items on demand
 _LISTED = ("gsm_symbolic",)  # draws one number per item up front, in order: its size has to be kept small
 _LISTED_SIZE = 4096
 _CHATTY = ("bf",)  # prints a dot an item, where --json wants one object
+_SATISFIED = ("zebra_puzzles",)  # asks pycosat whether its puzzle has one solution
 
 
 class Task:
@@ -30,6 +39,7 @@ class Task:
         self.config = dict(config)
         self.scorer = scorer
         self._datasets: OrderedDict[int, Any] = OrderedDict()
+        self._own = arithmetic.GENERATORS[name](**config) if name in arithmetic.GENERATORS else None
 
     def item(self, seed: int, index: int) -> Item:
         """Item `index` (any integer from 0 on) of the dataset that `seed` names.
@@ -39,6 +49,9 @@ class Task:
         """
         assert index >= 0
         try:
+            if self._own is not None:
+                question, answer = self._own.item(seed, index)
+                return Item(self.name, seed, index, question, answer, {"scorer": self.scorer})
             with redirect_stdout(StringIO()) if self.name in _CHATTY else nullcontext():
                 entry = self._dataset(seed, index)[index]
         except ValueError as error:
@@ -75,14 +88,18 @@ class Task:
 def load_task(name: str, config: Mapping[str, Any] | None = None) -> Task:
     """The generator `name` with its config's defaults overridden by `config`.
 
-    Raises UserError for a generator that does not exist or has no safe scorer, an unknown key and a value
-    that the generator refuses.
+    Raises UserError for a generator that does not exist or has no safe scorer, one whose package is not
+    installed, an unknown key and a value that the generator refuses.
     """
     scorer = scorer_of(name)
-    from reasoning_gym.factory import DATASETS
-
+    settings = arithmetic.GENERATORS.get(name) or _factory(name).DATASETS[name][1]
+    if name in _SATISFIED and not _importable("pycosat"):
+        raise UserError(
+            f"tasks: {name} needs pycosat, which comes as source only; install a C compiler, then "
+            "pip install pycosat"
+        )
     config = config or {}
-    fields = [field.name for field in dataclasses.fields(DATASETS[name][1])]
+    fields = [field.name for field in dataclasses.fields(settings)]
     known = [field for field in fields if field not in ("seed", "size")]
     for key in config:
         if key in ("seed", "size"):
@@ -91,8 +108,8 @@ def load_task(name: str, config: Mapping[str, Any] | None = None) -> Task:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise UserError(f"tasks: {name} has no setting {key!r}; {hint}")
-    task = Task(name, config, scorer)
     try:
+        task = Task(name, config, scorer)
         task.item(0, 0)
     except UserError:
         raise
@@ -101,7 +118,62 @@ def load_task(name: str, config: Mapping[str, Any] | None = None) -> Task:
     return task
 
 
-def _create(name: str, config: Mapping[str, Any]) -> Any:
-    from reasoning_gym.factory import create_dataset
+def origin(name: str) -> dict[str, str | None]:
+    """Whose questions a generator asks and who makes them, for the lineage: source, version, license."""
+    source, version = f"reasoning-gym:{name}", installed("reasoning-gym")
+    if name in arithmetic.GENERATORS:
+        source, version = f"{source} (made by Farthing)", arithmetic.VERSION
+    return {"source": source, "version": version, "license": "Apache-2.0"}
 
-    return create_dataset(name, **config)
+
+def installed(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def reasoning_gym(module: str = "reasoning_gym") -> Any:
+    """A module of reasoning-gym, imported whether pycosat is there or not. Raises ImportError.
+
+    pycosat has to be compiled, one generator uses it, and reasoning-gym imports it for all: where it is missing, an
+    empty module stands in for it while reasoning-gym is imported.
+    """
+    if "reasoning_gym" in sys.modules or _importable("pycosat"):
+        return importlib.import_module(module)
+    blocked = "pycosat" in sys.modules  # as None, which is how an import is forbidden
+    sys.modules["pycosat"] = ModuleType("pycosat", "Stands in for pycosat, which is not installed.")
+    try:
+        return importlib.import_module(module)
+    finally:
+        del sys.modules["pycosat"]
+        if blocked:
+            sys.modules["pycosat"] = None  # type: ignore[assignment]
+
+
+def _importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def _factory(name: str) -> Any:
+    try:
+        return reasoning_gym("reasoning_gym.factory")
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing == "reasoning_gym":
+            raise UserError(
+                f"tasks: {name} needs reasoning-gym; pip install 'farthing[gym]' (a part of it, pycosat, is "
+                "compiled; docs/index.md says how to do without)"
+            ) from None
+        raise UserError(
+            f"tasks: {name} needs reasoning-gym, which needs {missing}; pip install 'farthing[gym-parts]'"
+        ) from None
+
+
+def _create(name: str, config: Mapping[str, Any]) -> Any:
+    return _factory(name).create_dataset(name, **config)

