@@ -28,7 +28,7 @@ Precision = Literal["fp32", "bf16", "fp8"]
 
 WIDTH = {"fp32": 4, "bf16": 2, "fp8": 2}  # bytes of a number that is neither a weight nor read by a product
 
-SHORT_LENGTH = 512  # model.attention has the same figure, and a test compares them
+SHORT_LENGTH = 512  # model.kernels.attention has the same figure, and a test compares them
 _INDEX, _FLOAT = 8, 4  # bytes of an int64 and of a float32
 
 
