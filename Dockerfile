@@ -28,7 +28,7 @@ RUN case "$BUILD" in cpu) torch=cpu ;; cuda) torch="$CUDA" ;; \
     && rm -rf /src/*
 
 RUN useradd --create-home --uid 1000 farthing && install -d -o farthing -g farthing /data
-USER farthing
+USER 1000:1000
 WORKDIR /data
 ENV FARTHING_CACHE=/data/cache \
     HF_HOME=/data/huggingface
