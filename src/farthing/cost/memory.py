@@ -137,7 +137,7 @@ def memory(
         held = -(-len(s.layers) // layout.pipeline) / len(s.layers) / layout.tensor
         fullest = replace(fullest, cache=int(tokens * cache_bytes_per_token(config, precision) * held))
     copies = 1.0 + reference
-    if code == "farthing-cpu" and precision == "bf16" and kind in ("grpo", "serve"):
+    if code == "farthing-cpu" and kind in ("grpo", "serve"):
         copies += (1 + reference) * _packed_share(s, rank)
     fullest = replace(fullest, weights=int(fullest.weights * copies))
     if code == "farthing-cpu":

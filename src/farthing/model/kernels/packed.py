@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from farthing.model.kernels.probe import Kernel, cpu_bfloat16, numbers
+from farthing.model.kernels.probe import Kernel, numbers
 
 
 class Layout:
@@ -71,15 +71,16 @@ def _reference(x_NI: Tensor, gate_OI: Tensor, up_OI: Tensor, bias_O: Tensor, plu
 
 
 def _lacks(device: torch.device, dtype: torch.dtype) -> str:
-    if why := cpu_bfloat16(device, dtype):
-        return why
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
+        return "for bfloat16 and float32 on a CPU"
     if not torch.backends.mkldnn.is_available():
         return "this torch is built without oneDNN"
     ops = torch.ops.mkldnn
     for name in ("_reorder_linear_weight", "_linear_pointwise"):
         if not hasattr(ops, name):
             return f"this torch has no mkldnn.{name}"
-    if hasattr(ops, "_is_mkldnn_bf16_supported") and not ops._is_mkldnn_bf16_supported():
+    asked = getattr(ops, "_is_mkldnn_bf16_supported", None) if dtype == torch.bfloat16 else None
+    if asked is not None and not asked():
         return "oneDNN has no bfloat16 on this processor"
     return ""
 
