@@ -37,8 +37,8 @@ Say = Callable[[str], None]
 Times = dict[tuple[str, int, int], float]
 """Seconds of a kind of pass at a depth with a number of questions."""
 
-SECONDS = 8.5  # from the call on, of which loading torch takes a part
-AT_LEAST = 4.0  # when torch is loaded, however long that took
+SECONDS = 8.0  # from the call on, of which loading torch takes a part
+AT_LEAST = 3.0  # when torch is loaded, however long that took
 ROUNDS = 3  # of every pass that is timed; the first one also wakes and plans
 UPDATE = 100  # FLOPs that take about as long as what is done to a parameter: made, copied, updated
 # Seconds of a FLOP over those in a large product, at least and at most: in a probe of `ENOUGH` tokens and in a smaller
@@ -145,10 +145,10 @@ def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibrat
         UserError: for a place that is no CPU.
     """
     called = time.perf_counter()
-    torch = _load()
+    place = place or choose()
+    torch = _load(place)
     loaded = time.perf_counter()
     until = max(called + SECONDS, loaded + AT_LEAST)
-    place = place or choose()
     device = hardware.detect(place.device)
     if place.device != "cpu":
         raise UserError(
@@ -204,14 +204,15 @@ def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibrat
     )
 
 
-def _load() -> Any:
-    """torch and all that is timed, so that loading it is not."""
+def _load(place: Place) -> Any:
+    """torch and all that is timed, done once so that what is loaded and tried at first use is not timed."""
     import torch
 
-    import farthing.engine
-    import farthing.train.grpo  # noqa: F401
-
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # the first one loads torch's compiler
+    if place.device == "cpu":
+        probe = _Probe(SIZES[0], 1, place)
+        probe.sampling(1, 2)()
+        probe.training(1)()
+        probe.update()
     return torch
 
 
