@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.fixture
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The network without fast paths, as under FARTHING_KERNELS=reference."""
+    from farthing.model import kernels
+
+    monkeypatch.setenv("FARTHING_KERNELS", "reference")
+    kernels.forget()
+    yield
+    monkeypatch.undo()
+    kernels.forget()
+
 
 TINY = {
     "vocab_size": 300, "context_length": 128, "embedding_length": 64, "block_count": 2,

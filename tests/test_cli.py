@@ -256,6 +256,8 @@ def test_eval_with_a_recipe_asks_as_it_does(run: Run, evaluations: list[Any]) ->
         "temperature": 0.0,
         "seed": 5,
         "speculate": 0,
+        "device": "auto",
+        "dtype": "auto",
     }
 
 
@@ -290,7 +292,8 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 raise UserError("too\nlong")
             yield f"you said {messages[-1]['content']}"
 
-    def load_model(source: str) -> Model:
+    def load_model(source: str, dtype: str, device: str) -> Model:
+        assert (dtype, device) == ("auto", "auto")
         seen.append(source)
         return Model()
 
@@ -336,7 +339,7 @@ class Model:
         yield "<think>hm hm</think>hello"
         if len(messages) == 1:
             time.sleep(60)
-farthing.load = lambda source: Model()
+farthing.load = lambda source, dtype, device: Model()
 farthing.cli.main()
 """
     ours, theirs = pty.openpty()

@@ -118,8 +118,9 @@ def test_our_multi_token_prediction():
     assert backward == pytest.approx(2 * expected, rel=0.01)
 
 
-def test_absorbed_decoding_of_our_decoder():
-    """One new token a sequence on cached latents, the form in which the engine decodes."""
+def test_absorbed_decoding_of_our_decoder(plain_torch):
+    """One new token a sequence on cached latents, the form in which the engine decodes. In plain torch, since the
+    counter knows nothing of oneDNN's own products."""
     from farthing.cost.flops import decode_flops
     from farthing.engine.cache import Decode, PagedCache
     from farthing.model import Decoder

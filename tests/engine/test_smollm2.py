@@ -79,7 +79,9 @@ def greedy(model: Any, prompts: list[list[int]], stops: frozenset[int]) -> list[
 
 
 @torch.no_grad()
-def test_logits_equal_transformers(ours: Model, theirs: Any, prompts: list[list[int]]) -> None:
+def test_logits_equal_transformers(
+    ours: Model, theirs: Any, prompts: list[list[int]], plain_torch: None
+) -> None:
     for ids in prompts[:16:3]:
         batch = torch.tensor([ids])
         expected = theirs(batch).logits
@@ -89,6 +91,15 @@ def test_logits_equal_transformers(ours: Model, theirs: Any, prompts: list[list[
     # eager) differ there by 0.9e-4 from each other, and by 0.8e-4 and 1.3e-4 from float64.
     batch = torch.tensor([prompts[-1]])
     torch.testing.assert_close(ours.logits(batch), theirs(batch).logits, atol=3e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_fast_paths_only_round(ours: Model, theirs: Any, prompts: list[list[int]]) -> None:
+    for ids in prompts[::4]:
+        batch = torch.tensor([ids])
+        expected = theirs(batch).logits
+        apart = (ours.logits(batch) - expected).abs().max() / expected.abs().max()
+        assert float(apart) < 2e-5
 
 
 def test_greedy_answers_equal_transformers_in_a_mixed_batch(

@@ -78,7 +78,7 @@ def test_a_plan_adds_up_and_is_ordered():
 
 
 def test_twice_the_steps_are_twice_the_work():
-    twice = load("quickstart", ["stages.1.steps=160"])
+    twice = load("quickstart", ["stages.1.steps=48"])
     one, two = planned().likely, planned(twice).likely
     for activity in ("generate", "train"):
         assert two[activity] == pytest.approx(2 * one[activity], rel=1e-6)
@@ -262,7 +262,8 @@ def test_a_recipe_is_planned_in_the_dtype_that_it_asks_for(tmp_path, monkeypatch
 def test_float32_counts_four_bytes():
     wide, narrow = (planned(calibration=here(dtype=dtype)) for dtype in ("float32", "bfloat16"))
     [_, wide, _], [_, narrow, _] = wide.stages, narrow.stages
-    assert wide.memory.weights == 4 * 134_515_008
+    assert 2 * 4 * 134_515_008 >= wide.memory.weights > 1.9 * 4 * 134_515_008, "the sampler's layout besides"
+    assert wide.memory.weights == pytest.approx(2 * narrow.memory.weights, rel=1e-6)
     assert wide.memory.gradients == narrow.memory.gradients == 4 * 134_515_008
     assert wide.memory.optimizer == narrow.memory.optimizer == 12 * 134_515_008, "masters and two moments"
     assert wide.memory.cache == 2 * narrow.memory.cache

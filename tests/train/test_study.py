@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farthing.base.device import choose
 from farthing.cost.meter import Meter
 from farthing.data.text import Document
 from farthing.errors import UserError
@@ -74,7 +75,7 @@ def train(
             raise KeyboardInterrupt
         steps.append(line["step"])
 
-    train_study(prepared, folder, device="cpu", meter=meter, on_metrics=watch, say=said.append)
+    train_study(prepared, folder, at=choose("cpu"), meter=meter, on_metrics=watch, say=said.append)
     return prepared, steps, said
 
 

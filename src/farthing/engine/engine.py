@@ -103,8 +103,7 @@ class Engine:
             self.scheduler.cancel(job)
 
     def take_weights(self, decoder: Decoder, version: int) -> None:
-        """As `Generator`; the network is the trainer's own, so there is nothing to copy."""
-        assert decoder is self.decoder
+        """As `Generator`; the engine reads the trainer's own network, so there is nothing to copy."""
         if version != self.version:
             self.cache.forget()
             self.version = version

@@ -132,6 +132,8 @@ class Model:
     def _own_engine(self) -> Engine:
         if self._engine is None:
             self._engine = self.engine()
+        # whoever holds a model may change its weights in place; every such change counts a version up
+        self._engine.take_weights(self.decoder, sum(p._version for p in self.decoder.parameters()))
         return self._engine
 
     def _completion(self, sample: Sample, sampling: Sampling) -> Completion:
