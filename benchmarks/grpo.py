@@ -26,11 +26,12 @@ from typing import Any
 import torch
 from side_by_side import Phase, options, profile, report, say, timed
 
+from farthing.base.device import choose
 from farthing.cost import hardware
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.cost.meter import Meter
 from farthing.data.templates import question_ids
-from farthing.engine import Model
+from farthing.engine import at_place
 from farthing.recipe import Grpo, TaskSetting
 from farthing.tasks import Item, Mixture, VerifierPool
 from farthing.train.grpo import Learner
@@ -125,15 +126,13 @@ class _Ours:
             drop_silent=False,
         )
         self.folder, self.pool, self.meter = folder, pool, meter
-        stage, self.model = self.stage, Model(folder)
+        stage, self.model = self.stage, at_place(folder, choose("cpu"))
         stream = Mixture({"chain_sum": 1.0}, seed=0).stream(exclude=set())
         self.items, _ = stream.take(0, 400)
         longest, samples = stage.max_new_tokens + 1024, stage.prompts * stage.group
         self.engine = self.model.engine(max_batch=samples, cache_tokens=samples * longest)
         self.stop_ids, self.engine.stop_ids = self.engine.stop_ids, frozenset()
-        self.roller = Roller(
-            stage, self.engine, self.model.tokenizer, self.model.hf_config, stream, pool, meter, seed=0
-        )
+        self.roller = Roller(stage, self.model, self.engine, stream, pool, meter, seed=0)
         weights = MasterWeights(self.model.decoder, "adamw", stage.lr, stage.betas, stage.weight_decay)
         self.learner = Learner(stage, self.model.decoder, None, weights, self.model.hf_config, meter)
         self.done = self.cursor = 0

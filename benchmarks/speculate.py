@@ -12,6 +12,7 @@ from typing import Any
 
 from side_by_side import Phase, compare, options, profile, say
 
+from farthing.base.device import choose
 from farthing.cost.flops import parameters
 from farthing.data.templates import question_ids
 from farthing.engine import Engine, Request, Sampling, load
@@ -51,7 +52,7 @@ def _more(parser: argparse.ArgumentParser) -> None:
 
 
 def _trained(args: argparse.Namespace) -> tuple[Decoder, dict[str, Any], frozenset[int], list[list[int]]]:
-    model = load(args.source)
+    model = load(args.source, device="cpu")
     items = Mixture(parse_tasks(args.tasks), seed=0).held_out(max(args.batches), set())
     prompts = [question_ids(model.tokenizer, item.question, "{question}", None) for item in items]
     return model.decoder, model.hf_config, model.tokenizer.stop_ids, prompts
@@ -59,7 +60,7 @@ def _trained(args: argparse.Namespace) -> tuple[Decoder, dict[str, Any], frozens
 
 def _random(args: argparse.Namespace) -> tuple[Decoder, dict[str, Any], frozenset[int], list[list[int]]]:
     hf = {**RANDOM, "num_nextn_predict_layers": args.guesses}
-    decoder = Decoder(decoder_config(hf)).bfloat16()
+    decoder = Decoder(decoder_config(hf)).to(choose("cpu").torch_dtype)
     decoder.init_weights(seed=0)
     return decoder.eval(), hf, frozenset(), [[row + 1] * 24 for row in range(max(args.batches))]
 
@@ -91,7 +92,7 @@ def _measure(
     ours, theirs = write(fast), write(plain)
     tokens = sum(map(len, ours))
     same = sum(a == b for one, two in zip(ours, theirs, strict=True) for a, b in zip(one, two, strict=False))
-    acceptance = [round(share, 3) for share in fast.work.acceptance]
+    acceptance = [round(share, 3) for share in fast.done().acceptance]
     say(f"{name}: {tokens} tokens, {same / tokens:.1%} as in plain decoding, guesses right {acceptance}")
     # every guess right, and only what one token needs read in a pass: nothing can be faster
     passes = -(-max(map(len, ours)) // (1 + args.guesses))

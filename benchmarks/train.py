@@ -21,6 +21,7 @@ from side_by_side import Phase, compare, options, profile, say, timed
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from farthing.base.device import choose
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.data.packing import PackedBatch, ragged_batch
 from farthing.train.lm import lm_step
@@ -85,7 +86,7 @@ class _Ours:
     """Farthing's own step of language modelling and its optimizer."""
 
     def __init__(self, folder: Path, hf: dict[str, Any], lr: float) -> None:
-        self.decoder = load_decoder(folder).train()
+        self.decoder = load_decoder(folder, choose("cpu").torch_dtype, stored=torch.bfloat16).train()
         self.weights = MasterWeights(self.decoder, "adamw", lr, BETAS, DECAY)
         self.hf, self.lr = hf, lr
 

@@ -28,6 +28,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from farthing.base.device import choose
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.model import Routing, Segments, update_biases
 from farthing.train.losses import next_token_losses
@@ -108,7 +109,7 @@ class _Ours:
 
     def __init__(self, folder: Path) -> None:
         self.hf: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.decoder = load_decoder(folder).train()
+        self.decoder = load_decoder(folder, choose("cpu").torch_dtype, stored=torch.bfloat16).train()
         self.weights = MasterWeights(self.decoder, "adamw", LR, BETAS, DECAY)
         self.imbalance: list[float] = []  # the busiest expert's load by the mean, layer by layer
 

@@ -117,6 +117,7 @@ def test_the_checks_before_a_merge_are_there() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     job = workflow["jobs"]["test"]
     assert {"run": "make test"} in job["steps"]
+    assert "make test-paths" in [step.get("run") for step in job["steps"]]
     matrix = job["strategy"]["matrix"]
     assert PROJECT["requires-python"] == f">={matrix['python'][0]}"
     assert [name.split("-")[0] for name in matrix["os"]] == ["ubuntu", "ubuntu", "macos"]

@@ -26,6 +26,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return Place("cpu", "float32" if dtype == "auto" else dtype, "avx2 has no instructions for bfloat16")
 
     monkeypatch.setattr(rundir, "choose", choose)
+    monkeypatch.setattr(rundir, "has_bfloat16", lambda _: False)
 
 
 def test_a_new_run_takes_the_faster(here: None) -> None:
@@ -46,6 +47,14 @@ def test_another_dtype_is_refused(here: None) -> None:
         UserError, match="r was started in float32 and dtype is bfloat16 now; leave dtype out"
     ):
         place_of(recipe(dtype="bfloat16"), {"dtype": "float32"}, Path("r"))
+
+
+def test_a_probe_alone_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        rundir, "choose", lambda *_: Place("cpu", "float32", "products: bfloat16 99 GFLOPS, float32 101")
+    )
+    monkeypatch.setattr(rundir, "has_bfloat16", lambda _: True)
+    assert place_of(recipe(), {"dtype": "bfloat16"}, Path("r")).dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("earlier", [{"dtype": "bfloat16"}, {"farthing": "0.1.0"}])  # 0.1.0 wrote no dtype

@@ -38,7 +38,7 @@ from farthing._stages import (
     Text,
 )
 from farthing._yaml import dump_text, parse_text, parse_value
-from farthing.base.device import check_device
+from farthing.base.device import check_device, check_dtype
 from farthing.errors import UserError
 
 __all__ = [
@@ -109,7 +109,7 @@ class Recipe(Strict):
     device: Annotated[str, AfterValidator(check_device)] = Field(
         default="auto", description="cpu, cuda or cuda:N; auto takes a GPU where there is one."
     )
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+    dtype: Annotated[str, AfterValidator(check_dtype)] = Field(
         default="auto",
         description="What products are computed in; auto takes the faster one. Folders are bfloat16 either way.",
     )

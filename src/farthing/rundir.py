@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from farthing.base.device import Place, choose
+from farthing.base.device import Place, choose, has_bfloat16
 from farthing.errors import UserError
 from farthing.recipe import Grpo, Pretrain, Recipe, Study, TaskSetting, dump, load
 from farthing.weights.folder import is_disk_full
@@ -93,7 +93,7 @@ def place_of(recipe: Recipe, earlier: Mapping[str, Any], folder: Path) -> Place:
             f"{folder} was started in {started} and dtype is {place.dtype} now; leave dtype out, or give another "
             "--run-dir"
         )
-    if started == "bfloat16":
+    if started == "bfloat16" and not has_bfloat16(place.device):
         raise UserError(
             f"{folder} was started in bfloat16, and here {place.why}; continue it where it was started, or here all "
             "the same, slowly, with --dtype bfloat16"

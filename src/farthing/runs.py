@@ -19,6 +19,7 @@ from rich.console import Console
 
 from farthing import __version__, plans
 from farthing.base import processor
+from farthing.base.device import choose, reference_only
 from farthing.cost import hardware, ledger
 from farthing.cost.bill import bill_table, human_seconds
 from farthing.cost.flops import parameters
@@ -92,6 +93,7 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
     if not isinstance(recipe, Recipe):
         recipe = load(recipe)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
+    choose(recipe.device, recipe.dtype)  # a device that is not here leaves no folder behind
     console = Console(stderr=True)
     with locked(folder), room_on_disk(folder):
         claim(folder, recipe)
@@ -131,6 +133,7 @@ class _Work:
             self._record_run()
             with self.meter.span("load"):
                 current = self._base()
+                plans.check_fits(recipe, read_config(current) if current else None, self.place)
                 self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
                 items = self._held_out()
             with VerifierPool(workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
@@ -149,6 +152,7 @@ class _Work:
                             self._study(stage, folder, items)
                         else:
                             assert current is not None
+                            model = None  # its memory is wanted for the next one
                             with self.meter.span("load"):
                                 model = at_place(current, self.place)
                             if number == self._before():
@@ -376,13 +380,14 @@ class _Work:
             "dtype": self.place.dtype,
             "dtype_why": self.place.why,
             "isa": processor.isa(),
+            "kernels": "reference" if reference_only() else "auto",
             "seed": self.recipe.seed,
             "commit": source_commit(),
             "started": earlier.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "attempts": earlier.get("attempts", 0) + 1,
         }
-        for key in ("torch", "threads", "cpu"):
-            if earlier and earlier.get(key) != facts[key]:
+        for key in ("torch", "threads", "cpu", "computed_on", "isa", "kernels"):
+            if key in earlier and earlier[key] != facts[key]:
                 self._say(
                     f"{key} was {earlier.get(key)}, now {facts[key]}: the weights may differ in the last bits"
                 )

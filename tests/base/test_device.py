@@ -74,6 +74,7 @@ def test_a_gpu_is_asked_for_its_capability(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ({"dtype": "fp8"}, "dtype: must be auto, bfloat16 or float32, got 'fp8'; did you mean bfloat16?"),
         ({"dtype": "float"}, "got 'float'; did you mean float32?"),
+        ({"dtype": "float64"}, "got 'float64'; did you mean float32?"),
         ({"dtype": "floot32"}, "got 'floot32'; did you mean float32?"),
         ({"device": "tpu"}, "device: must be auto, cpu, cuda or cuda:N, got 'tpu'; did you mean cpu?"),
         ({"device": "gpu"}, "got 'gpu'; did you mean cuda?"),
@@ -96,6 +97,23 @@ def test_a_gpu_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         choose("cuda:2")
 
 
+def test_avx_ne_convert_is_asked_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FARTHING_ISA", raising=False)
+    pretend(monkeypatch, "avx2", bfloat16=2, float32=1)  # which is all that Linux says of such a processor
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx_ne_convert": True}, raising=False)
+    assert choose("cpu").dtype == "bfloat16"
+    device._fastest.cache_clear()
+    monkeypatch.setenv("FARTHING_ISA", "avx2")
+    assert choose("cpu").dtype == "float32"
+
+
+def test_a_gpus_unused_share_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 50)
+    assert device.free_memory("cuda:0") == 750
+
+
 def test_names_are_checked_without_looking_for_them() -> None:
     assert [check_device(name) for name in ("auto", "cpu", "cuda", "cuda:7")][-1] == "cuda:7"
 
@@ -107,11 +125,12 @@ def test_the_probe_measures_both_dtypes() -> None:
 
 
 def test_free_memory_heeds_a_containers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"memory.max": "1000000\n", "memory.current": "400000\n"}
+    stat = "anon 300000\ninactive_file 90000\nactive_file 10000\n"
+    files = {"memory.max": "1000000\n", "memory.current": "400000\n", "memory.stat": stat}
     monkeypatch.setattr(
         device, "Path", lambda path: SimpleNamespace(read_text=lambda: files[path.split("/")[-1]])
     )
-    assert device.free_memory("cpu") == 600_000
+    assert device.free_memory("cpu") == 690_000, "what was only read can be given up"
     files["memory.max"] = "max\n"
     assert device.free_memory("cpu") > 1_000_000
 

@@ -9,7 +9,7 @@ import torch
 
 import farthing
 from farthing.base.device import choose
-from farthing.engine import Completion, Model
+from farthing.engine import Completion, Model, language_model
 from farthing.errors import UserError
 
 ASK = [{"role": "user", "content": "State the final answer to the following arithmetic problem: 3 + 4 ="}]
@@ -173,6 +173,30 @@ def test_dtypes(tiny_model: Path, dtype: str | torch.dtype, expected: torch.dtyp
     assert farthing.load(tiny_model, dtype=dtype).decoder.embed.weight.dtype == expected
     with pytest.raises(UserError, match="dtype: must be auto, bfloat16 or float32, got 'int8'"):
         farthing.load(tiny_model, dtype="int8")
+
+
+def test_devices(tiny_model: Path) -> None:
+    assert farthing.load(tiny_model, device=torch.device("cpu")).decoder.embed.weight.device.type == "cpu"
+    for device in (None, 0, "tpu"):
+        with pytest.raises(UserError, match="device: must be auto, cpu, cuda or cuda:N"):
+            farthing.load(tiny_model, device=device)  # type: ignore[arg-type]
+
+
+def test_weights_made_in_inference_mode_generate(tiny_model: Path) -> None:
+    with torch.inference_mode():
+        model = farthing.load(tiny_model, device="cpu")
+    assert model.chat(ASK, temperature=0, max_new_tokens=3).ids
+
+
+def test_the_cache_is_smaller_where_memory_is_short(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = farthing.load(tiny_model, device="cpu")
+    each = 2 * 2 * 2 * 16 * model.decoder.embed.weight.element_size()  # keys and values, layers, heads, width
+    monkeypatch.setattr(language_model, "free_memory", lambda _: 2 * 3000 * each)
+    assert model._affordable(32_768) == 3000
+    assert model._affordable(2000) == 2000
+    assert model.chat(ASK, max_new_tokens=3).ids
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:

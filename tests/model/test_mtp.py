@@ -158,7 +158,9 @@ def test_a_prediction_looks_ahead_by_one_token_a_module_and_no_further():
     before = our_logits(decoder, ids)
     ids[at] = (ids[at] + 1) % 97
     for depth, (was, now) in enumerate(zip(before, our_logits(decoder, ids), strict=True)):
-        changed = ((was - now).abs() > 1e-5).any(-1)  # experts that get a row more or less may round otherwise
+        changed = ((was - now).abs() > 1e-5).any(
+            -1
+        )  # experts that get a row more or less may round otherwise
         assert not changed[: at - depth].any()
         assert changed[at - depth]
 

@@ -4,12 +4,13 @@ import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from farthing.model import Decoder, ModelConfig, Moe
+from farthing.model import Decoder, ModelConfig, Moe, kernels
 from farthing.model.layers import Linear
 from farthing.train import checkpoint
 from farthing.train.lora import add_lora
@@ -198,6 +199,29 @@ def test_a_restored_optimizer_goes_on_to_the_bit(
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     for one, two in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_device_without_the_fused_step_takes_the_plain_one(
+    small_decoder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, ours = small_decoder(), small_decoder()
+    fused = MasterWeights(expected, "adamw", 1e-2, (0.9, 0.95), 0.1)
+    real = torch.optim.AdamW
+
+    def refuses(*args: Any, fused: bool = False, **more: Any) -> torch.optim.Optimizer:
+        if fused:
+            raise RuntimeError("`fused=True` requires all the params to be of supported devices")
+        return real(*args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim, "AdamW", refuses)
+        kernels.forget()
+        plain = MasterWeights(ours, "adamw", 1e-2, (0.9, 0.95), 0.1)
+    kernels.forget()
+    for weights, decoder in ((fused, expected), (plain, ours)):
+        backward(decoder, 0)
+        weights.step(1e-2)
+    assert_same(ours, dict(expected.named_parameters()), atol=1e-6, rtol=0)
 
 
 def test_learning_rates() -> None:

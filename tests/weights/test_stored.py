@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,14 +90,16 @@ def test_a_public_load_keeps_the_dtype_it_is_told(tiny_model: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("free", "dtype", "said"),
     [
-        (300_000, FP32, r"take 0.0 GB on cpu, .* it would fit with dtype: bfloat16"),
-        (100, FP32, r"GB are free; a model of 2.5e-08 B parameters would fit"),
-        (100, BF16, r"GB are free; a model of 5e-08 B parameters would fit"),
+        (500_000, FP32, r"take 0.0 GB on cpu in float32, .* it would fit with dtype: bfloat16"),
+        (100, FP32, r"GB are free; a model of 1.2e-08 B parameters would fit"),
+        (100, BF16, r"in bfloat16, 0.0 GB are free; a model of 2.5e-08 B parameters would fit"),
     ],
 )
 def test_a_model_too_large_is_refused_before_it_is_loaded(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, free: int, dtype: torch.dtype, said: str
 ) -> None:
+    packed_everywhere = SimpleNamespace(status=lambda *_: SimpleNamespace(on=True))
+    monkeypatch.setattr(weights.packed, "KERNEL", packed_everywhere)
     monkeypatch.setattr(weights, "free_memory", lambda _: free)
     monkeypatch.setattr(weights, "read_tensors", lambda _: pytest.fail("a weight was read"))
     with pytest.raises(UserError, match=said):

@@ -31,6 +31,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _MEANT = {
     "bf16": "bfloat16", "half": "bfloat16", "fp16": "bfloat16", "float16": "bfloat16", "fp8": "bfloat16",
     "int8": "bfloat16", "fp32": "float32", "f32": "float32", "float": "float32", "fp64": "float32",
+    "float64": "float32", "double": "float32",
     "gpu": "cuda", "nvidia": "cuda", "tpu": "cpu", "mps": "cpu", "metal": "cpu", "xpu": "cpu", "rocm": "cuda",
 }  # fmt: skip
 _ROWS, _INPUTS, _OUTPUTS = 256, 576, 1536  # of the probe's product: a layer of a small network
@@ -66,8 +67,10 @@ def choose(device: str = "auto", dtype: str = "auto") -> Place:
         UserError: for a name that is not known, a device that is not here, and as `processor.isa`.
     """
     place = _device(device)
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: must be auto, bfloat16 or float32, got {dtype!r}{_nearest(dtype, DTYPES)}")
+    try:
+        check_dtype(dtype)
+    except UserError as error:
+        raise UserError(f"dtype: {error}") from None
     if dtype != "auto":
         processor.isa()  # refuses a FARTHING_ISA that makes no sense
         return Place(place, dtype, "asked for")
@@ -78,14 +81,24 @@ def check_device(name: str) -> str:
     """`name` itself, where it can be a device's. Raises UserError with the nearest name otherwise."""
     if not _DEVICE.fullmatch(name):
         hint = _nearest(name, ("auto", "cpu", "cuda"))
-        raise UserError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}{hint}")
+        raise UserError(f"must be auto, cpu, cuda or cuda:N, got {name!r}{hint}")
+    return name
+
+
+def check_dtype(name: str) -> str:
+    """`name` itself, where it is a dtype to compute in. Raises UserError with the nearest name otherwise."""
+    if name not in DTYPES:
+        raise UserError(f"must be auto, bfloat16 or float32, got {name!r}{_nearest(name, DTYPES)}")
     return name
 
 
 def _device(name: str) -> str:
     import torch
 
-    check_device(name)
+    try:
+        check_device(name)
+    except UserError as error:
+        raise UserError(f"device: {error}") from None
     if name == "cpu":
         return name
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -109,7 +122,7 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
 @functools.cache
 def _fastest(device: str) -> tuple[str, str]:
     """The dtype of the faster products, and why."""
-    if not _has_bfloat16(device):
+    if not has_bfloat16(device):
         what = processor.isa() if device == "cpu" else "a GPU before compute capability 8.0"
         return "float32", f"{what} has no instructions for bfloat16"
     rates = {name: rate / 1e9 for name, rate in product_rates(device).items()}
@@ -117,11 +130,17 @@ def _fastest(device: str) -> tuple[str, str]:
     return name, f"products: bfloat16 {rates['bfloat16']:,.0f} GFLOPS, float32 {rates['float32']:,.0f}"
 
 
-def _has_bfloat16(device: str) -> bool:
+def has_bfloat16(device: str) -> bool:
+    """Whether the hardware has instructions for bfloat16, whatever a probe says of their speed."""
     import torch
 
     if device == "cpu":
-        return processor.isa() in processor.BFLOAT16
+        if processor.isa() in processor.BFLOAT16:
+            return True
+        # Linux does not list AVX-NE-CONVERT; torch asks the processor itself
+        capabilities = getattr(torch.cpu, "get_capabilities", None)
+        lesser = bool(os.environ.get("FARTHING_ISA"))
+        return capabilities is not None and not lesser and bool(capabilities().get("avx_ne_convert"))
     return torch.cuda.get_device_capability(torch.device(device)) >= (8, 0)
 
 
@@ -160,19 +179,27 @@ def _wait(device: str) -> None:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a process can still have on a device: what the system says, or its container's limit (cgroup v2)."""
+    """Bytes that a process can still have on a device: what the system says, or its container's limit (cgroup v2).
+
+    Counted as free is what torch has taken from a GPU and does not use, and what a container's limit counts of files
+    that were only read.
+    """
     if device != "cpu":
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     import psutil
 
     free = int(psutil.virtual_memory().available)
     try:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        files = re.search(
+            r"^inactive_file (\d+)$", Path("/sys/fs/cgroup/memory.stat").read_text(), re.MULTILINE
+        )
     except (OSError, ValueError):  # no cgroup v2, or "max": no limit
         return free
-    return min(free, max(0, limit - used))
+    return min(free, max(0, limit - used + (int(files[1]) if files else 0)))
 
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)

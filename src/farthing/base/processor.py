@@ -38,6 +38,7 @@ _LIMITS = {
     "amx": {},
     "neon": {"ATEN_CPU_CAPABILITY": "default"},
     "bf16": {},
+    "generic": {},
 }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def limit_libraries() -> None:
     """
     global _too_late
     asked = os.environ.get("FARTHING_ISA", "")
-    if asked not in levels():
+    if asked not in levels()[:-1]:  # nothing is asked for, or nothing less than there is
         return
     missing = {key: value for key, value in _LIMITS[asked].items() if os.environ.get(key) != value}
     _too_late = bool(missing) and "torch" in sys.modules

@@ -23,12 +23,15 @@ from farthing.base.device import reference_only
 from farthing.cli import doctor, folders, money
 from farthing.cli.shared import (
     DeviceName,
+    DeviceOr,
     Dtype,
+    DtypeOr,
     Json,
     Seed,
     log,
     model_source,
     only_results_on_stdout,
+    placed,
     print_result,
     print_text,
 )
@@ -63,6 +66,8 @@ def root(
     if context.invoked_subcommand is None:
         print_text(context.get_help())
         return
+    if {"-h", "--help"} & set(sys.argv):
+        return
     processor.isa()  # a FARTHING_ISA or FARTHING_KERNELS that makes no sense is refused whatever the command
     reference_only()
 
@@ -78,12 +83,8 @@ def run(
         ),
     ] = None,
     seed: Seed = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N; the recipe's own by default.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="auto, bfloat16 or float32; the recipe's own by default.")
-    ] = None,
+    device: DeviceOr = None,
+    dtype: DtypeOr = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe with every default, and stop.")
     ] = False,
@@ -93,8 +94,7 @@ def run(
     """Run a recipe, or continue it where it was interrupted."""
     from farthing.recipe import dump, load
 
-    flags = [f"{key}={value}" for key, value in (("device", device), ("dtype", dtype)) if value is not None]
-    loaded = load(recipe, [*(set_ or ()), *flags], seed)
+    loaded = load(recipe, [*(set_ or ()), *placed(device, dtype)], seed)
     if dry_run:
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
@@ -165,8 +165,8 @@ def evaluate(
     speculate: Annotated[
         int, typer.Option(min=0, help="Tokens to guess a step with the model's prediction modules.")
     ] = 0,
-    device: DeviceName = "auto",
-    dtype: Dtype = "auto",
+    device: DeviceOr = None,
+    dtype: DtypeOr = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out questions."""
@@ -252,7 +252,7 @@ def main() -> NoReturn:
 
 
 def _evaluate(
-    source: str, recipe: Recipe, n: int | None, speculate: int, device: str, dtype: str
+    source: str, recipe: Recipe, n: int | None, speculate: int, device: str | None, dtype: str | None
 ) -> dict[str, Any]:
     from farthing.evaluate import evaluate_source
 
@@ -268,8 +268,8 @@ def _evaluate(
         temperature=settings.temperature if settings else 0.0,
         seed=recipe.seed,
         speculate=speculate,
-        device=device if device != "auto" else recipe.device,
-        dtype=dtype if dtype != "auto" else recipe.dtype,
+        device=device or recipe.device,
+        dtype=dtype or recipe.dtype,
     )
 
 

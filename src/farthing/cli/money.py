@@ -11,10 +11,13 @@ import typer
 from farthing.cli.shared import (
     RUNS,
     DeviceName,
+    DeviceOr,
     Dtype,
+    DtypeOr,
     Json,
     log,
     only_results_on_stdout,
+    placed,
     print_result,
     print_text,
 )
@@ -41,6 +44,8 @@ def plan(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe. Repeatable."),
     ] = None,
+    device: DeviceOr = None,
+    dtype: DtypeOr = None,
     pass_rate: Annotated[
         float | None, typer.Option(help="Share of answers that a recipe's base gets right, if known.")
     ] = None,
@@ -72,11 +77,12 @@ def plan(
 
     if what is None:
         raise UserError("say what to plan: a recipe, a model, or a config.json")
-    if set_ and not plans.is_recipe(what):
-        raise UserError("--set changes a recipe; name one")
+    changes = [*(set_ or ()), *placed(device, dtype)]
+    if changes and not plans.is_recipe(what):
+        raise UserError("--set changes a recipe, as --device and --dtype do; name one")
     with only_results_on_stdout():
         found = plans.plan(
-            load(what, set_) if set_ else what,
+            load(what, changes) if changes else what,
             tokens=tokens,
             device=gpu,
             count=count,

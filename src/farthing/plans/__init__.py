@@ -131,6 +131,27 @@ def for_run(recipe: Recipe, base: Mapping[str, Any] | None, place: Place | None 
         return None
 
 
+def check_fits(recipe: Recipe, base: Mapping[str, Any] | None, place: Place) -> None:
+    """Refuse a run that needs more memory than its device has, before any of it is taken. Arguments as `for_run`'s.
+
+    Raises:
+        UserError: that says what it needs and what would fit.
+    """
+    try:
+        planned = plan_recipe(recipe, base, hardware.detect(place.device), None, dtype=place.dtype)
+    except UserError:  # of what cannot be planned the run itself says more
+        return
+    if not planned.fits:
+        raise UserError(_too_large(planned))
+
+
+def _too_large(planned: RecipePlan) -> str:
+    return (
+        f"{planned.recipe.name} does not fit on {planned.device.name}: it needs {planned.memory_bytes / 1e9:.1f} GB of "
+        f"its {planned.device.memory_bytes / 1e9:.0f}; {_smaller(planned)}"
+    )
+
+
 def _plan_recipe(
     recipe: Recipe,
     device: str | None,
@@ -151,21 +172,23 @@ def _plan_recipe(
         known = this_machine(place, say) if found.kind == "cpu" else None
     planned = plan_recipe(recipe, base, found, known, dtype=dtype, price=price)
     if not planned.fits:
-        raise UserError(
-            f"{recipe.name} does not fit on {planned.device.name}: it needs {planned.memory_bytes / 1e9:.1f} GB of its "
-            f"{planned.device.memory_bytes / 1e9:.0f}; {_smaller(planned)}"
-        )
+        raise UserError(_too_large(planned))
     return planned
 
 
 def _smaller(planned: RecipePlan) -> str:
-    """The cheapest change that makes a recipe fit: LoRA, or else a device with the memory for it."""
-    stages = planned.recipe.stages
+    """The cheapest change that makes a recipe fit: LoRA if that is enough, or else a device with the memory for it."""
     room = [d for d in hardware.catalogue() if d.memory_bytes >= planned.memory_bytes and d.prices]
     device = min(room, key=lambda d: d.prices[0].usd, default=None)
-    if all(isinstance(stage, Sft | Grpo) and not stage.lora for stage in stages):
-        return "set lora: 16 in its stages" + (f", or use --gpu {device.aliases[0]}" if device else "")
-    return f"use --gpu {device.aliases[0]}" if device else "take a smaller base"
+    another = f"use --gpu {device.aliases[0]}" if device else "take a smaller base"
+    stages = planned.recipe.stages
+    if planned.recipe.base is None or not all(isinstance(s, Sft | Grpo) and not s.lora for s in stages):
+        return another
+    lighter = planned.recipe.model_copy(
+        update={"stages": [stage.model_copy(update={"lora": 16}) for stage in stages]}
+    )
+    tried = plan_recipe(lighter, planned.config, planned.device, None, dtype=planned.dtype)
+    return f"set lora: 16 in its stages, or {another}" if tried.fits else another
 
 
 def _measured(config: Mapping[str, Any], seq_len: int | None) -> Efficiency | None:

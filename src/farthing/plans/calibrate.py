@@ -25,6 +25,7 @@ from farthing.cost import hardware
 from farthing.cost.activations import WIDTH
 from farthing.cost.calibrate import Calibration, Pace
 from farthing.cost.flops import forward_flops, parameters
+from farthing.cost.meter import process_started
 from farthing.errors import UserError
 from farthing.plans.speed import ENOUGH, LAUNCHES, PRECISION
 
@@ -37,8 +38,8 @@ Say = Callable[[str], None]
 Times = dict[tuple[str, int, int], float]
 """Seconds of a kind of pass at a depth with a number of questions."""
 
-SECONDS = 8.0  # from the call on, of which loading torch takes a part
-AT_LEAST = 3.0  # when torch is loaded, however long that took
+SECONDS = 8.0  # from the start of the process on, of which loading torch takes a part
+AT_LEAST = 3.0  # when all is loaded, however long that took
 ROUNDS = 3  # of every pass that is timed; the first one also wakes and plans
 UPDATE = 100  # FLOPs that take about as long as what is done to a parameter: made, copied, updated
 # Seconds of a FLOP over those in a large product, at least and at most: in a probe of `ENOUGH` tokens and in a smaller
@@ -144,7 +145,7 @@ def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibrat
     Raises:
         UserError: for a place that is no CPU.
     """
-    called = time.perf_counter()
+    called = time.perf_counter() - min(SECONDS, max(0.0, time.time() - process_started()))
     place = place or choose()
     torch = _load(place)
     loaded = time.perf_counter()

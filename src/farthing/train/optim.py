@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from farthing.model import Decoder
+from farthing.model.kernels import adamw
 from farthing.model.layers import Linear
 from farthing.model.moe import Experts
 
@@ -89,7 +90,8 @@ class MasterWeights:
         products = next((m.source.dtype for m in self.masters), torch.float32)
         self.optimizers: list[torch.optim.Optimizer] = []
         if groups:  # there are none when Muon trains LoRA's matrices alone
-            self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True))
+            fused = adamw.usable((decayed + plain)[0])
+            self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused))
         if matrices:
             single = [{"params": [matrix], "rows": len(matrix)} for matrix in matrices]
             self.optimizers.append(Muon(single, lr, weight_decay, products))

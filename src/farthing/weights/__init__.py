@@ -13,6 +13,7 @@ from torch import Tensor
 from farthing.base.device import free_memory, keep_freed_memory
 from farthing.errors import UserError
 from farthing.model import Decoder, ModelConfig
+from farthing.model.kernels import packed
 from farthing.model.moe import Experts
 from farthing.weights import deepseek, glm, llama, qwen
 from farthing.weights.folder import read_config, read_tensors, write_folder
@@ -121,22 +122,28 @@ def load_decoder(
 
 
 def check_memory(folder: Path, decoder: Decoder, device: str) -> None:
-    """Refuse a network whose weights are larger than the memory that is free, before any of it is taken.
+    """Refuse a network whose weights are larger than the memory that is free, before any of it is taken. On a CPU that
+    packs its weights to sample (`kernels.packed`) they are there twice.
 
     Raises:
         UserError: that says what it needs, what is free and what would fit.
     """
     count = sum(parameter.numel() for parameter in decoder.parameters())
-    size = decoder.embed.weight.element_size()
-    free = free_memory(device)
-    if count * size <= free:
+
+    def each(dtype: torch.dtype) -> int:
+        """Bytes of a parameter."""
+        return dtype.itemsize * (2 if packed.KERNEL.status(torch.device(device), dtype).on else 1)
+
+    own, free = each(decoder.embed.weight.dtype), free_memory(device)
+    if count * own <= free:
         return
-    fits = f"a model of {free / size / 1e9:.2g} B parameters would fit"
-    if size == 4 and 2 * count <= free:
-        fits = f"it would fit with dtype: bfloat16 ({2 * count / 1e9:.1f} GB), and {fits}"
+    fits = f"a model of {free / own / 1e9:.2g} B parameters would fit"
+    narrow = each(torch.bfloat16)
+    if narrow < own and count * narrow <= free:
+        fits = f"it would fit with dtype: bfloat16 ({count * narrow / 1e9:.1f} GB), and {fits}"
     raise UserError(
-        f"{folder}: its {count / 1e9:.2g} B parameters take {count * size / 1e9:.1f} GB on {device}, "
-        f"{free / 1e9:.1f} GB are free; {fits}"
+        f"{folder}: its {count / 1e9:.2g} B parameters take {count * own / 1e9:.1f} GB on {device} in "
+        f"{str(decoder.embed.weight.dtype).removeprefix('torch.')}, {free / 1e9:.1f} GB are free; {fits}"
     )
 
 

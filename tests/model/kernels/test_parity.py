@@ -59,6 +59,7 @@ INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "experts": lambda: uneven(3),
     "ragged products": ragged,
     "cross-entropy": targets,
+    "AdamW": lambda: (numbers(70, 33), numbers(70, 33, seed=1)),
 }
 
 

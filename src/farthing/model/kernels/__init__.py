@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import torch
 
-from farthing.model.kernels import attention, cross_entropy, experts, norm, packed, rows, segments, swiglu
+from farthing.model.kernels import (
+    adamw,
+    attention,
+    cross_entropy,
+    experts,
+    norm,
+    packed,
+    rows,
+    segments,
+    swiglu,
+)
 from farthing.model.kernels.probe import Kernel, Status, forget
 
 __all__ = ["KERNELS", "Kernel", "Status", "forget", "status"]
@@ -23,6 +33,7 @@ KERNELS: tuple[Kernel, ...] = (
     experts.KERNEL,
     rows.RAGGED,
     cross_entropy.KERNEL,
+    adamw.KERNEL,
 )
 
 

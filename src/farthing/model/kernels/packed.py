@@ -39,7 +39,8 @@ class Layout:
 
 def usable(weight_OI: Tensor) -> bool:
     """Whether products with this weight can be of packed ones, here and now."""
-    return not torch.is_grad_enabled() and KERNEL.on(weight_OI)
+    # a weight made in inference mode has no version to tell when it changes
+    return not torch.is_grad_enabled() and not weight_OI.is_inference() and KERNEL.on(weight_OI)
 
 
 def pack(weight_OI: Tensor) -> Tensor:
