@@ -95,7 +95,8 @@ def _work(model: Model, batch: int, new: int) -> list[Phase]:
     """A prompt pass, then a pass over all weights and the cache so far for each further token."""
     config, hf = model.decoder.config, model.hf_config
     weights = sum(p.nbytes for p in model.decoder.parameters())
-    cached = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes a token
+    width = model.decoder.embed.weight.element_size()
+    cached = 2 * width * config.num_layers * config.num_kv_heads * config.head_dim  # bytes a token
     phases = [Phase(forward_flops(hf, batch * PROMPT, batch * causal_pairs(PROMPT), batch), weights)]
     for length in range(PROMPT + 1, PROMPT + new):
         flops = forward_flops(hf, batch, batch * length, batch)

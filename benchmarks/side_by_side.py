@@ -1,9 +1,9 @@
 """What the benchmarks share: two programs measured in turn, beside the machine's own limits.
 
 Farthing and its peer do the same work in the same process, alternating, after a warm-up of each; medians
-are compared. The machine's limits (a large bfloat16 matrix product, reading a large tensor) are measured in
-the same process, so that every result also says how far it is from what the hardware allows. One JSON line
-a result goes to stdout, words go to stderr.
+are compared. The machine's limits (a large matrix product in the dtype that Farthing computes in here, reading a
+large tensor) are measured in the same process, so that every result also says how far it is from what the hardware
+allows. One JSON line a result goes to stdout, words go to stderr.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from typing import Any
 
 import torch
 
+from farthing.base import processor
+from farthing.base.device import choose
+
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
@@ -35,7 +38,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured: FLOP/s of a 2048^3 bfloat16 product, bytes/s of reading 1 GB."""
+    """What was measured: FLOP/s of a 2048^3 product in the dtype that is computed in, bytes/s of reading 1 GB."""
 
     flops: float
     bytes: float
@@ -79,7 +82,8 @@ def timed(function: Callable[[], object]) -> float:
 def machine() -> Machine:
     """The limits of this machine with the current thread count, best of several tries."""
     size = 2048
-    a, b = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+    place = choose("cpu")
+    a, b = (torch.randn(size, size).to(place.torch_dtype) for _ in range(2))
     big = torch.ones(1 << 28)
     a @ b, big.sum()
     found = Machine(
@@ -87,7 +91,9 @@ def machine() -> Machine:
         bytes=big.nbytes / min(timed(big.sum) for _ in range(6)),
     )
     load = os.getloadavg()[0]
-    say(f"machine: {found.flops / 1e9:.0f} bf16 GFLOPS, {found.bytes / 1e9:.1f} GB/s, load {load:.2f}")
+    say(
+        f"machine: {found.flops / 1e9:.0f} GFLOPS in {place.dtype}, {found.bytes / 1e9:.1f} GB/s, load {load:.2f}"
+    )
     return found
 
 
@@ -149,10 +155,12 @@ def report(
         "roofline_fraction": round(machine().seconds(work) / ours, 3),
         "runs": len(seconds),
         "range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "isa": processor.isa(),
+        "dtype": choose("cpu").dtype,
         "threads": torch.get_num_threads(),
         "details": {
             "seconds": [[round(a, 3), round(b, 3)] for a, b in seconds],
-            "bf16_gflops": round(machine().flops / 1e9),
+            "gflops": round(machine().flops / 1e9),
             "read_gb_s": round(machine().bytes / 1e9, 1),
             "load_average": round(os.getloadavg()[0], 2),
             **(details or {}),
