@@ -27,10 +27,10 @@ import torch
 from side_by_side import Phase, options, profile, report, say, timed
 
 from farthing.base.device import choose
-from farthing.cost import hardware
+from farthing.cost import devices
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.cost.meter import Meter
-from farthing.data.templates import question_ids
+from farthing.data.tokenizer import question_ids
 from farthing.engine import at_place
 from farthing.recipe import Grpo, TaskSetting
 from farthing.tasks import Item, Mixture, VerifierPool
@@ -46,7 +46,7 @@ def main() -> None:
     """Find the fastest way to run TRL, then measure."""
     args = options(__doc__ or "", 5, _more)
     new, prompts, group = (8, 2, 2) if args.quick else (64, 4, 8)
-    device = hardware.detect()
+    device = devices.detect()
     with tempfile.TemporaryDirectory() as place, VerifierPool() as pool:
         ledger = Path(place) / "ledger.jsonl"
         with Meter(ledger, stage="01-grpo", device=device, rate=(0.1, "benchmark")) as meter:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from side_by_side import Phase, compare, options, profile, say
 
-from farthing.cost import hardware, ledger
+from farthing.cost import devices, ledger
 from farthing.cost.meter import Meter
 
 SIZE = 1024
@@ -39,9 +39,9 @@ def main() -> None:
                         a @ b
 
     with tempfile.TemporaryDirectory() as folder:
-        device = hardware.detect()
+        device = devices.detect()
         path = Path(folder) / "ledger.jsonl"
-        with Meter(path, stage="01-steps", device=device, rate=hardware.rate(device)) as meter:
+        with Meter(path, stage="01-steps", device=device, rate=devices.rate(device)) as meter:
             if chosen.profile:
                 profile("meter", lambda: work(meter.span))
                 return

@@ -13,10 +13,10 @@ from typing import Any
 from side_by_side import Phase, compare, options, profile, say
 
 from farthing.base.device import choose
+from farthing.base.errors import UserError
 from farthing.cost.flops import parameters
-from farthing.data.templates import question_ids
+from farthing.data.tokenizer import question_ids
 from farthing.engine import Engine, Request, Sampling, load
-from farthing.errors import UserError
 from farthing.model import Decoder
 from farthing.recipe import parse_tasks
 from farthing.tasks import Mixture

@@ -17,7 +17,7 @@ import yaml
 
 import farthing
 from farthing import cli
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.recipe import load
 
 Run = Callable[..., tuple[int, str, str]]
@@ -59,7 +59,7 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 def test_the_command_line_loads_nothing_heavy() -> None:
     code = (
-        "import sys, farthing.cli, farthing.recipe, farthing.chat; farthing.recipe.load('quickstart');"
+        "import sys, farthing.cli, farthing.recipe, farthing.serve.chat; farthing.recipe.load('quickstart');"
         "print([m for m in ('torch', 'transformers', 'reasoning_gym', 'numpy', 'rich') if m in sys.modules])"
     )
     assert python(code, stdout=subprocess.PIPE).communicate(timeout=1200)[0] == "[]\n"

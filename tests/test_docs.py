@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from farthing import recipe
 from farthing.cli import app
-from farthing.tasks.generators import SCORERS
+from farthing.tasks.gym import SCORERS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if path.name != "log.md")

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from farthing import doctor
 from farthing.cli import app
 from farthing.cli.doctor import _lines
-from farthing.cost import calibrate, hardware
-from farthing.cost.calibrate import Calibration, Pace
+from farthing.cost import devices
+from farthing.plans import measured
 from farthing.plans.calibrate import instructions
+from farthing.plans.measured import Calibration, Pace
 
 PACE = Pace(1e-3, 1e-12, 1e-3, 1e-12)
 
@@ -54,7 +55,7 @@ def shell(*words: str, **changed: str) -> "subprocess.CompletedProcess[str]":
 
 def test_it_says_what_this_machine_is():
     found = doctor.examine(offline=True)
-    assert found["machine"]["cores"] == hardware.cpu_cores()
+    assert found["machine"]["cores"] == devices.cpu_cores()
     assert found["machine"]["instructions_used"] in found["machine"]["instructions"]
     assert found["machine"]["memory_bytes"] > found["machine"]["free_memory_bytes"] > 0
     assert found["torch"]["threads"] >= 1
@@ -77,12 +78,12 @@ def test_json_is_one_object_and_nothing_else():
 
 def test_a_calibration_is_shown_with_its_date_and_whether_it_holds():
     known = Calibration(
-        date="2026-11-23", device=hardware.detect("cpu").name, dtype="float32", instructions=instructions(),
+        date="2026-11-23", device=devices.detect("cpu").name, dtype="float32", instructions=instructions(),
         threads=2, torch="2.13.0", took=8.0, timed=576, gemm_float32=1e11, gemm_bfloat16=3e11, bandwidth=1e10,
         disk=4e8, small_op=1e-6, decode=PACE, prefill=PACE, train=PACE, optimizer=1e-9,
     )  # fmt: skip
-    calibrate.save(known)
-    calibrate.save(dataclasses.replace(known, dtype="bfloat16", device="cpu: another"))
+    measured.save(known)
+    measured.save(dataclasses.replace(known, dtype="bfloat16", device="cpu: another"))
     found = doctor.examine(offline=True)["calibrations"]
     assert [(each["dtype"], each["date"], each["holds"]) for each in found] == [
         ("float32", "2026-11-23", True),
@@ -101,8 +102,8 @@ def test_what_cannot_be_found_out_is_unknown(monkeypatch):
     import psutil
     import torch
 
-    monkeypatch.setattr(hardware, "cpu_model", raises)
-    monkeypatch.setattr(hardware, "cpu_cores", raises)
+    monkeypatch.setattr(devices, "cpu_model", raises)
+    monkeypatch.setattr(devices, "cpu_cores", raises)
     monkeypatch.setattr(psutil, "virtual_memory", raises)
     monkeypatch.setattr(torch.__config__, "show", raises)
     monkeypatch.setattr(torch.cuda, "is_available", raises)

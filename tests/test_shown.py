@@ -26,12 +26,12 @@ import yaml
 
 import farthing
 from farthing import cli, recipe
-from farthing._yaml import parse_text
-from farthing.cost import hardware
-from farthing.cost.plan import parse_amount
+from farthing.base.figures import parse_amount
+from farthing.base.schema import parse_text
+from farthing.cost import devices
 from farthing.cost.spend import Entry
 from farthing.cost.written import validated
-from farthing.tasks.generators import SCORERS
+from farthing.tasks.gym import SCORERS
 from farthing.weights.export import FORMATS, TYPES
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +185,7 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
             COMMANDS[name].make_context(name, list(rest)).params
         )  # a plan may measure this machine, so is not run
         if asked.get("gpu"):
-            hardware.find(asked["gpu"])
+            devices.find(asked["gpu"])
         if asked.get("tokens"):
             parse_amount(asked["tokens"], "--tokens")
         assert (

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 __all__ = ["Completion", "Model", "UserError", "load", "plan", "run"]
 
 from farthing.base import processor
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 processor.limit_libraries()  # before anything below loads torch
 

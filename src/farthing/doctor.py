@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 from farthing.base import processor
 from farthing.base.device import Place, choose, free_memory, reference_only
-from farthing.cost import calibrate as calibration
-from farthing.cost import hardware
+from farthing.cost import devices
+from farthing.plans import measured as calibration
 
 T = TypeVar("T")
 
@@ -87,9 +87,9 @@ def _try(look: Callable[[], T]) -> T | None:
 
 def _machine(used: str) -> dict[str, Any]:
     return {
-        "processor": _try(hardware.cpu_model),
+        "processor": _try(devices.cpu_model),
         "architecture": platform.machine(),
-        "cores": _try(hardware.cpu_cores),
+        "cores": _try(devices.cpu_cores),
         "instructions": list(processor.levels()),
         "instructions_used": used,
         "memory_bytes": _try(_all_memory),
@@ -310,7 +310,7 @@ def _calibrations() -> list[dict[str, Any]]:
     for dtype in calibration.DTYPES:
         known = calibration.load(dtype)
         if known is not None:
-            same = (known.device, known.instructions) == (hardware.detect("cpu").name, instructions())
+            same = (known.device, known.instructions) == (devices.detect("cpu").name, instructions())
             found.append({"dtype": dtype, "date": known.date, "device": known.device, "holds": same})
     return found
 

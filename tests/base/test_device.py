@@ -10,7 +10,7 @@ import torch
 
 from farthing.base import device, processor
 from farthing.base.device import Place, check_device, choose
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 
 @pytest.fixture(autouse=True)

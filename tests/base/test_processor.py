@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from farthing.base import processor
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 AVX2 = frozenset(["sse4_1", "sse4_2", "avx", "fma", "avx2", "f16c"])
 SKYLAKE = AVX2 | frozenset(["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"])

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from farthing.base.files import write_json
 from farthing.cli import app, main
 from farthing.weights import save_decoder
-from farthing.weights.folder import read_config, write_json
+from farthing.weights.folder import read_config
 from farthing.weights.fp8 import QUANTIZATION_CONFIG, SCALE, quantise
 
 

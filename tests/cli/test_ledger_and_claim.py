@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from farthing.base.errors import UserError
 from farthing.cli import app
-from farthing.errors import UserError
 
 
 def ask(*arguments: object) -> str:

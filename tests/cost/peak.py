@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from farthing.base.device import keep_freed_memory
-from farthing.cost.hardware import Device
+from farthing.cost.devices import Device
 from farthing.cost.meter import Meter
 from farthing.data.packing import PackedBatch
 from farthing.engine import Engine, Request, Sampling
@@ -25,8 +25,7 @@ from farthing.recipe import validate
 from farthing.tasks import Item
 from farthing.train.grpo import Learner
 from farthing.train.lm import lm_step
-from farthing.train.lora import add_lora
-from farthing.train.optim import MasterWeights
+from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Batch, Group
 from farthing.weights import decoder_config, load_decoder, save_decoder
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.cost.bill import amount, bill_text, figure, human_count, human_seconds
+from farthing.base.figures import amount, figure, human_count, human_seconds
+from farthing.cost.bill import bill_text
 from farthing.cost.ledger import is_line, read, summarise
 
 

@@ -8,8 +8,8 @@ import types
 import pytest
 
 from farthing.cost import energy
+from farthing.cost.devices import Device
 from farthing.cost.energy import EnergyMeter
-from farthing.cost.hardware import Device
 
 CPU = Device(name="cpu: test", kind="cpu")
 GPU = Device(name="NVIDIA H100 SXM 80GB", kind="gpu", watts=700.0)
@@ -232,7 +232,7 @@ def test_a_measured_gpu_in_an_estimated_host_is_estimated(monkeypatch, clock, no
 def test_starting_is_quick_silent_and_leaves_no_file(tmp_path):
     code = (
         "import time; began = time.process_time();"
-        "from farthing.cost.energy import EnergyMeter; from farthing.cost.hardware import Device;"
+        "from farthing.cost.energy import EnergyMeter; from farthing.cost.devices import Device;"
         "EnergyMeter(Device(name='c', kind='cpu')).joules(); print(time.process_time() - began)"
     )
     done = subprocess.run(

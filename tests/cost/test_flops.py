@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.cost.flops import (
     Flops,
     backward_flops,
@@ -16,7 +17,6 @@ from farthing.cost.flops import (
     optimizer_flops,
     parameters,
 )
-from farthing.errors import UserError
 
 TINY = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,

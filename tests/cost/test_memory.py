@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.cost.activations import SHORT_LENGTH, layer_bytes
+from farthing.base.errors import UserError
 from farthing.cost.flops import parameters
-from farthing.cost.memory import CHUNK_BYTES, Layout, cache_bytes_per_token, memory
+from farthing.cost.memory import CHUNK_BYTES, SHORT_LENGTH, Layout, cache_bytes_per_token, layer_bytes, memory
 from farthing.cost.shapes import shapes
-from farthing.errors import UserError
 
 GIB = 2**30
 LLAMA_3_1_8B = {
@@ -50,7 +49,7 @@ def _kept(config, dtype, lora, length):
     import torch
 
     from farthing.model import Decoder, Routing, Segments
-    from farthing.train.lora import add_lora
+    from farthing.train.optim import add_lora
     from farthing.weights import decoder_config
 
     tokens = 2 * length
@@ -102,8 +101,7 @@ def test_layers_keep_what_the_closed_form_says(name, precision, length):
 def test_states_are_what_the_optimizer_holds(name, kind, optimizer, precision):
     torch = pytest.importorskip("torch")
     from farthing.model import Decoder
-    from farthing.train.lora import add_lora
-    from farthing.train.optim import MasterWeights
+    from farthing.train.optim import MasterWeights, add_lora
     from farthing.weights import decoder_config
 
     config = OURS[name]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from farthing.cost import ledger
-from farthing.cost.hardware import Device
+from farthing.cost.devices import Device
 from farthing.cost.meter import Meter, Span, process_started, recover
 
 DEVICE = Device(name="cpu: test", kind="cpu")
@@ -331,7 +331,7 @@ def test_recover_from_a_broken_heartbeat_file(path, fake, left):
 KILLED = """
 import sys, time
 from pathlib import Path
-from farthing.cost.hardware import Device
+from farthing.cost.devices import Device
 from farthing.cost.meter import Meter, process_started
 
 meter = Meter(Path(sys.argv[1]), stage="01-grpo", device=Device(name="cpu: test", kind="cpu"),
@@ -453,7 +453,7 @@ def test_a_span_costs_little(path):
 def test_the_cost_package_does_not_load_torch():
     code = (
         "import sys, farthing.cost.meter, farthing.cost.bill, farthing.cost.flops;"
-        "from farthing.cost.hardware import detect; detect();"
+        "from farthing.cost.devices import detect; detect();"
         "print([m for m in ('torch', 'codecarbon', 'pandas') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

@@ -2,10 +2,10 @@
 
 import pytest
 
+from farthing.base.errors import UserError
 from farthing.cost.families import FAMILIES, RUNS
 from farthing.cost.flops import parameters
 from farthing.cost.shapes import shapes
-from farthing.errors import UserError
 
 BASE = {
     "vocab_size": 160, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.cost import ledger, spend
 from farthing.cost.ledger import ACTIVITIES, LOST, Line
-from farthing.cost.rates import Owned, parse_prices, read_rates, reprice
-from farthing.errors import UserError
+from farthing.cost.spend import Owned, parse_prices, read_rates, reprice
 
 
 def line(**more) -> Line:

@@ -8,10 +8,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.data.bpe import ASSISTANT, BOS, EOS, PAD, SPECIAL, THINK, USER, train_tokenizer
-from farthing.data.fim import FIM
+from farthing.data.packing import FIM
 from farthing.data.tokenizer import Tokenizer
-from farthing.errors import UserError
 from farthing.weights.gguf_tokenizer import build_tokenizer
 
 TEXTS = [f"The sum of {a} and {b} is {a + b}. What is {b} times {a}?\n" for a in range(20) for b in range(20)]

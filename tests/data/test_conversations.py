@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Tokens
 
+from farthing.base.errors import UserError
 from farthing.data.bpe import CHAT_TEMPLATE, SPECIAL, THINK
 from farthing.data.conversations import (
     ConversationPacker,
@@ -27,7 +28,6 @@ from farthing.data.conversations import (
 from farthing.data.packing import NO_LOSS
 from farthing.data.text import Problems
 from farthing.data.tokenizer import Message, Tokenizer
-from farthing.errors import UserError
 
 MARKS = [*SPECIAL, "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "</s>"]
 CHATML = (

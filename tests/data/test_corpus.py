@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.data.corpus import Corpus
 from farthing.data.text import Document
-from farthing.errors import UserError
 
 EOS = 256
 

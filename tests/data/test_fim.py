@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Tokens
 from tokenizers import models, pre_tokenizers
 
-from farthing.data.fim import EXTRA, FIM, Marks, fill_in_the_middle, fim_marks
+from farthing.base.errors import UserError
+from farthing.data.packing import EXTRA, FIM, Marks, fill_in_the_middle, fim_marks
 from farthing.data.tokenizer import Tokenizer
-from farthing.errors import UserError
 
 LAST = 2**64 - 1
 MARKS = Marks(begin=901, hole=902, end=903, bos=900)

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.data.corpus import Corpus
-from farthing.data.fim import Marks
-from farthing.data.packing import NO_LOSS, PackedBatch, Packer, validation_batches
+from farthing.data.packing import NO_LOSS, Marks, PackedBatch, Packer, validation_batches
 from farthing.data.text import Document
 
 BOS, EOS, BEGIN, HOLE, END = 256, 257, 258, 259, 260

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.data.text import Document, Policy, documents
-from farthing.errors import UserError
 
 
 def read(

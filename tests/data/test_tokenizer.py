@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Tokens
 
+from farthing.base.errors import UserError
 from farthing.data.tokenizer import StreamDecoder, Tokenizer
-from farthing.errors import UserError
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.engine import Engine, Request, Sample, Sampling
 from farthing.engine.sequence import Job, Running
-from farthing.errors import UserError
 from farthing.model import Decoder, ModelConfig
 
 CONFIG = ModelConfig(

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.engine import Sampling
 from farthing.engine.sampling import choose, uniforms
-from farthing.errors import UserError
 
 
 def draw(logits, sampling, count=4000):

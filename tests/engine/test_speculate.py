@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.cost.flops import forward_flops, mtp_flops
 from farthing.cost.meter import book_sampling
 from farthing.engine import Engine, Request, Sample, Sampling
 from farthing.engine.sequence import Running
-from farthing.errors import UserError
 from farthing.model import Decoder
 
 Deepseek = Callable[..., tuple[Decoder, dict[str, Any]]]

@@ -1,11 +1,11 @@
 import pytest
 
 from farthing.base.device import Place
-from farthing.cost.calibrate import Pace
-from farthing.cost.hardware import detect
-from farthing.errors import UserError
+from farthing.base.errors import UserError
+from farthing.cost.devices import detect
 from farthing.plans import calibrate
 from farthing.plans.calibrate import SIZES, TooLate, climb, repeat, solve
+from farthing.plans.measured import Pace
 
 RATE = 4e11  # FLOP/s of products
 
@@ -127,7 +127,7 @@ def test_a_pass_that_would_be_late_is_not_begun():
 
 
 def test_a_gpu_is_not_calibrated(monkeypatch):
-    monkeypatch.setattr(calibrate.hardware, "detect", lambda device: detect("cpu"))
+    monkeypatch.setattr(calibrate.devices, "detect", lambda device: detect("cpu"))
     with pytest.raises(UserError, match=r"cuda:0 .*only the CPU is calibrated.*--device cpu"):
         calibrate.calibrate(Place("cuda:0", "bfloat16", "asked for"))
 

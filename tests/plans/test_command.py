@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from farthing.cli import app
-from farthing.cost.runs_table import published_runs
+from farthing.plans.published import published_runs
 
 LARGE = {run.name: run.config for run in published_runs()}["llama2-70b"]
 

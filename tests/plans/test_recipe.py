@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from farthing import plans
 from farthing.base.device import Place
-from farthing.cost import hardware
-from farthing.cost.calibrate import Calibration, Pace, save
-from farthing.cost.calibrate import load as calibration_of
-from farthing.errors import UserError
+from farthing.base.errors import UserError
+from farthing.cost import devices
 from farthing.plans import calibrate as measuring
 from farthing.plans import config_of, plan
 from farthing.plans.calibrate import instructions
+from farthing.plans.measured import Calibration, Pace, save
+from farthing.plans.measured import load as calibration_of
 from farthing.plans.recipe import beside_text, known_pass_rate, plan_beside_actual, plan_recipe, recipe_text
-from farthing.plans.stages import decoding_steps, survival
+from farthing.plans.sampling import decoding_steps, survival
 from farthing.recipe import load, validate
 
 SMOLLM = {
@@ -30,7 +30,7 @@ FOUND = Calibration(
     gemm_bfloat16=3e11, bandwidth=1e10, disk=4e8, small_op=1e-6, decode=PACE, prefill=PACE, train=PACE,
     optimizer=1.5e-9,
 )  # fmt: skip
-CPU = hardware.find("cpu")
+CPU = devices.find("cpu")
 FLOAT32 = Place("cpu", "float32", "asked for")
 QUICKSTART = load("quickstart")
 
@@ -117,7 +117,7 @@ def test_a_study_costs_all_its_trainings():
 
 
 def test_a_device_of_the_catalogue_is_limited_by_generation():
-    found = planned(device=hardware.find("h100"), calibration=None)
+    found = planned(device=devices.find("h100"), calibration=None)
     assert found.limited_by == "generation"
     assert found.uncertainty > planned().uncertainty
     assert found.price == 2.95
@@ -211,7 +211,7 @@ def test_a_network_needs_tokens_and_a_recipe_needs_none():
 
 def here(**changes):
     """A calibration of this machine, in float32."""
-    own = {"device": hardware.detect("cpu").name, "instructions": instructions(), "dtype": "float32"}
+    own = {"device": devices.detect("cpu").name, "instructions": instructions(), "dtype": "float32"}
     return dataclasses.replace(FOUND, **own | changes)
 
 
@@ -256,7 +256,7 @@ def test_a_recipe_is_planned_in_the_dtype_that_it_asks_for(tmp_path, monkeypatch
         found = plan(load("quickstart", [f"base={tmp_path}", f"dtype={dtype}", "device=cpu"]))
         assert found.dtype == found.as_json()["dtype"] == dtype
         assert f"in {dtype}" in recipe_text(found)
-    assert found.device == hardware.detect("cpu")
+    assert found.device == devices.detect("cpu")
 
 
 def test_float32_counts_four_bytes():
@@ -270,7 +270,7 @@ def test_float32_counts_four_bytes():
 
 
 def test_float32_is_slower_on_a_device_of_the_catalogue():
-    h100 = hardware.find("h100")
+    h100 = devices.find("h100")
     recipe = load("quickstart", ["dtype=float32"])
     wide, narrow = planned(recipe, SMOLLM, h100, None), planned(QUICKSTART, SMOLLM, h100, None)
     assert (wide.dtype, narrow.dtype) == ("float32", "bfloat16")
@@ -302,13 +302,13 @@ def test_a_run_is_planned_only_on_a_machine_that_was_measured(tmp_path, monkeypa
 
 def test_a_run_too_large_for_its_device_is_refused_before_it_starts(monkeypatch):
     place = Place("cpu", "float32", "")
-    here = dataclasses.replace(hardware.find("cpu"), name="cpu: small", memory_bytes=int(3e9))
-    monkeypatch.setattr(hardware, "detect", lambda _: here)
+    here = dataclasses.replace(devices.find("cpu"), name="cpu: small", memory_bytes=int(3e9))
+    monkeypatch.setattr(devices, "detect", lambda _: here)
     with pytest.raises(
         UserError, match=r"quickstart does not fit on cpu: small: it needs \d\.\d GB of its 3; "
     ):
         plans.check_fits(QUICKSTART, SMOLLM, place)
-    monkeypatch.setattr(hardware, "detect", lambda _: dataclasses.replace(here, memory_bytes=int(30e9)))
+    monkeypatch.setattr(devices, "detect", lambda _: dataclasses.replace(here, memory_bytes=int(30e9)))
     plans.check_fits(QUICKSTART, SMOLLM, place)
 
 
@@ -316,15 +316,15 @@ def test_lora_is_advised_only_where_it_is_enough(monkeypatch):
     place = Place("cpu", "float32", "")
 
     def advice(gigabytes):
-        here = dataclasses.replace(hardware.find("cpu"), memory_bytes=int(gigabytes * 1e9))
-        monkeypatch.setattr(hardware, "detect", lambda _: here)
+        here = dataclasses.replace(devices.find("cpu"), memory_bytes=int(gigabytes * 1e9))
+        monkeypatch.setattr(devices, "detect", lambda _: here)
         with pytest.raises(UserError) as said:
             plans.check_fits(QUICKSTART, SMOLLM, place)
         return str(said.value)
 
-    whole = plan_recipe(QUICKSTART, SMOLLM, hardware.find("cpu"), None, dtype="float32").memory_bytes
+    whole = plan_recipe(QUICKSTART, SMOLLM, devices.find("cpu"), None, dtype="float32").memory_bytes
     lighter = plan_recipe(
-        load("quickstart", ["stages.1.lora=16"]), SMOLLM, hardware.find("cpu"), None, dtype="float32"
+        load("quickstart", ["stages.1.lora=16"]), SMOLLM, devices.find("cpu"), None, dtype="float32"
     ).memory_bytes
     assert "set lora: 16" in advice((whole + lighter) / 2 / 1e9)
     assert "lora" not in advice(lighter / 2 / 1e9)

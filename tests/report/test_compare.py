@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.report.compare import as_json, as_text, compare, write_html
 
 QUESTIONS = [f"What is {number} + 1?" for number in range(100)]

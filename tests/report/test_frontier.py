@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.report.frontier import HEIGHT, WIDTH, Dot, best_for_the_money, frontier
+from farthing.report.charts import HEIGHT, WIDTH, Dot, best_for_the_money, frontier
 
 money = st.floats(1e-6, 1e9)
 share = st.floats(0, 1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.tasks.arithmetic import GENERATORS, VERSION
 from farthing.tasks.gym import installed, load_task, origin, reasoning_gym
 
@@ -98,7 +98,7 @@ def told(code: str) -> str:
 
 
 TRIED = """
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.tasks import load_task
 def tried(name):
     try:

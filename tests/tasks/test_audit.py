@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.tasks.audit import audit
 from farthing.tasks.gym import load_task
 from farthing.tasks.item import CONVENTIONS, Convention

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.tasks.extract import LOOKED_AT, extract, plain_form, tail
 from farthing.tasks.item import CONVENTIONS, Convention
 

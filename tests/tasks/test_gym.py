@@ -8,10 +8,9 @@ import sys
 
 import pytest
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.tasks.extract import plain_form
-from farthing.tasks.generators import REFUSED, SCORERS
-from farthing.tasks.gym import load_task, reasoning_gym
+from farthing.tasks.gym import REFUSED, SCORERS, load_task, reasoning_gym
 from farthing.tasks.item import CONVENTIONS
 from farthing.tasks.verify import verify
 

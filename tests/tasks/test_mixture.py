@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.tasks.mixture import Mixture, question_key
 
 TINY = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 questions: 0..9 ± 0..9

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.tasks.numbers import canonical, one_number
+from farthing.tasks.extract import canonical, one_number
 
 
 @pytest.mark.parametrize(

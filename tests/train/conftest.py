@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from farthing.cost.hardware import Device
+from farthing.cost.devices import Device
 from farthing.cost.meter import Meter
 from farthing.model import Decoder, ModelConfig
 from farthing.recipe import Grpo, validate

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.train import checkpoint
 
 

@@ -19,8 +19,8 @@ from farthing.data.text import Document
 from farthing.model import Decoder, Segments
 from farthing.model.moe import Routing, routers
 from farthing.recipe import validate
+from farthing.recipe.dial import dial
 from farthing.train import losses
-from farthing.train.dial import dial
 from farthing.train.lm import bits_per_byte, further, lm_step, passes
 from farthing.train.losses import next_token_losses
 from farthing.weights import decoder_config

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.cost.meter import Meter
-from farthing.errors import UserError
 from farthing.model import Mla, ModelConfig, Moe
 from farthing.train import checkpoint
 from farthing.train.loop import Diverged, check_norm, tokens_per_pass, train

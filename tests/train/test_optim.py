@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from farthing.model import Decoder, ModelConfig, Moe, kernels
 from farthing.model.layers import Linear
 from farthing.train import checkpoint
-from farthing.train.lora import add_lora
-from farthing.train.optim import MasterWeights, Muon, learning_rate
+from farthing.train.optim import MasterWeights, Muon, add_lora, learning_rate
 
 Make = Callable[..., Decoder]
 RATES = (1e-2, 5e-3, 2e-2, 1e-3)

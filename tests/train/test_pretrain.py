@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Model
-from farthing.errors import UserError
 from farthing.model.moe import routers
 from farthing.recipe import Pretrain, validate
+from farthing.stages.pretrain import Material, prepare_pretrain, train_pretrain
+from farthing.stages.sources import is_validation, taken
 from farthing.tasks.mixture import Mixture, question_key
-from farthing.train.material import is_validation, taken
-from farthing.train.pretrain import Material, prepare_pretrain, train_pretrain
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
 WORDS = ["one", "two", "three", "four", "five", "six"]

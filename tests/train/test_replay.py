@@ -16,8 +16,9 @@ from farthing.engine import Engine, Model, Request, Sampling
 from farthing.model import Decoder, ModelConfig
 from farthing.model.moe import Routing, routers
 from farthing.recipe import Grpo
+from farthing.stages.grpo import train_grpo
 from farthing.tasks import Item, Verdict
-from farthing.train.grpo import Answer, Learner, Pass, layout, passes, replay, train_grpo
+from farthing.train.grpo import Answer, Learner, Pass, layout, passes, replay
 from farthing.train.optim import MasterWeights
 from farthing.train.rollout import Group
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.packing import NO_LOSS
 from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Model
-from farthing.errors import UserError
 from farthing.recipe import Asks, Sft, TaskSetting, validate
+from farthing.stages.sft import prepare_sft, train_sft
 from farthing.tasks.mixture import question_key
-from farthing.train.sft import prepare_sft, train_sft
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
 ASKS = Asks({"chain_sum": TaskSetting()}, "tag", "Please: {question}", None, 50)

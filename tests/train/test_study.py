@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.device import choose
+from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.text import Document
-from farthing.errors import UserError
 from farthing.recipe import Study, validate
 from farthing.runs import run
-from farthing.train.material import is_validation
-from farthing.train.study import Prepared, passages, planned, prepare_study, slices, train_study
-from farthing.train.variants import variants
+from farthing.stages.sources import is_validation
+from farthing.stages.study import Prepared, passages, planned, prepare_study, slices, train_study
+from farthing.stages.variants import variants
 from farthing.weights import load_decoder
 
 Make = Callable[..., dict[str, Any]]

@@ -14,8 +14,8 @@ import farthing.train.grpo
 from farthing.cost.meter import Meter
 from farthing.engine import Engine, Model
 from farthing.recipe import Grpo
+from farthing.stages.grpo import train_grpo
 from farthing.tasks.pool import VerifierPool
-from farthing.train.grpo import train_grpo
 from farthing.train.loop import Diverged
 from farthing.weights import load_decoder
 

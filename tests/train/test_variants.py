@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farthing.base.errors import UserError
 from farthing.cost.flops import parameters
-from farthing.errors import UserError
 from farthing.recipe import Study, validate
-from farthing.train.variants import TOLERANCE, Variant, active_parameters, variants
+from farthing.stages.variants import TOLERANCE, Variant, active_parameters, variants
 
 FAMILIES = ["dense", "moe", "moe+mla", "moe+mla+mtp"]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DeepseekV2Config, DeepseekV3Config
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.model import Decoder
 from farthing.weights import decoder_config, deepseek, load_decoder, save_decoder
 from farthing.weights.folder import read_config, read_tensors

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.weights import load_decoder
 from farthing.weights.export import FORMATS, default_name, describe, export
 from farthing.weights.folder import read_config, read_tensors

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
+from farthing.base.files import is_disk_full
 from farthing.weights import folder as folders
 
 CONFIG = {"model_type": "llama", "hidden_size": 4}
@@ -259,8 +260,8 @@ def test_safetensors_own_error_for_a_full_disk_is_known() -> None:
     from safetensors import SafetensorError
 
     full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert folders.is_disk_full(full)
-    assert not folders.is_disk_full(SafetensorError("Error while serializing: invalid dtype"))
+    assert is_disk_full(full)
+    assert not is_disk_full(SafetensorError("Error while serializing: invalid dtype"))
 
 
 def test_transformers_loads_what_is_written(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from farthing.errors import UserError
-from farthing.weights.folder import write_json
+from farthing.base.errors import UserError
+from farthing.base.files import write_json
 from farthing.weights.fp8 import (
     BLOCK,
     QUANTIZATION_CONFIG,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.weights.gguf_tokenizer import RULES, build_tokenizer, stop_ids, write_tokenizer
 
 Write = Callable[..., Path]

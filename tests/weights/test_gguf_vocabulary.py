@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from farthing.errors import UserError
-from farthing.weights.folder import read_json, write_json
-from farthing.weights.gguf_export import export_gguf
-from farthing.weights.gguf_tokenizer import RULES, build_tokenizer
-from farthing.weights.gguf_vocabulary import tokenizer_metadata
+from farthing.base.errors import UserError
+from farthing.base.files import read_json, write_json
+from farthing.weights.gguf_tokenizer import RULES, build_tokenizer, tokenizer_metadata
+from farthing.weights.gguf_write import export_gguf
 
 Make = Callable[..., Path]
 

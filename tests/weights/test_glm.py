@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Glm4MoeConfig
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.model import Decoder
 from farthing.weights import decoder_config, load_decoder, save_decoder
 from farthing.weights.folder import read_config

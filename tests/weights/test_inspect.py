@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from farthing.base.errors import UserError
+from farthing.base.files import write_json
 from farthing.engine.cache import PagedCache
-from farthing.errors import UserError
+from farthing.plans.inspect import inspect, inspection_text
 from farthing.weights import load_decoder
-from farthing.weights.folder import read_config, read_tensors, write_json
-from farthing.weights.inspect import inspect, inspection_text
+from farthing.weights.folder import read_config, read_tensors
 
 Make = Callable[..., Path]
 

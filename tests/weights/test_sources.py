@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.weights import sources
 from farthing.weights.folder import tensor_names, write_folder
 from farthing.weights.sources import model_folder, resolve

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 import farthing
 from farthing import weights
-from farthing.errors import UserError
-from farthing.train.lora import add_lora
-from farthing.train.optim import MasterWeights
+from farthing.base.errors import UserError
+from farthing.train.optim import MasterWeights, add_lora
 from farthing.weights import load_decoder, save_decoder
 from farthing.weights.folder import read_config
 

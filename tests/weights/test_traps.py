@@ -18,12 +18,13 @@ from torch import Tensor
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 import farthing
-from farthing.errors import UserError
+from farthing.base.errors import UserError
+from farthing.base.files import write_json
 from farthing.model import Segments
 from farthing.model.moe import Router, Routing, routers
 from farthing.weights import decoder_config, load_decoder, save_decoder
 from farthing.weights.export import export
-from farthing.weights.folder import read_config, read_tensors, write_json
+from farthing.weights.folder import read_config, read_tensors
 from farthing.weights.fp8 import Weights
 from farthing.weights.traps import TRAPS, Facts, facts, fallen
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farthing.base import processor
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 if TYPE_CHECKING:
     import torch

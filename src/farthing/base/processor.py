@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 X86 = ("sse4", "avx2", "avx_ne_convert", "avx512", "avx512_bf16", "amx")
 ARM = ("neon", "bf16")

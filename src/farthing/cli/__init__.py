@@ -20,6 +20,7 @@ import typer
 
 from farthing.base import processor
 from farthing.base.device import reference_only
+from farthing.base.errors import UserError
 from farthing.cli import doctor, folders, money
 from farthing.cli.shared import (
     DeviceName,
@@ -35,7 +36,6 @@ from farthing.cli.shared import (
     print_result,
     print_text,
 )
-from farthing.errors import UserError
 
 if TYPE_CHECKING:
     from farthing.recipe import Recipe
@@ -131,7 +131,7 @@ def chat(
         from farthing import load
 
         model = load(chosen, dtype, device)
-    from farthing.chat import Message, chat_loop
+    from farthing.serve.chat import Message, chat_loop
 
     def reply(messages: list[Message]) -> Iterator[str]:
         return model.stream(

@@ -43,8 +43,8 @@ def export(
 def inspect(source: Source, as_json: Json = False) -> None:
     """Say what a model folder holds, what it costs to run, and which engines would misread it."""
     with only_results_on_stdout():
-        from farthing.weights.inspect import inspect as look
-        from farthing.weights.inspect import inspection_text
+        from farthing.plans.inspect import inspect as look
+        from farthing.plans.inspect import inspection_text
         from farthing.weights.sources import model_folder
 
         found = look(model_folder(model_source(source)))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from farthing.base.errors import UserError
 from farthing.cli.shared import (
     RUNS,
     DeviceName,
@@ -21,7 +22,6 @@ from farthing.cli.shared import (
     print_result,
     print_text,
 )
-from farthing.errors import UserError
 
 
 def plan(
@@ -62,7 +62,7 @@ def plan(
 ) -> None:
     """Say what a run would cost before it is started, or refuse it with a reason."""
     if validate:
-        from farthing.cost.validate import validation_json, validation_text
+        from farthing.plans.efficiency import validation_json, validation_text
 
         print_result(validation_json(), validation_text(), as_json)
         return
@@ -70,9 +70,8 @@ def plan(
         _plan_budget(budget, gpu, count, precision, price, inference_tokens, as_json)
         return
     from farthing import plans
-    from farthing.cost.plan import Plan
-    from farthing.cost.plan_text import plan_text
     from farthing.plans.recipe import recipe_text
+    from farthing.plans.training import Plan, plan_text
     from farthing.recipe import load
 
     if what is None:
@@ -113,11 +112,12 @@ def _plan_budget(
     inference_tokens: str | None,
     as_json: bool,
 ) -> None:
-    from farthing.cost import hardware
-    from farthing.cost.budget import budget, budget_text
-    from farthing.cost.plan import check_count, checked_price, parse_amount
+    from farthing.base.figures import parse_amount
+    from farthing.cost import devices
+    from farthing.plans.budget import budget, budget_text
+    from farthing.plans.training import check_count, checked_price
 
-    device = hardware.find(gpu or "h100")
+    device = devices.find(gpu or "h100")
     check_count(count)
     paid, source = checked_price(device, price)
     if paid is None:
@@ -143,8 +143,8 @@ def calibrate(
     """Measure this machine in ten seconds, so that plans for it can be trusted."""
     with only_results_on_stdout():
         from farthing.base.device import choose
-        from farthing.cost.calibrate import save
         from farthing.plans.calibrate import calibrate as measure
+        from farthing.plans.measured import save
 
         found = measure(choose(device, dtype), log)
         save(found)
@@ -191,9 +191,9 @@ def ledger(
     as_json: Json = False,
 ) -> None:
     """Print what runs have cost: one bill for all of them, failed attempts included."""
-    from farthing._yaml import parse_text
+    from farthing.base.schema import parse_text
     from farthing.cost import bill, spend
-    from farthing.cost import rates as other_rates
+    from farthing.cost import spend as other_rates
     from farthing.cost.ledger import merge
 
     if as_csv and as_json:
@@ -234,9 +234,9 @@ def claim(
     as_json: Json = False,
 ) -> None:
     """Check what somebody says a model cost; without a name, list the claims that come with Farthing."""
-    from farthing.cost import claim as claims
-    from farthing.cost.check import check
-    from farthing.cost.claim_text import data, text
+    from farthing.claims import claim as claims
+    from farthing.claims.check import check
+    from farthing.claims.text import data, text
 
     if name is None:
         found = [claims.load(each) for each in claims.builtin()]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 RUNS = Path("runs")
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from farthing.base.figures import _NONE, amount, human_count, human_seconds
 from farthing.cost.flops import CONVENTION
 from farthing.cost.ledger import LOST, Row, Summary
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 _FLOP_UNITS = [(1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP"), (1e18, "EFLOP")]
 _ENERGY_UNITS = [(3.6, "mWh"), (3600.0, "Wh"), (3.6e6, "kWh"), (3.6e9, "MWh")]  # joules in each
-_NONE = "–"
 
 
 def bill_table(
@@ -101,43 +101,8 @@ def foot(summary: Summary) -> list[str]:
     return lines
 
 
-def human_seconds(seconds: float) -> str:
-    """0.4 s, 42 s, 8.2 min, 118 min, 3 h 12 min, 2 d 5 h."""
-    if seconds <= 0:
-        return _NONE
-    if round(seconds, 1) < 10:
-        return f"{seconds:.1f} s" if round(seconds, 1) > 0 else "<0.1 s"
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    if round(minutes, 1) < 10:
-        return f"{minutes:.1f} min"
-    if round(minutes) < 120:
-        return f"{minutes:.0f} min"
-    hours, rest = divmod(round(minutes), 60)
-    return f"{hours} h {rest} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def human_count(count: float) -> str:
-    """950, 12.3 k, 6.1 M, 14.8 T."""
-    if count <= 0:
-        return _NONE
-    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * scale:
-            return f"{count / scale:.{1 if count < 99.95 * scale else 0}f} {unit}"
-    return amount(count, 0)
-
-
 def tokens(row: Row) -> str:
     return human_count(row.tokens_in + row.tokens_out)
-
-
-def amount(value: float, decimals: int) -> str:
-    """A figure with so many decimals; one too small for them is not shown as zero."""
-    if value <= 0:
-        return _NONE
-    shown = f"{value:.{decimals}f}"  # rounds a tie to the even digit: 0.5 to 0
-    return shown if float(shown) > 0 else f"<{10.0**-decimals:.{decimals}f}"
 
 
 def _decimals(total: float, digits: int = 3, least: int = 0) -> int:
@@ -158,10 +123,3 @@ def _name(row: Row, summary: Summary) -> str:
         return row.activity
     times = {1: "once", 2: "twice"}.get(summary.interruptions, f"{summary.interruptions} times")
     return f"failed or interrupted {times}" if summary.failed else f"interrupted {times}"
-
-
-def figure(value: float) -> str:
-    """8,400,000, 42, 3.75, 0.0042: without decimals from 10 on, below that three digits that say something."""
-    if value >= 10 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"

@@ -29,7 +29,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from farthing.cost.hardware import Device, cpu_cores, cpu_model
+from farthing.cost.devices import Device, cpu_cores, cpu_model
 
 JoulesAre = Literal["measured", "estimated"]
 

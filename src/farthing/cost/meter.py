@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol
 
 from farthing.cost import energy, ledger
+from farthing.cost.devices import Device, cpu_cores
 from farthing.cost.flops import forward_flops, mtp_flops
-from farthing.cost.hardware import Device, cpu_cores
 from farthing.cost.ledger import ACTIVITIES, Line
 
 _BEAT_SECONDS = 1.0

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from farthing._mistakes import nearest
+from farthing.base.errors import UserError
+from farthing.base.schema import nearest
 from farthing.cost.families import FAMILIES, Family, Flag
-from farthing.errors import UserError
 
 Role = Literal["attention", "feedforward", "expert", "router", "mtp", "outside"]
 Config = Mapping[str, Any]

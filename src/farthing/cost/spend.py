@@ -12,19 +12,20 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from farthing.cost import ledger
-from farthing.cost.bill import amount
+from farthing.base.errors import UserError
+from farthing.base.figures import amount
+from farthing.base.schema import parse_value
+from farthing.cost import devices, ledger
+from farthing.cost.devices import Device, Price, peak
 from farthing.cost.ledger import Line, Row, Summary
-from farthing.cost.rates import Rates, applies, reprice
-from farthing.cost.written import Date, NotNegative, Positive, Text, Written, validated
-from farthing.errors import UserError
+from farthing.cost.written import MOST, Date, NotNegative, Positive, Text, Written, read_yaml, validated
 
 ENTRIES = "entries.jsonl"
 
@@ -270,3 +271,171 @@ def amounts(row: Row) -> dict[str, Any]:
 def _cell(text: str) -> str:
     """Text that a spreadsheet will not take for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
+
+
+JOULES_PER_KWH = 3.6e6
+
+
+class Owned(Written):
+    """A device that is yours: straight-line depreciation over the hours it works, and its electricity."""
+
+    price: Positive
+    """Dollars paid for one device, with its share of the machine around it."""
+    years: Positive
+    """Until it is worth nothing."""
+    hours_per_year: Annotated[float, Field(gt=0, le=8784)]
+    """Hours it works; the fewer, the dearer each."""
+    electricity: NotNegative
+    """Dollars a kWh."""
+
+    @property
+    def wear(self) -> float:
+        """Dollars of depreciation an hour: price / (years * hours_per_year)."""
+        return self.price / (self.years * self.hours_per_year)
+
+    def __str__(self) -> str:
+        return (
+            f"own hardware: ${self.price:g} over {self.years:g} years of {self.hours_per_year:g} h, "
+            f"and electricity at ${self.electricity:g}/kWh"
+        )
+
+
+Rates = Mapping[str, float | Owned]
+
+
+class _File(Written):
+    rates: dict[str, Positive | Owned]
+
+
+def read_rates(path: Path, more: Sequence[str] = ()) -> dict[str, float | Owned]:
+    """The rates in a YAML file. Raises UserError for a file that cannot be read and for a wrong key in it."""
+    data = read_yaml(path)
+    if isinstance(data, dict) and "stages" in data and "rates" in data:
+        data = {"rates": data["rates"]}  # a recipe
+    rates = dict(validated(_File, data, str(path)).rates)
+    for name in rates:
+        devices.find(name)
+    return rates
+
+
+def parse_prices(given: Iterable[str]) -> dict[str, float | Owned]:
+    """`--price h100=2.5`: dollars an hour by device. Raises UserError for anything else."""
+    prices: dict[str, float | Owned] = {}
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        usd = parse_value(value, "--price") if equals else None
+        if not name or isinstance(usd, bool) or not isinstance(usd, int | float):
+            raise UserError(f"--price {text}: write it as DEVICE=DOLLARS an hour, for example h100=2.50")
+        if not 0 < usd <= MOST:
+            raise UserError(f"--price {text}: an hour's price has to be a number above 0")
+        devices.find(name)
+        prices[name.strip()] = float(usd)
+    return prices
+
+
+def reprice(lines: Sequence[Line], rates: Rates) -> list[Line]:
+    """The same lines at other rates; a line on a device that `rates` does not name stays as it is.
+
+    An owned device costs its wear by the hour, and its electricity by the joules in the line. Those of a GPU
+    line hold the host's processor too; see `cost.energy` for what is covered.
+    """
+    found = {device: _rate(device, rates) for device in {line["device"] for line in lines}}
+    return [line if (rate := found[line["device"]]) is None else _priced(line, *rate) for line in lines]
+
+
+def applies(key: str, device: str) -> bool:
+    """Whether a rate's key names the device of a ledger's line."""
+    return devices.means(key, devices.named(device))
+
+
+def _rate(name: str, rates: Rates) -> tuple[float | Owned, str] | None:
+    """The most particular of the rates that name a device of the ledger."""
+    fitting = [key for key in rates if applies(key, name)]
+    if not fitting:
+        return None
+    rate = rates[max(fitting, key=len)]
+    return rate, str(rate) if isinstance(rate, Owned) else "another rate, given by you"
+
+
+def _priced(line: Line, rate: float | Owned, source: str) -> Line:
+    hours = line["seconds"] * line["devices"] / 3600
+    if isinstance(rate, Owned):
+        electricity = line["joules"] / JOULES_PER_KWH * rate.electricity
+        usd, hourly = hours * rate.wear + electricity, rate.wear
+    else:
+        usd, hourly = hours * rate, rate
+    return {**line, "usd": usd, "usd_rate": hourly, "rate_source": source}
+
+
+SAME_SHARE = "An estimate, if each device reached the same share of its 16-bit peak"
+
+
+AT_LEAST = "A lower bound, at the speed of the largest matrix products, which a small model does not reach"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the run would have cost."""
+
+    device: str
+    seconds: float
+    low: float
+    usual: float
+    high: float
+    source: str
+    """Of the usual price."""
+    assumption: str
+    """Empty where nothing is assumed: the same device at another price."""
+
+
+def other_prices(lines: Sequence[Line]) -> list[Offer]:
+    """The lines on the devices they ran on, at every other price the catalogue has for those."""
+    offers = []
+    for name in dict.fromkeys(line["device"] for line in lines):
+        own = [line for line in lines if line["device"] == name]
+        device_hours = sum(line["seconds"] * line["devices"] for line in own) / 3600
+        booked = {line["usd_rate"] for line in own}
+        for price in devices.named(name).prices:
+            if price.usd not in booked:
+                usd, seconds = device_hours * price.usd, sum(line["seconds"] for line in own)
+                offers.append(Offer(name, seconds, usd, usd, usd, _said(price), ""))
+    return offers
+
+
+def other_hardware(lines: Sequence[Line]) -> list[Offer]:
+    """The whole ledger on each other device of the catalogue that somebody rents out, cheapest first.
+
+    Device for device: a run on 8 is put on 8. Empty for a ledger that did no work that was counted.
+    """
+    if not any(line["flops"] for line in lines):
+        return []
+    ran_on = {line["device"] for line in lines}
+    own = {name: peak(devices.named(name)) for name in ran_on}
+    known = all(own.values())
+    offers = []
+    for device in devices.catalogue():
+        prices = [price for price in device.prices if "assum" not in price.kind]
+        if device.kind != "gpu" or not prices or device.name in ran_on or not _speed(device):
+            continue
+        seconds, device_hours = 0.0, 0.0
+        for line in lines:
+            took = line["seconds"]
+            if line["flops"] and known:
+                took *= own[line["device"]] / peak(device)
+            elif line["flops"]:
+                took = line["flops"] / line["devices"] / _speed(device)
+            seconds += took
+            device_hours += took * line["devices"] / 3600
+        usd = [device_hours * price.usd for price in prices]
+        assumption = SAME_SHARE if known else AT_LEAST
+        offers.append(Offer(device.name, seconds, min(usd), usd[0], max(usd), _said(prices[0]), assumption))
+    return sorted(offers, key=lambda offer: offer.usual)
+
+
+def _speed(device: Device) -> float:
+    """FLOP/s of the best 16-bit product that was measured on it, else its peak."""
+    return device.measured_flops.get("bfloat16") or peak(device)
+
+
+def _said(price: Price) -> str:
+    return f"${price.usd:g}/h, {price}"

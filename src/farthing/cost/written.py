@@ -11,9 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from farthing._mistakes import UNKNOWN_KEY, given, sentence
-from farthing._yaml import parse_text
-from farthing.errors import UserError
+from farthing.base.errors import UserError
+from farthing.base.schema import UNKNOWN_KEY, given, parse_text, sentence
 
 MAX_BYTES = 1_000_000  # a file beyond this was not written by hand
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from farthing.base.errors import UserError
 from farthing.data.packing import NO_LOSS, PackedBatch, ragged_batch, shuffled
 from farthing.data.text import Policy, Problems, records
 from farthing.data.tokenizer import Message, Tokenizer
-from farthing.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 

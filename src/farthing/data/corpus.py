@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from farthing.base.errors import UserError
+from farthing.base.files import new_folder, read_json, write_json
 from farthing.data.text import Document
-from farthing.errors import UserError
-from farthing.weights.folder import new_folder, read_json, write_json
 
 Encode = Callable[[list[str]], list[list[int]]]
 _INDEX, _TOKENS, _DOCUMENTS = "index.json", "tokens.bin", "documents.bin"

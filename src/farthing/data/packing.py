@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from farthing.base.errors import UserError
 from farthing.data.corpus import Corpus
-from farthing.data.fim import EXTRA, Marks, fill_in_the_middle
+from farthing.data.tokenizer import Tokenizer
 
 NO_LOSS = -100
 _ORDER, _CHOSEN, _CUTS = 0, 1, 2  # what random numbers are drawn for
@@ -250,3 +251,58 @@ def _draw(seed: int, epoch: int, purpose: int, count: int, number: int = 0) -> n
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     """0 to `count` - 1 in the order of an epoch, [count] int64."""
     return np.argsort(_draw(seed, epoch, _ORDER, count), kind="stable")
+
+
+FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
+
+
+_KNOWN = (
+    FIM,
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+)
+
+
+EXTRA = len(FIM)  # tokens that a document gains
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Ids of the three marks, and of the beginning mark that stays in front (None where texts have none)."""
+
+    begin: int
+    hole: int
+    end: int
+    bos: int | None = None
+
+
+def fim_marks(tokenizer: Tokenizer) -> Marks:
+    """The tokenizer's marks for fill-in-the-middle. Raises UserError when it has none."""
+    for names in _KNOWN:
+        ids = [tokenizer.raw_encode(name) for name in names]
+        if all(len(found) == 1 and found[0] in tokenizer.special_ids for found in ids):
+            begin, hole, end = (found[0] for found in ids)
+            return Marks(begin, hole, end, tokenizer.bos_id)
+    raise UserError(
+        f"fim_rate: the tokenizer of {tokenizer.folder} has no fill-in-the-middle tokens; set fim_rate to 0, or "
+        "let the stage train a tokenizer"
+    )
+
+
+def fill_in_the_middle(ids_N: np.ndarray, marks: Marks, draw: tuple[int, int]) -> np.ndarray:
+    """One document, [N] with its closing eos, rearranged: [N + 3].
+
+    Args:
+        draw: two numbers drawn evenly from 0 to 2**64 - 1; they place the two cuts, which may coincide.
+    """
+    front = 1 if marks.bos is not None and ids_N[0] == marks.bos else 0
+    body, eos = ids_N[front:-1], ids_N[-1:]
+    first, second = sorted(number * (len(body) + 1) >> 64 for number in draw)
+    parts = (
+        ids_N[:front],
+        [marks.begin], body[:first],
+        [marks.hole], body[second:],
+        [marks.end], body[first:second],
+        eos,
+    )  # fmt: skip
+    return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])

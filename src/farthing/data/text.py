@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 Policy = Literal["skip", "stop"]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")

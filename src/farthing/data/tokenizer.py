@@ -19,8 +19,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
-from farthing.errors import UserError
-from farthing.weights.folder import read_json, require_tokenizer
+from farthing.base.errors import UserError
+from farthing.base.files import read_json
+from farthing.weights.folder import require_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -314,3 +315,16 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
     """JSON as models were trained on it: Jinja's own filter escapes < and > for web pages."""
     allowed = {key: options[key] for key in ("separators", "sort_keys") if key in options}
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **allowed)
+
+
+def question_ids(tokenizer: Tokenizer, question: str, prompt: str, system: str | None) -> list[int]:
+    """Ids of one question, the answer's turn opened: by the chat template, or as plain text if the model has none.
+
+    Args:
+        prompt: what the user says; `{question}` in it stands for the question. (Not str.format: questions hold braces.)
+    """
+    text = prompt.replace("{question}", question)
+    if not tokenizer.has_template:
+        return tokenizer.encode(f"{system}\n{text}" if system else text)
+    messages = [{"role": "system", "content": system}] if system else []
+    return tokenizer.chat_ids([*messages, {"role": "user", "content": text}])

@@ -1,7 +1,7 @@
 """Generation: paged cache, continuous batching, prefix reuse, sampling."""
 
 from farthing.engine.engine import Engine
-from farthing.engine.language_model import Completion, Model, at_place, load
+from farthing.engine.model import Completion, Model, at_place, load
 from farthing.engine.sampling import Sampling
 from farthing.engine.sequence import Request, Sample
 

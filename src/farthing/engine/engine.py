@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from farthing.base.errors import UserError
 from farthing.engine.cache import Decode, PagedCache, Prefill
 from farthing.engine.sampling import choose
 from farthing.engine.scheduler import Scheduler
 from farthing.engine.sequence import Fresh, Job, Request, Running, Sample, Work
 from farthing.engine.speculate import Guesser
-from farthing.errors import UserError
 from farthing.model import Decoder
 from farthing.model.moe import Routing
 

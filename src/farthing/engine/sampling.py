@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 BLOCK = 512  # the cumulative sum is searched in two steps, blocks then entries, instead of once over V
 

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.device import Place, choose
-from farthing.cost import calibrate as calibration
-from farthing.cost import hardware
-from farthing.cost.calibrate import Calibration
-from farthing.cost.efficiency import Efficiency
+from farthing.base.errors import UserError
+from farthing.base.figures import parse_amount
+from farthing.cost import devices
+from farthing.cost.devices import peak
 from farthing.cost.flops import causal_pairs, flops_per_token, parameters
-from farthing.cost.plan import SEQ_LEN, Plan, parse_amount, plan_training
-from farthing.cost.runs_table import peak
-from farthing.errors import UserError
+from farthing.plans import measured as calibration
+from farthing.plans.efficiency import Efficiency
+from farthing.plans.measured import Calibration
 from farthing.plans.recipe import RecipePlan, check_pass_rate, known_pass_rate, plan_recipe
 from farthing.plans.speed import Measured
+from farthing.plans.training import SEQ_LEN, Plan, plan_training
 from farthing.recipe import Grpo, Recipe, Sft, builtin, load
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
@@ -67,7 +68,7 @@ def plan(
     config = what if isinstance(what, Mapping) else config_of(what)
     if tokens is None:
         raise UserError("say how many tokens to train on: --tokens 1T")
-    chosen = hardware.find(device or "h100")
+    chosen = devices.find(device or "h100")
     return plan_training(
         config,
         tokens=parse_amount(tokens, "--tokens"),
@@ -109,7 +110,7 @@ def _known(dtype: str) -> Calibration | None:
     from farthing.plans.calibrate import instructions
 
     known = calibration.load(dtype)
-    if known is None or known.device != hardware.detect("cpu").name or known.instructions != instructions():
+    if known is None or known.device != devices.detect("cpu").name or known.instructions != instructions():
         return None
     return known
 
@@ -122,7 +123,7 @@ def for_run(recipe: Recipe, base: Mapping[str, Any] | None, place: Place | None 
     """
     try:
         place = place or choose(recipe.device, recipe.dtype)
-        here = hardware.detect(place.device)
+        here = devices.detect(place.device)
         known = _known(place.dtype) if here.kind == "cpu" else None
         if here.kind == "cpu" and known is None:
             return None
@@ -138,7 +139,7 @@ def check_fits(recipe: Recipe, base: Mapping[str, Any] | None, place: Place) -> 
         UserError: that says what it needs and what would fit.
     """
     try:
-        planned = plan_recipe(recipe, base, hardware.detect(place.device), None, dtype=place.dtype)
+        planned = plan_recipe(recipe, base, devices.detect(place.device), None, dtype=place.dtype)
     except UserError:  # of what cannot be planned the run itself says more
         return
     if not planned.fits:
@@ -160,7 +161,7 @@ def _plan_recipe(
     say: Callable[[str], None],
 ) -> RecipePlan:
     named = device or (next(iter(recipe.rates)) if len(recipe.rates) == 1 else None)
-    found = hardware.find(named) if named else None
+    found = devices.find(named) if named else None
     if pass_rate is None:
         pass_rate = known_pass_rate(Path("runs") / recipe.name)
     check_pass_rate(recipe, pass_rate)
@@ -168,7 +169,7 @@ def _plan_recipe(
     known, dtype = None, None
     if found is None or found.kind == "cpu":
         place = choose("cpu" if found else recipe.device, recipe.dtype)
-        found, dtype = hardware.detect(place.device), place.dtype
+        found, dtype = devices.detect(place.device), place.dtype
         known = this_machine(place, say) if found.kind == "cpu" else None
     planned = plan_recipe(recipe, base, found, known, dtype=dtype, price=price)
     if not planned.fits:
@@ -178,7 +179,7 @@ def _plan_recipe(
 
 def _smaller(planned: RecipePlan) -> str:
     """The cheapest change that makes a recipe fit: LoRA if that is enough, or else a device with the memory for it."""
-    room = [d for d in hardware.catalogue() if d.memory_bytes >= planned.memory_bytes and d.prices]
+    room = [d for d in devices.catalogue() if d.memory_bytes >= planned.memory_bytes and d.prices]
     device = min(room, key=lambda d: d.prices[0].usd, default=None)
     another = f"use --gpu {device.aliases[0]}" if device else "take a smaller base"
     stages = planned.recipe.stages
@@ -201,7 +202,7 @@ def _measured(config: Mapping[str, Any], seq_len: int | None) -> Efficiency | No
     speed = Measured(known)
     seconds = speed.train(config, length, causal_pairs(length), length)
     seconds += speed.optimizer(parameters(config).total)
-    likely = work / seconds / peak(hardware.find("cpu"))
+    likely = work / seconds / peak(devices.find("cpu"))
     return Efficiency(likely / 1.5, likely, likely * 1.5)
 
 

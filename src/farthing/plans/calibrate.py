@@ -19,14 +19,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from farthing.base.device import Place, choose, free_memory, keep_freed_memory, reference_only
+from farthing.base.errors import UserError
 from farthing.base.processor import isa
-from farthing.cost import calibrate as machine
-from farthing.cost import hardware
-from farthing.cost.activations import WIDTH
-from farthing.cost.calibrate import Calibration, Pace
+from farthing.cost import devices
 from farthing.cost.flops import forward_flops, parameters
+from farthing.cost.memory import WIDTH
 from farthing.cost.meter import process_started
-from farthing.errors import UserError
+from farthing.plans import measured as machine
+from farthing.plans.measured import Calibration, Pace
 from farthing.plans.speed import ENOUGH, LAUNCHES, PRECISION
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibrat
     torch = _load(place)
     loaded = time.perf_counter()
     until = max(called + SECONDS, loaded + AT_LEAST)
-    device = hardware.detect(place.device)
+    device = devices.detect(place.device)
     if place.device != "cpu":
         raise UserError(
             f"{place.device} ({device.name}): only the CPU is calibrated, a GPU is planned from the catalogue; "

@@ -8,22 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from farthing.cost import hardware
-from farthing.cost.activations import WIDTH
-from farthing.cost.calibrate import Calibration
+from farthing.base.errors import UserError
+from farthing.base.figures import Range, range_text, with_letter
+from farthing.cost import devices
+from farthing.cost.devices import Device
 from farthing.cost.flops import parameters
-from farthing.cost.hardware import Device
-from farthing.cost.plan import Assumption, Range, short
-from farthing.cost.plan_text import range_text
-from farthing.errors import UserError
+from farthing.cost.memory import WIDTH
+from farthing.plans.measured import Calibration
+from farthing.plans.sampling import MEASURED, MEASURED_SOURCE, StagePlan, halved_and_doubled, plan_stages
 from farthing.plans.speed import LAUNCH, LAUNCHES, PRECISION, READ, Catalogued, Config, Measured, Speed
-from farthing.plans.stages import (
-    MEASURED,
-    MEASURED_SOURCE,
-    StagePlan,
-    halved_and_doubled,
-    plan_stages,
-)
+from farthing.plans.training import Assumption
 from farthing.recipe import Grpo, Recipe
 
 ACTIVITIES = ("load", "generate", "verify", "train", "checkpoint", "evaluate")
@@ -153,7 +147,7 @@ def plan_recipe(
     ends = [_sum(plan_stages(recipe, base, speed, device, b)[0]) for b in halved_and_doubled(MEASURED)]
     if price is not None and not 0 < price < float("inf"):
         raise UserError(f"--price {price:g}: dollars a device-hour must be a number above 0")
-    paid, source = (price, "given") if price is not None else hardware.rate(device, recipe.rates)
+    paid, source = (price, "given") if price is not None else devices.rate(device, recipe.rates)
     return RecipePlan(
         recipe=recipe,
         device=device,
@@ -231,7 +225,7 @@ def recipe_text(plan: RecipePlan) -> str:
     """The plan as a person reads it."""
     counted = parameters(plan.config)
     lines = [f"{plan.recipe.name}   1 x {plan.device.name}, in {plan.dtype}"]
-    rows = [("model", f"{short(counted.total)} parameters, {short(counted.active)} active")]
+    rows = [("model", f"{with_letter(counted.total)} parameters, {with_letter(counted.active)} active")]
     rows += [
         (name, f"{_seconds(s.likely):>9}   ({_seconds(s.low)} to {_seconds(s.high)})")
         for name, s in plan.by_activity().items()

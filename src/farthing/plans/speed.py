@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from farthing.cost.activations import WIDTH, Precision
-from farthing.cost.calibrate import Calibration
-from farthing.cost.efficiency import conditions, efficiency
+from farthing.cost.devices import Device, peak
 from farthing.cost.flops import flops_per_token, forward_flops, parameters
-from farthing.cost.hardware import Device
-from farthing.cost.memory import cache_bytes_per_token
-from farthing.cost.runs_table import peak
+from farthing.cost.memory import WIDTH, Precision, cache_bytes_per_token
 from farthing.cost.shapes import shapes
+from farthing.plans.efficiency import conditions, efficiency
+from farthing.plans.measured import Calibration
 
 Config = Mapping[str, Any]
 

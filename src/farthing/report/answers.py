@@ -8,19 +8,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from farthing.report import charts, humane
-from farthing.report.gather import (
-    OUTCOMES,
-    PARSEABLE,
-    Json,
-    Outcomes,
-    Run,
-    mapping,
-    number,
-    outcome,
-    pair,
-    text,
-)
+from farthing.base import figures
+from farthing.report import charts
+from farthing.report.run import OUTCOMES, PARSEABLE, Json, Outcomes, Run, mapping, number, outcome, pair, text
 
 OUTCOME_NAMES = {
     "right": "right",
@@ -125,8 +115,8 @@ def _intervals(before: Outcomes, after: Outcomes) -> Markup:
     for when, outcomes in (("before", before), ("after", after)):
         low, high = outcomes.ci95 or (outcomes.accuracy, outcomes.accuracy)
         estimates.append(charts.Estimate(when, outcomes.accuracy, low, high, when))
-        known = f", 95% interval {humane.interval(outcomes.ci95)}" if outcomes.ci95 else ""
-        said.append(f"{when} {humane.percent(outcomes.accuracy)}{known}")
+        known = f", 95% interval {figures.interval(outcomes.ci95)}" if outcomes.ci95 else ""
+        said.append(f"{when} {figures.percent(outcomes.accuracy)}{known}")
     return charts.intervals(estimates, f"Share of answers right: {'; '.join(said)}.")
 
 
@@ -161,7 +151,7 @@ def _outcome_row(when: str, counts: Outcomes) -> OutcomeRow:
             counts.counts[kind] / counts.n,
             kind,
             OUTCOME_NAMES[kind],
-            humane.percent(counts.counts[kind] / counts.n, 0),
+            figures.percent(counts.counts[kind] / counts.n, 0),
         )
         for kind in OUTCOMES
     ]

@@ -19,11 +19,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from farthing.base import figures
+from farthing.base.errors import UserError
 from farthing.cost import spend
-from farthing.errors import UserError
-from farthing.report import humane
-from farthing.report.frontier import Dot, best_for_the_money, frontier
-from farthing.report.gather import Json, gather, mapping, number, outcome, pair, text
+from farthing.report.charts import Dot, best_for_the_money, frontier
+from farthing.report.run import Json, gather, mapping, number, outcome, pair, text
 
 _Key = tuple[str, str, int]
 FEW = 30  # questions in common; with fewer an interval says little
@@ -124,7 +124,7 @@ def _contender(folder: Path) -> tuple[Contender, dict[_Key, bool]] | str:
         return f"{folder} was not evaluated after training"
     before = run.evaluation("before")
     gain = mapping(run.results.get("gain"))
-    from farthing.evaluate.statistics import wilson
+    from farthing.evaluate.score import wilson
 
     overall = after.overall
     contender = Contender(
@@ -170,7 +170,7 @@ def _answers(lines: Sequence[Json]) -> dict[_Key, bool]:
 
 
 def _pair(one: tuple[Contender, dict[_Key, bool]], other: tuple[Contender, dict[_Key, bool]]) -> Pair:
-    from farthing.evaluate.statistics import paired_difference
+    from farthing.evaluate.score import paired_difference
 
     (first, asked), (second, answered) = one, other
     common = [key for key in asked if key in answered]
@@ -204,12 +204,12 @@ def as_text(found: Comparison) -> str:
     )
     lines = [head]
     for run in found.runs:
-        gained = humane.points(run.gain) if run.gain is not None else humane.MISSING
-        per = humane.significant(run.points_per_dollar, 3) if run.points_per_dollar else humane.MISSING
+        gained = figures.points(run.gain) if run.gain is not None else figures.MISSING
+        per = figures.significant(run.points_per_dollar, 3) if run.points_per_dollar else figures.MISSING
         mark = "  best for the money" if run.on_frontier else ""
         lines.append(
-            f"{run.name:{width}}  {humane.money(run.usd):>10}  {humane.duration(run.seconds):>10}  "
-            f"{humane.percent(run.accuracy):>6}  {humane.interval(run.ci95):<16}  {gained:<15}  {per:>10}{mark}"
+            f"{run.name:{width}}  {figures.money(run.usd):>10}  {figures.duration(run.seconds):>10}  "
+            f"{figures.percent(run.accuracy):>6}  {figures.interval(run.ci95):<16}  {gained:<15}  {per:>10}{mark}"
         )
     lines += ["", *(pair_sentence(each) for each in found.pairs)]
     lines += [found.caution] if found.caution else []
@@ -219,15 +219,15 @@ def as_text(found: Comparison) -> str:
 
 def pair_sentence(found: Pair) -> str:
     """What a pair shows, in a sentence."""
-    more = f"{humane.money(abs(found.usd))} {'more' if found.usd >= 0 else 'less'}"
+    more = f"{figures.money(abs(found.usd))} {'more' if found.usd >= 0 else 'less'}"
     if found.difference is None or found.ci95 is None:
         return f"{found.second} costs {more} than {found.first}; no question was asked of both, so nothing to compare"
     low, high = found.ci95
     clear = "no clear difference" if low <= 0 <= high else "a clear difference"
     few = f", few of them (under {FEW})" if found.n < FEW else ""
     return (
-        f"{found.second} costs {more} than {found.first}: {humane.points(found.difference)} points "
-        f"(95% interval {humane.interval((low, high), as_points=True)}, {found.n} same questions{few}), {clear}"
+        f"{found.second} costs {more} than {found.first}: {figures.points(found.difference)} points "
+        f"(95% interval {figures.interval((low, high), as_points=True)}, {found.n} same questions{few}), {clear}"
     )
 
 
@@ -241,8 +241,8 @@ def write_html(found: Comparison, target: Path) -> None:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "interval": humane.interval, "percent": humane.percent, "points": humane.points,
-        "money": humane.money, "duration": humane.duration, "count": humane.count, "short": humane.short,
+        "interval": figures.interval, "percent": figures.percent, "points": figures.points,
+        "money": figures.money, "duration": figures.duration, "count": figures.count, "short": figures.short,
     }  # fmt: skip
     template = environment.from_string((files / "compare.html.jinja").read_text(encoding="utf-8"))
     dots = [

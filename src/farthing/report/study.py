@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from markupsafe import Markup
 
-from farthing._stages import Family
+from farthing.recipe.types import Family
 from farthing.report.study_curves import drawing
 from farthing.report.study_text import Table, findings, headline, markdown, tables
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from farthing.report import humane
+from farthing.base import figures
 
 Json = Mapping[str, Any]
 
@@ -34,10 +34,10 @@ def amount(axis: str, value: float) -> str:
     """An amount on one of a study's axes, with its unit."""
     if axis == "flops":
         size, unit = next(one for one in _FLOPS if value >= one[0] or one[0] == 1.0)
-        return f"{humane.significant(value / size, 3)} {unit}"
+        return f"{figures.significant(value / size, 3)} {unit}"
     if axis == "seconds":
-        return f"{humane.significant(value, 3)} s" if value < 120 else humane.duration(value)
-    return humane.money(value) if axis == "dollars" else f"{humane.short(value)} tokens"
+        return f"{figures.significant(value, 3)} s" if value < 120 else figures.duration(value)
+    return figures.money(value) if axis == "dollars" else f"{figures.short(value)} tokens"
 
 
 def tables(found: Json) -> list[Table]:
@@ -94,8 +94,8 @@ def _variants(found: Json) -> Table:
             f"{v['parameters']:,}" + (f" + {v['parameters_mtp']:,}" if v["parameters_mtp"] else ""),
             f"{v['lr']:.2g}",
             amount("flops", v["flops_per_token"]),
-            humane.count(v["tokens_per_second"]),
-            _bounds(v["tokens_per_second_ci95"], humane.count),
+            figures.count(v["tokens_per_second"]),
+            _bounds(v["tokens_per_second_ci95"], figures.count),
             amount("flops", v["flops_per_second"]),
             f"{v['cache_bytes_per_token']:,}",
         ]
@@ -137,7 +137,7 @@ def _runs(found: Json) -> Table:
         [
             run["name"],
             _bits(ends[run["name"]]),
-            humane.count(run["tokens_per_second"]),
+            figures.count(run["tokens_per_second"]),
             f"{run['cores_had']:.2f}",
             f"{run['load_average']:.2f}",
             "yes" if run["disturbed"] else "",
@@ -174,9 +174,10 @@ def _crossing(row: Json, axis: str) -> str:
 def _notes(found: Json) -> list[str]:
     one = found["variants"][0]
     notes = [
-        f"Each network has {humane.plural(one['layers'], 'layer')} of width {one['width']} and learnt for "
-        f"{humane.plural(one['steps'], 'step')} of {one['batch_tokens']:,} tokens. Active parameters are those a token "
-        "passes through, embedding and head apart; prediction modules, which only training needs, stand after the +.",
+        f"Each network has {figures.plural(one['layers'], 'layer')} of width {one['width']} and learnt for "
+        f"{figures.plural(one['steps'], 'step')} of {one['batch_tokens']:,} tokens. Active parameters are those a "
+        "token passes through, embedding and head apart; prediction modules, which only training needs, stand after "
+        "the +.",
         "Curves are compared over the last tenfold of each amount; before it they are as steep as each other.",
         "FLOPs are the networks' own: what Muon computes to orthogonalise its updates is in the seconds alone.",
         f"Dollars are seconds at ${found['usd_per_hour']:g} an hour ({found['rate_source']}), the same device for all: "
@@ -197,8 +198,8 @@ def _bits(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", humane.MINUS)
+    return f"{value:+.3f}".replace("-", figures.MINUS)
 
 
 def _bounds(pair: Sequence[float] | None, write: Callable[[float], str]) -> str:
-    return f"{write(pair[0])} to {write(pair[1])}" if pair else humane.MISSING
+    return f"{write(pair[0])} to {write(pair[1])}" if pair else figures.MISSING

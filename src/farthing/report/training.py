@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from farthing.report import charts, humane
-from farthing.report.gather import Json, Run, mapping, number, rows, text
+from farthing.base import figures
+from farthing.report import charts
+from farthing.report.run import Json, Run, mapping, number, rows, text
 
 
 # ---- The curves ------------------------------------------------------------------------------------------
@@ -38,33 +39,33 @@ class StageCurves:
 Curve = tuple[str, str, str, Callable[[float], str], float | None, str]
 # key, title, axis label, how a value is written, ceiling, gloss
 CURVES: list[Curve] = [
-    ("reward", "Reward", "mean reward", humane.short, None,
+    ("reward", "Reward", "mean reward", figures.short, None,
      "What the verifier paid per answer, averaged over the step."),
-    ("right", "Answers right", "share right", lambda y: humane.percent(y, 0), 1.0,
+    ("right", "Answers right", "share right", lambda y: figures.percent(y, 0), 1.0,
      "Share of sampled answers the verifier accepted, on training questions."),
-    ("unparsed", "No answer read", "share of answers", lambda y: humane.percent(y, 0), 1.0,
+    ("unparsed", "No answer read", "share of answers", lambda y: figures.percent(y, 0), 1.0,
      "Share of sampled answers in which no answer could be found."),
-    ("length", "Length", "tokens", humane.short, None,
+    ("length", "Length", "tokens", figures.short, None,
      "Mean number of tokens in an answer."),
-    ("entropy", "Entropy", "nats per token", humane.short, None,
+    ("entropy", "Entropy", "nats per token", figures.short, None,
      "How undecided the model is about its next token; a fall to zero means it stopped exploring."),
-    ("grad_norm", "Gradient norm", "L2 norm", humane.short, None,
+    ("grad_norm", "Gradient norm", "L2 norm", figures.short, None,
      "Size of the update before clipping; spikes are steps that tried to go far."),
-    ("kl", "Distance from the start", "KL, nats per token", humane.short, None,
+    ("kl", "Distance from the start", "KL, nats per token", figures.short, None,
      "Divergence from the reference model."),
 ]  # fmt: skip
 TEXT_CURVES: list[Curve] = [
-    ("loss", "Loss", "nats per token", humane.short, None,
+    ("loss", "Loss", "nats per token", figures.short, None,
      "How badly the next token was predicted, on the step's own text."),
-    ("val_bits_per_byte", "Validation", "bits per byte", humane.short, None,
+    ("val_bits_per_byte", "Validation", "bits per byte", figures.short, None,
      "The same on text kept apart, for each byte of it, whatever the tokenizer."),
-    ("mtp_loss", "Loss further ahead", "nats per token", humane.short, None,
+    ("mtp_loss", "Loss further ahead", "nats per token", figures.short, None,
      "Of the modules that predict the tokens after the next."),
-    ("load_worst", "Busiest expert", "times the mean", humane.short, None,
+    ("load_worst", "Busiest expert", "times the mean", figures.short, None,
      "Tokens of the busiest expert over the mean, in the layer where they differ most; 1 is perfect balance."),
-    ("grad_norm", "Gradient norm", "L2 norm", humane.short, None,
+    ("grad_norm", "Gradient norm", "L2 norm", figures.short, None,
      "Size of the update before clipping; spikes are steps that tried to go far."),
-    ("lr", "Learning rate", "peak and schedule", humane.short, None,
+    ("lr", "Learning rate", "peak and schedule", figures.short, None,
      "As the schedule set it."),
 ]  # fmt: skip
 OPTIONAL = ("kl", "val_bits_per_byte", "mtp_loss", "load_worst", "lr")  # not every stage has them: no hole
@@ -140,7 +141,7 @@ def sync(run: Run) -> list[Sync]:
         drawing = charts.curve(
             lines_drawn,
             "difference in log-probability, nats",
-            f"Largest difference over the run {humane.short(top)}, measured at {len(largest)} steps.",
+            f"Largest difference over the run {figures.short(top)}, measured at {len(largest)} steps.",
             logarithmic=True,
             limit=(tolerance, "tolerance of the mean") if tolerance else None,
         )
@@ -235,5 +236,5 @@ def built_from(run: Run) -> list[tuple[str, str]]:
 
 def _fact(value: object) -> str:
     if value is None:
-        return humane.MISSING
+        return figures.MISSING
     return f"{value:g}" if isinstance(value, float) else text(value)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.tasks.extract import plain_form
 from farthing.tasks.gym import Task
 from farthing.tasks.item import Convention, Item

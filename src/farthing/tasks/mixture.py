@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.recipe import TaskSetting
 from farthing.tasks.gym import Task, load_task
 from farthing.tasks.item import Item

@@ -13,8 +13,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from farthing.errors import UserError
-from farthing.weights.folder import is_disk_full, sync
+from farthing.base.errors import UserError
+from farthing.base.files import is_disk_full, sync
 
 KEEP = 2
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
-from farthing.errors import UserError
 from farthing.model import ModelConfig
 from farthing.train import checkpoint
 from farthing.train.optim import MasterWeights

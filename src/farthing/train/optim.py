@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from farthing.model import Decoder
 from farthing.model.kernels import adamw
-from farthing.model.layers import Linear
+from farthing.model.layers import Linear, Lora
 from farthing.model.moe import Experts
 
 MOMENTUM = 0.95  # of Muon
@@ -227,3 +227,12 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str
     if schedule == "wsd":
         return peak * min(1.0, 5 * (steps - step) / steps)
     return peak
+
+
+def add_lora(decoder: Decoder, rank: int, alpha: float, seed: int) -> None:
+    """Freeze the network and give every linear map inside its layers a trainable update of rank `rank`."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder.requires_grad_(False)
+    for module in decoder.layers.modules():
+        if isinstance(module, Linear):
+            module.lora = Lora(module, rank, alpha, generator)

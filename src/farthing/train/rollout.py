@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farthing.cost.meter import Meter, book_sampling
-from farthing.data.templates import question_ids
+from farthing.data.tokenizer import question_ids
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.engine.generator import Generator
 from farthing.recipe import Grpo

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from farthing.base.device import free_memory, keep_freed_memory
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.model import Decoder, ModelConfig
 from farthing.model.kernels import packed
 from farthing.model.moe import Experts

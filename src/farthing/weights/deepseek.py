@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.model import Mla, ModelConfig, Moe
 from farthing.weights.llama import common_fields
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
+from farthing.base.files import new_folder, write_json
 from farthing.weights import decoder_config, folder_config
-from farthing.weights.folder import TOKENIZER_FILES, new_folder, read_config, write_json, write_tensors
+from farthing.weights.folder import TOKENIZER_FILES, read_config, write_tensors
 from farthing.weights.fp8 import BLOCK, QUANTIZATION_CONFIG, SCALE, Weights, is_quantised, quantise
-from farthing.weights.gguf_export import TYPES, export_gguf
+from farthing.weights.gguf_write import TYPES, export_gguf
 
 FORMATS = ("gguf", "hf-fp8", "hf-bf16")
 _CARRIED = (*TOKENIZER_FILES, "README.md")

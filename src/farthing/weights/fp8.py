@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.weights.folder import read_config, tensor_files
 
 BLOCK = (128, 128)

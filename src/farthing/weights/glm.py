@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.model import ModelConfig
 from farthing.weights import llama
 from farthing.weights.deepseek import feedforward, gate, rope_keys

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.model import ModelConfig, Rope
 from farthing.model.rotary import KINDS
 

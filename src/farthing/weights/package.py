@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 
 _PIP = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest"]
 _UV = ["pip", "install", "--no-deps", "--only-binary=:all:", "--quiet", "--no-cache", "--target"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.model import ModelConfig
 from farthing.weights.llama import common_fields, tensors
 

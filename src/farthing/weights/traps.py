@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.weights.folder import read_config, tensor_files
 from farthing.weights.fp8 import BLOCK, SCALE, Weights
 
@@ -58,7 +58,7 @@ class Trap:
 
 def facts(folder: Path) -> Facts:
     """Look at a folder. Raises UserError as `tensor_files` and `read_config` do."""
-    from farthing.weights.gguf_vocabulary import tokenizer_metadata
+    from farthing.weights.gguf_tokenizer import tokenizer_metadata
 
     config = read_config(folder)
     names = frozenset(tensor_files(folder))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from farthing.errors import UserError
+from farthing.base.errors import UserError
 from farthing.model import Decoder, Segments, kernels
 from farthing.model.kernels import packed, rows
 from farthing.model.kernels.probe import Kernel, distance, numbers

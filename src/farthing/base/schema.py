@@ -1,0 +1,270 @@
+"""Says in a sentence what pydantic found wrong with a recipe: where, what is wanted, what was given."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Container, Iterator, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from farthing.base.errors import UserError
+
+# What other trainers call the same thing: where spelling alone would not find the right key.
+_OTHER_NAMES = {
+    "learning_rate": "lr", "num_generations": "group", "group_size": "group", "batch_size": "prompts",
+    "beta": "kl", "kl_coef": "kl", "epsilon": "clip_low", "epsilon_high": "clip_high", "max_steps": "steps",
+    "max_completion_length": "max_new_tokens", "max_tokens": "max_new_tokens", "scheduler": "schedule",
+    "loss_type": "loss", "scale_rewards": "advantage", "mask_truncated_completions": "mask_truncated",
+    "dynamic_sampling": "refill", "lora_rank": "lora", "lora_r": "lora", "model": "base", "eval": "evaluate",
+    "system_prompt": "system", "type": "kind",
+}  # fmt: skip
+
+# Types of pydantic's errors; the second is a key that is no text.
+UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+
+_WANTS = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "string_type": "text", "dict_type": "a table", "list_type": "a list",
+    "model_type": "a table", "tuple_type": "a list of two numbers", "finite_number": "a finite number",
+    "model_attributes_type": "a table",
+}  # fmt: skip
+_BOUNDS = {
+    "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"), "less_than_equal": ("le", "at most"),
+}  # fmt: skip
+
+
+def sentence(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
+    """One pydantic error as "path: what is wrong, and what is wanted"."""
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    path = _path(problem["loc"], data, keep_last=kind == "missing" or kind in UNKNOWN_KEY)
+    where = ".".join(path)
+    if kind in UNKNOWN_KEY:
+        return f"{where}: no such key; {_right_key(root, path, data)}"
+    if kind == "union_tag_not_found":
+        return f"{where}.kind: is missing (the kinds are {', '.join(_kinds(root, path))})"
+    if kind == "union_tag_invalid":
+        kinds, said = _kinds(root, path), value.get("kind") if isinstance(value, dict) else value
+        hint = nearest(str(said), kinds)
+        allowed = ", ".join(f"'{name}'" for name in kinds[:-1]) + f" or '{kinds[-1]}'"
+        return f"{where}.kind: must be {allowed}, got {given(said)}" + (f"; {hint}" if hint else "")
+    if kind == "missing":
+        models = [model for model in _models_at(root, path[:-1], data) if path[-1] in model.model_fields]
+        meaning = models[0].model_fields[path[-1]].description if models else None
+        return f"{where}: is missing" + (f" ({meaning})" if meaning else "")
+    if kind == "literal_error":
+        words = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
+        hint = nearest(str(value), words)
+        return f"{where}: must be {context['expected']}, got {given(value)}" + (f"; {hint}" if hint else "")
+    if kind == "value_error":
+        return f"{where}: {context['error']}" if where else f"{context['error']}"
+    if kind == "string_pattern_mismatch":
+        return f"{where}: must be letters, digits, '.', '_' and '-' only, at most 64, got {given(value)}"
+    if kind in _BOUNDS:
+        key, word = _BOUNDS[kind]
+        bound = context[key] if isinstance(context[key], int) else f"{context[key]:g}"
+        return f"{where}: must be {word} {bound}, got {given(value)}"
+    if kind in ("too_short", "string_too_short"):
+        return f"{where}: must not be empty"
+    wanted = _WANTS.get(kind)
+    said = f"must be {wanted}" if wanted else problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{where}: {said}, got {given(value)}"
+
+
+def _path(loc: Sequence[int | str], data: Any, keep_last: bool) -> list[str]:
+    """The error's path as the user counts (from 1), without the branches of unions that pydantic adds."""
+    path: list[str] = []
+    for depth, part in enumerate(loc):
+        is_list = isinstance(data, list)
+        known: Container[Any] = range(len(data)) if is_list else data if isinstance(data, dict) else ()
+        if part in known:
+            data = data[part]
+        elif not (keep_last and depth == len(loc) - 1):
+            continue
+        path.append(str(part + 1) if is_list and isinstance(part, int) else str(part))
+    return path
+
+
+def _models_at(root: type[BaseModel], path: Sequence[str], data: Any) -> list[type[BaseModel]]:
+    """The models whose keys may stand at `path`: of those told apart by `kind`, the one that `data` names."""
+    hints: list[Any] = [root]
+    for part in path:
+        hints = [inner for hint in hints for inner in _inside(hint, part)]
+        data = _child(data, part)
+    models = [
+        model
+        for hint in hints
+        for model in _variants(hint)
+        if isinstance(model, type) and issubclass(model, BaseModel)
+    ]
+    kind = data.get("kind") if isinstance(data, dict) else None
+    return [model for model in models if kind in _literals(model)] or models
+
+
+def _child(data: Any, part: str) -> Any:
+    if isinstance(data, dict):
+        return data.get(part)
+    known = isinstance(data, list) and part.isdecimal() and 1 <= int(part) <= len(data)
+    return data[int(part) - 1] if known else None
+
+
+def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The words that a model's `kind` may be; none where it has no such key."""
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+
+
+def _kinds(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    return [word for model in _models_at(root, path, None) for word in _literals(model)]
+
+
+def _variants(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) in (Union, types.UnionType):
+        for variant in get_args(hint):
+            yield from _variants(variant)
+    elif get_origin(hint) is Annotated:
+        yield from _variants(get_args(hint)[0])
+    else:
+        yield hint
+
+
+def _inside(hint: Any, part: str) -> Iterator[Any]:
+    for variant in _variants(hint):
+        if get_origin(variant) in (list, dict):
+            yield get_args(variant)[-1]
+        elif isinstance(variant, type) and issubclass(variant, BaseModel) and part in variant.model_fields:
+            yield variant.model_fields[part].annotation
+
+
+def _right_key(root: type[BaseModel], path: Sequence[str], data: Any) -> str:
+    key = path[-1]
+    fields = [name for model in _models_at(root, path[:-1], data) for name in model.model_fields]
+    if _OTHER_NAMES.get(key) in fields:
+        return f"did you mean {_OTHER_NAMES[key]}?"
+    if len(path) == 1:  # a key of a stage or of evaluate, written one level too far out
+        for parent in (["stages", "1"], ["evaluate"]):
+            for name in (key, _OTHER_NAMES.get(key)):
+                if any(name in model.model_fields for model in _models_at(root, parent, data)):
+                    return f"did you mean {'.'.join(parent)}.{name}?"
+    return nearest(key, fields) or f"there are {', '.join(fields)}"
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def given(value: Any) -> str:
+    """What the user wrote, short enough for a sentence."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (dict, BaseModel)):
+        return "a table"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:39] + "…")
+    return f"{value}"[:40]
+
+
+_SCALARS = (
+    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")),
+    (
+        "float",
+        re.compile(
+            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        list("-+0123456789."),
+    ),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's name)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed here", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if isinstance(node, yaml.MappingNode):
+            seen: set[tuple[str, str]] = set()
+            for key, _ in node.value:
+                name = (key.tag, str(key.value))
+                if name in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key.value} stands here twice", problem_mark=key.start_mark
+                    )
+                seen.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_decimal(self, node: Any) -> int:
+        return int(self.construct_scalar(node))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 or 1.2 would take for something else than text."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = None
+        if re.search(r"[\r\x85\u2028\u2029]", text):
+            style = '"'  # only here do these line breaks come back as they went
+        elif "\n" in text and re.fullmatch(r"\S(?:.*\S)?(?:\n(?:\S(?:.*\S)?)?)*", text):
+            style = "|"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+for _name, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def parse_text(text: str, name: str) -> Any:
+    """The one YAML document in `text`. Raises UserError with `name` and the line."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{name}{line}: {error.problem or 'not YAML'}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise UserError(f"{name}: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits, a wrong !!timestamp
+        raise UserError(f"{name}: {error}") from None
+
+
+def parse_value(text: str, name: str) -> Any:
+    """A value from the command line: a list, table or quoted text as in YAML, else one plain scalar."""
+    if text.lstrip()[:1] in ("[", "{", '"', "'"):
+        return parse_text(text, name)
+    text = text.strip()
+    loader = _Loader("")
+    try:
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def dump_text(data: Any) -> str:
+    """YAML that `parse_text` reads back to equal data, keys in their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

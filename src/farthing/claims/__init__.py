@@ -1,0 +1,1 @@
+"""What others say they spent, and whether it can be true."""

@@ -1,0 +1,147 @@
+"""What was found out about a claim, for a person to read and for a program."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from farthing.base.figures import big, figure
+from farthing.claims.check import Finding, dollar_range
+from farthing.cost.devices import peak
+from farthing.cost.flops import CONVENTION
+
+WIDTH = 100
+_QUESTIONS = {
+    "arithmetic": "do the figures agree?",
+    "compute": "can the hardware do it?",
+    "whole cost": "is it the whole cost?",
+}
+
+
+def text(finding: Finding) -> str:
+    """The verdict in three lines, then everything it rests on."""
+    claim = finding.claim
+    lines = [claim.title, *_wrapped(claim.about), ""]
+    for line in finding.lines:
+        lines += _wrapped(f"{_QUESTIONS[line.about]} {line.verdict}: {line.text}", "  ")
+    lines += ["", f"verdict on the run as claimed: {finding.verdict}"]
+    for title, section in (
+        ("the work", _work(finding)),
+        ("measured by others on this hardware's peak", _peers(finding)),
+        ("checks", (f"{check.about}: {check.verdict}. {check.text}" for check in finding.checks)),
+        ("left out", _gaps(finding)),
+        ("the same work today, if another device reaches the same share of its peak", _today(finding)),
+        ("to know", (f"{note.text} ({note.source}, {note.date})" for note in claim.notes)),
+        ("sources", _sources(finding)),
+    ):
+        if found := [line for item in section for line in _wrapped(item, "- ")]:
+            lines += ["", title, *found]
+    lines += [
+        "",
+        *_wrapped(
+            f"Counted as {CONVENTION}; full counts masked attention too; MFU is of the dense 16-bit peak."
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _work(finding: Finding) -> Iterator[str]:
+    for compute in finding.compute:
+        at_most = "at most " if compute.at_most else ""
+        if compute.per_token:
+            causal, full = (f"{flops / 1e9:,.4g}" for flops in compute.per_token)
+            yield (
+                f"{compute.name}: {causal} GFLOP a token causal, {full} full ({compute.basis}), "
+                f"x {at_most}{big(compute.tokens or 0)} tokens"
+            )
+        else:
+            yield f"{compute.name}: FLOPs {compute.basis}"
+        yield f"{at_most}{compute.flops[0]:.3g} FLOP causal, {compute.flops[1]:.3g} full"
+        mfu = f"{compute.mfu[0]:.1%} causal, {compute.mfu[1]:.1%} full"
+        share = f"; {compute.fp8_share:.1%} of its FP8 peak, causal" if compute.fp8_share else ""
+        yield (
+            f"in {big(compute.device_hours)} hours of {compute.device.name} "
+            f"({peak(compute.device) / 1e12:,.0f} TFLOP/s): MFU {at_most}{mfu}{share}"
+        )
+        if compute.tokens_per_second:
+            yield f"{at_most}{compute.tokens_per_second:,.0f} tokens a second on each device"
+    if finding.device_hours and finding.price_per_device_hour:
+        yield f"{big(finding.device_hours)} device-hours in all, ${finding.price_per_device_hour:.2f} each"
+
+
+def _peers(finding: Finding) -> Iterator[str]:
+    for run in finding.peers if finding.compute else []:
+        yield f"{run.mfu:.1%} causal: {run.model} on {run.device.name} ({run.source})"
+
+
+def _gaps(finding: Finding) -> Iterator[str]:
+    for gap in finding.gaps:
+        if gap.dollars:
+            how = f", {gap.how}" if gap.how else ""
+            yield f"{gap.what}: {dollar_range(gap.dollars)}{how}. Source: {gap.source}"
+        else:
+            yield f"{gap.what}: no published figure"
+
+
+def _today(finding: Finding) -> Iterator[str]:
+    for price in finding.today:
+        span = "" if price.low == price.high else f" ({dollar_range((price.low, price.high))})"
+        yield f"{price.device}: ${figure(price.usual)}{span}, {big(round(price.device_hours))} h at {price.source}"
+
+
+def _sources(finding: Finding) -> Iterator[str]:
+    for source in finding.claim.sources:
+        yield f"{', '.join(source.of)}: {source.text} ({source.date}, {source.evidence})"
+    for other in finding.claim.elsewhere:
+        yield f"{other.figure} elsewhere: {other.source} ({other.date}, {other.evidence})"
+
+
+def _wrapped(item: str, mark: str = "") -> list[str]:
+    return textwrap.wrap(
+        " ".join(item.split()), WIDTH, initial_indent=mark, subsequent_indent=" " * len(mark)
+    )
+
+
+def data(finding: Finding) -> dict[str, Any]:
+    """The same as plain data; dollars, hours, FLOPs, shares of 1."""
+    claim = finding.claim
+    return {
+        "name": claim.name,
+        "title": claim.title,
+        "about": claim.about,
+        "verdict": finding.verdict,
+        "lines": [asdict(line) for line in finding.lines],
+        "device_hours": finding.device_hours,
+        "usd": finding.dollars,
+        "usd_are": finding.dollars_are,
+        "usd_per_device_hour": finding.price_per_device_hour,
+        "parts": [
+            {
+                "name": compute.name,
+                "device": compute.device.name,
+                "device_hours": compute.device_hours,
+                "tokens": compute.tokens,
+                "at_most": compute.at_most,
+                "flops": {"causal": compute.flops[0], "full": compute.flops[1], "from": compute.basis},
+                "flops_per_token": compute.per_token
+                and {"causal": compute.per_token[0], "full": compute.per_token[1]},
+                "mfu": {"causal": compute.mfu[0], "full": compute.mfu[1], "peak_flops": peak(compute.device)},
+                "share_of_fp8_peak": compute.fp8_share,
+                "tokens_per_second_per_device": compute.tokens_per_second,
+            }
+            for compute in finding.compute
+        ],
+        "measured_by_others": [
+            {"run": run.name, "device": run.device.name, "mfu_causal": run.mfu, "source": run.source}
+            for run in finding.peers
+        ],
+        "checks": [asdict(check) for check in finding.checks],
+        "left_out": [asdict(gap) for gap in finding.gaps],
+        "whole_cost_usd": finding.whole_cost,
+        "today": [asdict(price) for price in finding.today],
+        "notes": [note.model_dump() for note in claim.notes],
+        "sources": [source.model_dump() for source in claim.sources],
+        "convention": CONVENTION,
+    }

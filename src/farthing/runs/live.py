@@ -1,0 +1,184 @@
+"""What a person sees while a model trains: one picture in a terminal, one line a step anywhere else."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from farthing.base.figures import duration, money, percent, short
+
+HISTORY = 60  # steps a sparkline shows
+RECENT = 20  # steps the time left is judged by
+MIN_STEPS = 3  # before that many steps, nothing honest can be said of the time left
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class LiveView:
+    """Show training as it goes on. Use as a context manager and `update` it with each line of metrics.jsonl.
+
+    `total_steps` is the stage's number of steps; a line's "step" counts the steps done, from 1. With a
+    terminal the view redraws in place, without one each update and note is a plain line, and `quiet` writes
+    nothing.
+    """
+
+    def __init__(self, total_steps: int, console: Console, quiet: bool = False) -> None:
+        self._total, self._console, self._quiet = total_steps, console, quiet
+        self._latest: Mapping[str, Any] = {}
+        self._history: deque[Mapping[str, Any]] = deque(maxlen=HISTORY)
+        self._seconds: deque[float] = deque(maxlen=RECENT)
+        self._steps_seen = 0
+        self._activities: Counter[str] = Counter()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            # stdout is left alone: with --json it carries the one object.
+            self._live = Live(
+                self._picture(), console=self._console, redirect_stdout=False, refresh_per_second=4
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        """Take in one finished step (a line of metrics.jsonl)."""
+        self._latest = metrics
+        self._history.append(metrics)
+        self._steps_seen += 1
+        if metrics.get("seconds") is not None:
+            self._seconds.append(metrics["seconds"])
+        self._activities.update(metrics.get("seconds_by_activity") or {})
+        if self._live is not None:
+            self._live.update(self._picture())
+        elif not self._quiet and self._worth_a_line():
+            self._print(self._line())
+
+    def _worth_a_line(self) -> bool:
+        """Every step of a stage of rewards; of one that predicts text, whose steps are short, a hundred in all."""
+        if "loss" not in self._latest:
+            return True
+        step, every = self._done(), max(1, self._total // 100)
+        return step % every == 0 or step == self._total
+
+    def note(self, text: str) -> None:
+        """Say something once, above the picture."""
+        if not self._quiet:
+            self._print(text)
+
+    def seconds_left(self) -> float | None:
+        """Median time of the last steps times the steps left; None while too few are known."""
+        if self._steps_seen < MIN_STEPS or not self._seconds:
+            return None
+        return statistics.median(self._seconds) * max(0, self._total - self._done())
+
+    def _done(self) -> int:
+        return int(self._latest.get("step") or 0)
+
+    def _print(self, text: str) -> None:
+        encoding = self._console.encoding
+        said = text.encode(encoding, "replace").decode(encoding)  # an ASCII log must not end a run
+        self._console.print(Text(said), soft_wrap=True, highlight=False)
+
+    def _curves(self) -> list[tuple[str, str, tuple[float, float] | None]]:
+        """What is drawn: (key, name, bounds). A stage that predicts text has a loss, one of rewards has not."""
+        if "loss" in self._latest:
+            return [("loss", "loss", None)]
+        return [("reward", "reward", None), ("right", "right", (0.0, 1.0))]
+
+    def _value(self, key: str) -> str:
+        value = self._latest.get(key)
+        return percent(value) if key == "right" else short(value)
+
+    def _figures(self) -> list[tuple[str, str]]:
+        get = self._latest.get
+        if "loss" in self._latest:
+            bits = next(
+                (m["val_bits_per_byte"] for m in reversed(self._history) if "val_bits_per_byte" in m), None
+            )
+            return [
+                ("bits per byte", short(bits)),
+                ("tokens", short(get("tokens"))),
+                ("tokens/s", short(get("tokens_per_second"))),
+            ]
+        return [
+            ("entropy", short(get("entropy"))),
+            ("KL", short(get("kl"))),
+            ("length", short(get("length"))),
+            ("tokens/s", short(get("tokens_per_second"))),
+        ]
+
+    def _line(self) -> str:
+        get = self._latest.get
+        parts = [
+            f"step {self._done()}/{self._total}",
+            *(f"{name} {self._value(key)}" for key, name, _ in self._curves()),
+            *(f"{name} {value}" for name, value in self._figures()),
+            f"step time {duration(get('seconds'))}",
+            f"spent {money(get('usd_so_far'))}",
+            f"left {duration(self.seconds_left())}",
+        ]
+        return "  ".join(parts)
+
+    def _picture(self) -> Group:
+        get = self._latest.get
+        width = max(20, min(self._console.width, 100))
+        head = Text(no_wrap=True, overflow="ellipsis")
+        head.append(f"step {self._done()}/{self._total}", style="bold")
+        head.append(f"   left {duration(self.seconds_left())}   spent {money(get('usd_so_far'))}")
+        bar = ProgressBar(total=max(1, self._total), completed=min(self._done(), self._total), width=width)
+        bar_line = Table.grid()  # a bare bar does not end its line
+        bar_line.add_row(bar)
+        curves = Table.grid(padding=(0, 2))
+        curves.add_column(style="dim", no_wrap=True)
+        curves.add_column(justify="right", no_wrap=True)
+        curves.add_column(no_wrap=True, overflow="crop")
+        room = min(HISTORY, max(1, width - 20))
+        for key, name, bounds in self._curves():
+            values = [line.get(key) for line in self._history][-room:]
+            curves.add_row(name, self._value(key), self._curve(values, bounds))
+        figures = Text(no_wrap=True, overflow="ellipsis")
+        for name, value in self._figures():
+            figures.append(f"{name} ", style="dim").append(f"{value}   ")
+        shares = Text(self._shares(), "dim", no_wrap=True, overflow="ellipsis")
+        return Group(head, bar_line, curves, figures, shares)
+
+    def _curve(self, values: Sequence[float | None], bounds: tuple[float, float] | None) -> Text:
+        plain = self._console.options.ascii_only
+        return Text("" if plain else sparkline(values, bounds), style="cyan")
+
+    def _shares(self) -> str:
+        total = sum(self._activities.values())
+        if total <= 0:
+            return "time –"
+        shares = (f"{name} {seconds / total:.0%}" for name, seconds in self._activities.most_common())
+        return "time " + " · ".join(shares)
+
+
+def sparkline(values: Sequence[float | None], bounds: tuple[float, float] | None = None) -> str:
+    """One character a value between `bounds` (the values' own when None); a gap where there is no number."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return " " * len(values)
+    low, high = bounds or (min(known), max(known))
+    top = len(_BARS) - 1
+
+    def bar(value: float | None) -> str:
+        if value is None or not math.isfinite(value):
+            return " "
+        share = (value - low) / (high - low) if high > low else 0.5
+        return _BARS[round(top * min(1.0, max(0.0, share)))]
+
+    return "".join(map(bar, values))

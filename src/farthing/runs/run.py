@@ -1,0 +1,474 @@
+"""Runs a recipe in a run directory: base, audit, evaluation, stages, evaluation, bill, report.
+
+Everything that is finished leaves a file, and what has its file is not done again: running the same recipe in
+the same directory goes on from where it was stopped, at any moment and by any means.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from farthing import __version__, plans
+from farthing.base import processor
+from farthing.base.device import choose, reference_only
+from farthing.base.errors import UserError
+from farthing.base.figures import human_seconds
+from farthing.base.files import link, read_lines, write
+from farthing.cost import devices, ledger
+from farthing.cost.bill import bill_table
+from farthing.cost.flops import parameters
+from farthing.cost.meter import Meter, book_sampling, process_started
+from farthing.data.tokenizer import question_ids
+from farthing.engine import Model, Sampling, at_place
+from farthing.evaluate.ask import ask, judge
+from farthing.evaluate.score import gain, summarise
+from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
+from farthing.recipe import Grpo, Pretrain, Recipe, Sft, Study, load
+from farthing.report import write_report
+from farthing.report.study import write_study
+from farthing.runs.folder import (
+    all_tasks,
+    claim,
+    data_files,
+    locked,
+    place_of,
+    room_on_disk,
+    source_commit,
+    write_json,
+)
+from farthing.runs.live import LiveView
+from farthing.stages.grpo import train_grpo
+from farthing.stages.pretrain import prepare_pretrain, train_pretrain
+from farthing.stages.sft import prepare_sft, train_sft
+from farthing.stages.study import prepare_study, train_study
+from farthing.tasks import Item, gym
+from farthing.tasks.audit import audit
+from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.pool import VerifierPool
+from farthing.weights.folder import read_config
+from farthing.weights.sources import Source, model_folder, resolve
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory and what results.json holds."""
+
+    run_dir: Path
+    results: dict[str, Any]
+
+    @property
+    def model_folder(self) -> Path:
+        """The last stage's model folder."""
+        return (self.run_dir / "model").resolve()
+
+    @property
+    def ledger(self) -> list[ledger.Line]:
+        """Every line of the ledger that is whole."""
+        return ledger.read(self.run_dir / "ledger.jsonl")[0]
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What the model was built from."""
+        lineage: dict[str, Any] = json.loads((self.run_dir / "lineage.json").read_text())
+        return lineage
+
+
+def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: bool = False) -> Run:
+    """Run a recipe to its end, or continue it.
+
+    Raises:
+        UserError: when the directory belongs to another recipe or is in use, the base cannot be loaded, the
+            reward audit fails, training diverges, or the disk is full. What was done stays; the same call
+            continues.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load(recipe)
+    folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
+    choose(recipe.device, recipe.dtype)  # a device that is not here leaves no folder behind
+    console = Console(stderr=True)
+    with locked(folder), room_on_disk(folder):
+        claim(folder, recipe)
+        results = folder / "results.json"
+        if not results.exists():
+            _Work(recipe, folder, console, quiet).do()
+        elif not (folder / "report.html").exists():  # killed between the two
+            write_report(folder)
+        finished = Run(folder, json.loads(results.read_text()))
+    if not quiet:
+        _show(finished, console)
+    return finished
+
+
+class _Work:
+    """One attempt at a run."""
+
+    def __init__(self, recipe: Recipe, folder: Path, console: Console, quiet: bool) -> None:
+        self.recipe, self.folder, self.console, self.quiet = recipe, folder, console, quiet
+        path = folder / "run.json"
+        self.earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.place = place_of(recipe, self.earlier, folder)
+        self.device = devices.detect(self.place.device)
+        self.meter = Meter(
+            folder / "ledger.jsonl",
+            stage="00-base",
+            device=self.device,
+            rate=devices.rate(self.device, recipe.rates),
+            started=process_started(),
+        )
+        self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
+
+    def do(self) -> None:
+        """Everything that is not done yet."""
+        recipe = self.recipe
+        with self.meter:
+            self._record_run()
+            with self.meter.span("load"):
+                current = self._base()
+                plans.check_fits(recipe, read_config(current) if current else None, self.place)
+                self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
+                items = self._held_out()
+            with VerifierPool(workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
+                self._audit(pool)
+                model: Model | None = None
+                for number, stage in enumerate(recipe.stages, 1):
+                    name = f"{number:02d}-{stage.kind}"
+                    folder = self.folder / "stages" / name
+                    self.meter.stage = name if folder.exists() or number > 1 else "00-base"
+                    if not (folder / "done.json").exists():
+                        if isinstance(stage, Pretrain):
+                            self.meter.stage = name
+                            model = self._pretrain(stage, folder, items)
+                        elif isinstance(stage, Study):
+                            self.meter.stage = name
+                            self._study(stage, folder, items)
+                        else:
+                            assert current is not None
+                            model = None  # its memory is wanted for the next one
+                            with self.meter.span("load"):
+                                model = at_place(current, self.place)
+                            if number == self._before():
+                                self._evaluate("before", model, items, pool)
+                            self.meter.stage = name
+                            if isinstance(stage, Sft):
+                                self._sft(stage, model, folder, items)
+                            else:
+                                self._grpo(stage, model, folder, items, pool)
+                            if stage.lora:
+                                model = None  # what is judged is what was saved, with the updates merged in
+                    current = folder / "model"
+                assert current is not None
+                self.meter.stage = "99-final"
+                link(self.folder / "model", current)
+                self._evaluate("after", model, items, pool)
+        self._conclude()
+
+    def _base(self) -> Path | None:
+        """The base model's folder; there is none where the first stage starts from nothing."""
+        if self.recipe.base is None:
+            self._record_lineage(None)
+            return None
+        self._say(f"base model {self.recipe.base}")
+        source = resolve(self.recipe.base)
+        folder = model_folder(source)
+        link(self.folder / "base", folder)
+        self._record_lineage(source)
+        return folder
+
+    def _before(self) -> int | None:
+        """The number of the stage whose model is the one to compare with: the first stage's, which is the base; or
+        without a base the last that learns from rewards; or none."""
+        if self.recipe.base is not None:
+            return 1
+        numbers = [n for n, stage in enumerate(self.recipe.stages, 1) if isinstance(stage, Grpo)]
+        return numbers[-1] if numbers else None
+
+    def _pretrain(self, stage: Pretrain, folder: Path, items: list[Item]) -> Model:
+        with self.meter.span("load"):
+            material = prepare_pretrain(
+                stage, folder, seed=self.recipe.seed, held_out=_keys(items), say=self._say
+            )
+            model = at_place(material.start, self.place)
+        dialled = material.dialled
+        counted = parameters(model.hf_config)
+        self._say(
+            f"{folder.name}: {counted.total:,} parameters ({counted.active:,} a token), {dialled.tokens:,} tokens in "
+            f"{dialled.steps} steps of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
+        )
+        with LiveView(dialled.steps, self.console, self.quiet) as view:
+            train_pretrain(
+                stage,
+                material,
+                model,
+                folder,
+                seed=self.recipe.seed,
+                meter=self.meter,
+                on_metrics=view.update,
+            )
+        facts = {"parameters": counted.total, "active": counted.active, "tokens": dialled.tokens}
+        self._save(model, folder, stage.kind, dialled.steps, facts | {"data": material.facts()})
+        return model
+
+    def _study(self, stage: Study, folder: Path, items: list[Item]) -> None:
+        with self.meter.span("load"):
+            found = prepare_study(stage, folder, seed=self.recipe.seed, held_out=_keys(items), say=self._say)
+        with LiveView(found.steps, self.console, self.quiet) as view:
+            train_study(found, folder, at=self.place, meter=self.meter, on_metrics=view.update, say=view.note)
+        with self.meter.span("checkpoint"):
+            best = write_study(folder, devices.rate(self.device, self.recipe.rates))
+            link(folder / "model", folder / "runs" / best / "model")
+            facts = {"name": folder.name, "kind": stage.kind, "steps": found.steps, "best": best}
+            write_json(folder / "done.json", facts | {"data": found.facts()})
+
+    def _sft(self, stage: Sft, model: Model, folder: Path, items: list[Item]) -> None:
+        with self.meter.span("load"):
+            packer, steps = prepare_sft(
+                stage,
+                model.tokenizer,
+                folder,
+                seed=self.recipe.seed,
+                asks=self.recipe.asks(),
+                held_out=_keys(items),
+                say=self._say,
+            )
+        self._say(f"{folder.name}: {len(packer.examples):,} conversations, {steps} steps")
+        with LiveView(steps, self.console, self.quiet) as view:
+            train_sft(
+                stage,
+                packer,
+                steps,
+                model,
+                folder,
+                seed=self.recipe.seed,
+                meter=self.meter,
+                on_metrics=view.update,
+            )
+        self._save(model, folder, stage.kind, steps, {"conversations": len(packer.examples)})
+
+    def _grpo(self, stage: Grpo, model: Model, folder: Path, items: list[Item], pool: VerifierPool) -> None:
+        self._say(f"{folder.name}: {stage.steps} steps of {stage.prompts} questions x {stage.group} answers")
+        with LiveView(stage.steps, self.console, self.quiet) as view:
+            train_grpo(
+                stage,
+                model,
+                folder,
+                seed=self.recipe.seed,
+                held_out=_keys(items),
+                pool=pool,
+                meter=self.meter,
+                on_metrics=view.update,
+            )
+        self._save(model, folder, stage.kind, stage.steps, {})
+
+    def _save(self, model: Model, folder: Path, kind: str, steps: int, facts: dict[str, Any]) -> None:
+        with self.meter.span("checkpoint"):
+            model.save(folder / "model")
+            write_json(folder / "done.json", {"name": folder.name, "kind": kind, "steps": steps, **facts})
+
+    def _held_out(self) -> list[Item]:
+        if self.recipe.evaluate is None:
+            return []
+        return Mixture(self.recipe.evaluation_tasks(), self.recipe.seed).held_out(
+            self.recipe.evaluate.held_out
+        )
+
+    def _evaluate(self, name: str, model: Model | None, items: list[Item], pool: VerifierPool) -> None:
+        path = self.folder / "evaluations" / f"{name}.jsonl"
+        if not items or path.exists():
+            return
+        self._say(f"evaluating {name} training: {len(items)} held-out questions")
+        settings, asks = self.recipe.evaluate, self.recipe.asks()
+        assert settings is not None
+        if model is None:
+            with self.meter.span("load"):
+                model = at_place(self.folder / "model", self.place)
+        sampling = Sampling(
+            max_new_tokens=asks.max_new_tokens,
+            temperature=settings.temperature,
+            seed=self.recipe.seed,
+        )
+        with self.meter.span("evaluate") as span:
+            prompts = [question_ids(model.tokenizer, i.question, asks.prompt, asks.system) for i in items]
+            engine = model.engine(max_batch=48, cache_tokens=48 * (sampling.max_new_tokens + 1024))
+            answers = ask(engine, model.tokenizer, items, prompts, sampling)
+            book_sampling(span, engine.done(), model.hf_config)
+            records = judge(answers, pool, asks.answer)
+            path.parent.mkdir(exist_ok=True)
+            write(path, "".join(json.dumps(record) + "\n" for record in records))
+        self._say(_score_line(summarise(name, records)))
+
+    def _audit(self, pool: VerifierPool) -> None:
+        path = self.folder / "audit.json"
+        if not any(isinstance(stage, Grpo) for stage in self.recipe.stages):
+            return  # no reward is paid
+        if not path.exists():
+            with self.meter.span("verify"):
+                audits = [
+                    audit(Mixture(stage.tasks, self.recipe.seed), stage.answer, pool)
+                    for stage in self.recipe.stages
+                    if isinstance(stage, Grpo)
+                ]
+                write_json(
+                    path,
+                    {
+                        "passed": all(found["passed"] for found in audits),
+                        "seconds": sum(found["seconds"] for found in audits),
+                        "cases": [case for found in audits for case in found["cases"]],
+                    },
+                )
+        found = json.loads(path.read_text())
+        failed = [case["case"] for case in found["cases"] if not case["passed"]]
+        if failed:
+            raise UserError(f"the reward audit failed on {', '.join(sorted(set(failed)))}; see {path}")
+        self._say(f"reward audit: {len(found['cases'])} cases, none earned, ran or hung anything it must not")
+
+    def _conclude(self) -> None:
+        lines, _ = ledger.read(self.folder / "ledger.jsonl")
+        # earlier attempts by the ledger's own clock, this one by the process's, which no line can hide from
+        ended = [line for line in lines if line["attempt"] != self.meter.attempt]
+        wall = (ledger.summarise(ended).wall_seconds if ended else 0.0) + time.time() - process_started()
+        summary = ledger.summarise(lines, wall)
+        stages = [json.loads(path.read_text()) for path in sorted(self.folder.glob("stages/*/done.json"))]
+        for stage in stages:  # all attempts at it together
+            stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
+        rounds = {
+            name: read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
+        }
+        rounds = {name: records for name, records in rounds.items() if records}
+        results = {
+            "name": self.recipe.name,
+            "seed": self.recipe.seed,
+            "stages": stages,
+            "evaluations": [summarise(name, records) for name, records in rounds.items()],
+            "gain": gain(rounds["before"], rounds["after"]) if len(rounds) == 2 else None,
+            "wall_seconds": summary.wall_seconds,
+            "ledger_covered": summary.covered,
+            "usd": summary.total.usd,
+            "joules": summary.total.joules,
+        }
+        if self.plan is not None:
+            seconds = {row.activity: row.seconds for row in summary.by_activity()}
+            results["plan"] = plan_beside_actual(self.plan, seconds, summary.total.usd)
+        write_json(self.folder / "results.json", results)
+        write_report(self.folder)
+
+    def _record_run(self) -> None:
+        path = self.folder / "run.json"
+        earlier = self.earlier
+        facts = {
+            "farthing": __version__,
+            "python": platform.python_version(),
+            **{
+                name: version
+                for name in ("torch", "transformers", "reasoning-gym")
+                if (version := gym.installed(name)) is not None
+            },
+            "platform": platform.platform(),
+            "cpu": devices.cpu_model(),
+            "threads": torch.get_num_threads(),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+            "device": self.device.name,
+            "computed_on": self.place.device,
+            "dtype": self.place.dtype,
+            "dtype_why": self.place.why,
+            "isa": processor.isa(),
+            "kernels": "reference" if reference_only() else "auto",
+            "seed": self.recipe.seed,
+            "commit": source_commit(),
+            "started": earlier.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "attempts": earlier.get("attempts", 0) + 1,
+        }
+        for key in ("torch", "threads", "cpu", "computed_on", "isa", "kernels"):
+            if key in earlier and earlier[key] != facts[key]:
+                self._say(
+                    f"{key} was {earlier.get(key)}, now {facts[key]}: the weights may differ in the last bits"
+                )
+        write_json(path, facts)
+
+    def _record_lineage(self, source: Source | None) -> None:
+        """What the model is built from, written once; then what is there must be the same.
+
+        Raises:
+            UserError: when the base's weights or a file of the data are not what the run was started with.
+        """
+        path = self.folder / "lineage.json"
+        files = data_files(self.recipe)
+        if path.exists():
+            recorded = json.loads(path.read_text())
+            base = recorded["base"]["sha256"] if recorded["base"] else None
+            if source is not None and base != source.identity["sha256"]:
+                raise UserError(
+                    f"the weights of {self.recipe.base} have changed since {self.folder} was started; "
+                    "put them back, or give another --run-dir"
+                )
+            earlier = {entry["source"]: entry.get("sha256") for entry in recorded["data"]}
+            for name, digests in files.items():
+                if earlier.get(name) != digests:
+                    raise UserError(
+                        f"the data in {name} has changed since {self.folder} was started; put it back, or give "
+                        "another --run-dir"
+                    )
+            return
+        data: list[dict[str, Any]] = [
+            {**gym.origin(name), "config": setting.config} for name, setting in all_tasks(self.recipe).items()
+        ]
+        data += [{"source": name, "sha256": digests, "license": None} for name, digests in files.items()]
+        first = self.recipe.stages[0]
+        given = first.tokenizer if isinstance(first, Pretrain) else None
+        lineage = {"base": source.identity if source else None, "data": data, "teachers": []}
+        write_json(path, lineage | ({"tokenizer": given} if given else {}))
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _keys(items: list[Item]) -> set[str]:
+    """What tells the held-out questions apart from others."""
+    return {question_key(item.question) for item in items}
+
+
+def _show(finished: Run, console: Console) -> None:
+    """The bill, the result and where to go from here."""
+    results = finished.results
+    title = f"{results['name']} · {human_seconds(results['wall_seconds'])}"
+    console.print(bill_table(ledger.summarise(finished.ledger), title))
+    if results.get("plan"):
+        console.print(beside_text(results["plan"]), highlight=False)
+    for evaluation in results["evaluations"]:
+        console.print(_score_line(evaluation), highlight=False)
+    if results["gain"]:
+        console.print(_gain_line(results["gain"]), highlight=False)
+    console.print(
+        f"chat: farthing chat {finished.run_dir}     report: {finished.run_dir / 'report.html'}",
+        soft_wrap=True,
+    )
+
+
+def _score_line(evaluation: dict[str, Any]) -> str:
+    low, high = evaluation["ci95"]
+    return (
+        f"{evaluation['name']:>6}: {evaluation['accuracy']:.1%} right "
+        f"(95% interval {low:.1%} to {high:.1%}), {evaluation['right']} right, {evaluation['wrong']} wrong, "
+        f"{evaluation['unparsed']} no answer found, {evaluation['cut_off']} cut off, of {evaluation['n']}"
+    )
+
+
+def _gain_line(gain: dict[str, Any]) -> str:
+    def points(part: dict[str, Any]) -> str:
+        low, high = part["ci95"]
+        return f"{part['difference'] * 100:+.1f} points (95% interval {low * 100:+.1f} to {high * 100:+.1f})"
+
+    line = f"  gain: {points(gain)}, paired"
+    readable = gain["on_parseable"]
+    if readable["n"]:
+        line += f"; {points(readable)} on the {readable['n']} questions the base already answered readably"
+    return f"{line}; format alone {gain['format']['share_of_all'] * 100:+.1f}"

@@ -1,0 +1,88 @@
+"""Reinforcement learning with verifiable rewards as a stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from farthing.cost.meter import Meter
+from farthing.engine import Model
+from farthing.recipe import Grpo
+from farthing.tasks.mixture import Mixture
+from farthing.tasks.pool import VerifierPool
+from farthing.train.grpo import Learner
+from farthing.train.loop import train
+from farthing.train.optim import MasterWeights, add_lora
+from farthing.train.rollout import Roller
+
+MAX_BATCH = 64  # sequences sampled at once: beyond it a CPU's products are no faster a row
+PROMPT_TOKENS = 1024  # of cache for each question's prompt, shared by its samples
+
+
+def train_grpo(
+    stage: Grpo,
+    model: Model,
+    folder: Path,
+    *,
+    seed: int,
+    held_out: set[str],
+    pool: VerifierPool,
+    meter: Meter,
+    on_metrics: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its
+    checkpoint.
+
+    Args:
+        held_out: normalised texts of questions that must never be trained on.
+
+    Raises:
+        Diverged: when the gradient or the sync proof says that training is broken.
+    """
+    decoder = model.decoder
+    reference = None
+    if stage.kl:
+        weight = decoder.embed.weight
+        reference = Model(model.folder, weight.dtype, str(weight.device), decoder.stored).decoder
+        reference.requires_grad_(False)
+    if stage.lora:
+        add_lora(decoder, stage.lora, stage.lora_alpha, seed)
+    weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
+    samples = min(stage.prompts * stage.group, MAX_BATCH)
+    cache_tokens = samples * (stage.max_new_tokens + 32) + stage.prompts * PROMPT_TOKENS
+    engine = model.engine(samples, cache_tokens, record_routing=True)
+    stream = Mixture(stage.tasks, seed).stream(exclude=held_out)
+    roller = Roller(stage, model, engine, stream, pool, meter, seed)
+    state = {"cursor": 0}
+    learner = Learner(stage, decoder, reference, weights, model.hf_config, meter)
+
+    def one_step(step: int) -> dict[str, Any]:
+        started, before = time.monotonic(), dict(meter.totals().seconds)
+        batch, state["cursor"] = roller.collect(step, state["cursor"])
+        learned = learner.learn(batch, step)
+        seconds, totals = time.monotonic() - started, meter.totals()
+        spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
+        sampled = sum(len(sample.ids) for group in batch.sampled for sample in group.samples)
+        return {
+            "step": step + 1,
+            **batch.metrics(),
+            **learned,
+            "tokens_per_second": sampled / seconds,
+            "seconds": seconds,
+            "seconds_by_activity": {name: value for name, value in spent.items() if value > 0},
+            "usd_so_far": totals.usd,
+            "cursor": state["cursor"],
+        }
+
+    train(
+        folder,
+        stage.steps,
+        weights,
+        state,
+        one_step,
+        meter=meter,
+        checkpoint_every=stage.checkpoint_every,
+        on_metrics=on_metrics,
+    )

@@ -1,0 +1,104 @@
+"""Supervised fine-tuning: a model learns to answer as the assistant does in given conversations.
+
+As DeepSeek-V3 was (arXiv:2412.19437, section 5.1): conversations are packed into rows without seeing each other,
+and only the assistant's words, with the token that ends its turn, have a loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from farthing.base.errors import UserError
+from farthing.cost.meter import Meter
+from farthing.data.conversations import ConversationPacker, examples, lint_template, placed_conversations
+from farthing.data.text import Problems
+from farthing.data.tokenizer import Message, Tokenizer
+from farthing.engine import Model
+from farthing.recipe import Asks, Sft, Source
+from farthing.stages.sources import Say, source_paths, taken
+from farthing.tasks.mixture import question_key
+from farthing.train.lm import train_lm
+from farthing.train.optim import add_lora
+
+
+def prepare_sft(
+    stage: Sft,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    seed: int,
+    asks: Asks,
+    held_out: set[str],
+    say: Say,
+) -> tuple[ConversationPacker, int]:
+    """The conversations, ready to train on, and how many steps that takes.
+
+    Args:
+        asks: how the recipe asks its questions; worked solutions are put in the same words.
+        held_out: normalised texts of questions; a conversation in which the user asks one is left out.
+        say: told of every conversation that cannot be used.
+
+    Raises:
+        UserError: when the chat template cannot be trained with, or no conversation is left.
+    """
+    faults = lint_template(tokenizer)
+    if faults:
+        raise UserError(f"this model's chat template cannot be trained with: {'; '.join(faults)}")
+    problems = Problems(stage.policy, say)
+    paths = source_paths(stage.data, folder / "data", seed, held_out, asks)
+    placed = _conversations(paths, held_out, problems)
+    packer = ConversationPacker(examples(tokenizer, placed, stage.length, problems), stage.length, seed)
+    rows = stage.batch_tokens // stage.length
+    return packer, stage.steps or math.ceil(stage.epochs * packer.rows_per_epoch / rows)
+
+
+def _conversations(
+    paths: Sequence[tuple[Source, str]], held_out: set[str], problems: Problems
+) -> Iterator[tuple[list[Message], str]]:
+    for source, path in paths:
+        for number, (messages, place) in enumerate(
+            placed_conversations(path, source.field or "messages", problems)
+        ):
+            asked = (question_key(m["content"]) for m in messages if m["role"] == "user")
+            if held_out.isdisjoint(asked):
+                yield from itertools.repeat((messages, place), taken(number, source.weight))
+
+
+def train_sft(
+    stage: Sft,
+    packer: ConversationPacker,
+    steps: int,
+    model: Model,
+    folder: Path,
+    *,
+    seed: int,
+    meter: Meter,
+    on_metrics: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train `model` in place; metrics and checkpoints go to `folder`.
+
+    Raises:
+        Diverged: when the gradient says that training is broken.
+    """
+    if stage.lora:
+        add_lora(model.decoder, stage.lora, stage.lora_alpha, seed)
+    rows = stage.batch_tokens // stage.length
+    train_lm(
+        stage,
+        model.decoder,
+        model.hf_config,
+        folder,
+        steps=steps,
+        lr=stage.lr,
+        warmup=min(stage.warmup, steps),
+        mtp_weight=lambda _: stage.mtp_weight,
+        next_batch=lambda cursor: packer.batch(cursor, rows),
+        validation=None,
+        validate_every=1,
+        meter=meter,
+        on_metrics=on_metrics,
+    )

@@ -1,0 +1,319 @@
+"""A .gguf of the llama family, written as an ordinary Hugging Face folder in bfloat16.
+
+The file's quantised blocks are expanded, its tensors get their Hugging Face names, and its metadata becomes
+config.json, the tokenizer and the chat template. What cannot be carried over faithfully is refused: a folder
+that computes something else than the file it came from would be worse than none.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from farthing.base.errors import UserError
+from farthing.base.files import new_folder, write_json
+from farthing.weights.folder import write_tensors
+from farthing.weights.gguf_tokenizer import Metadata, stop_ids, token_id, write_tokenizer
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderTensor
+    from torch import Tensor
+
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# What `_config` reads. Any other key is refused, as it may change what is computed.
+_NUMBERS = {
+    "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base",
+    "rope.scaling.factor", "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+}  # fmt: skip
+_KNOWN_KEYS = _NUMBERS | {"rope.scaling.type", "rope.scaling.finetuned"}
+# Keys that change nothing at one value, which is the only one accepted.
+_NEUTRAL: dict[str, Any] = {
+    "expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0,
+    "rope.scale_linear": 1.0, "logit_scale": 1.0, "embedding_scale": 1.0, "residual_scale": 1.0,
+}  # fmt: skip
+_ROPE_FREQUENCIES = "rope_freqs.weight"
+_CHUNK = 16_000_000  # weights expanded at a time: bounds the float32 copies to 64 MB
+
+
+def import_gguf(path: Path, folder: Path) -> Path:
+    """Write the model in `path` (.gguf; architecture llama, qwen2 or qwen3) as the model folder `folder`.
+
+    The folder appears whole or not at all. Raises UserError when the file is damaged, is of another
+    architecture, holds something a Hugging Face folder of that family cannot express, or does not fit on the
+    disk.
+    """
+    path = Path(path)
+    reader, metadata = open_gguf(path)
+    try:
+        config = _config(reader, metadata)
+        names = tensor_table(config, config["model_type"])
+        _check_tensors(reader, names)
+        parameters = sum(math.prod(shape) for name, (_, shape) in names.items() if name in _by_name(reader))
+        with new_folder(folder, needed_bytes=2 * parameters + 100 * config["vocab_size"]) as temporary:
+            write_tokenizer(metadata, temporary)
+            write_json(temporary / "config.json", config)
+            write_tensors(temporary, _expanded(reader, names, config))
+            (temporary / "README.md").write_text(_card(path, metadata), encoding="utf-8")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
+    return Path(folder)
+
+
+def open_gguf(path: Path) -> tuple["GGUFReader", Metadata]:
+    """The file's tensors, mapped and not yet read, and its metadata. Raises UserError for a damaged file."""
+    from gguf import GGUFReader
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the path of a .gguf file")
+    try:
+        reader = GGUFReader(path, "c")  # copy-on-write: NumPy arrays that PyTorch accepts without a warning
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path} is no whole .gguf file ({error}); download it again") from None
+    if int(metadata.get("split.count") or 0) > 1:
+        raise UserError(f"{path} is one part of several; join them with `llama-gguf-split --merge` first")
+    return reader, metadata
+
+
+def _by_name(reader: "GGUFReader") -> dict[str, "ReaderTensor"]:
+    return {tensor.name: tensor for tensor in reader.tensors}
+
+
+def _config(reader: "GGUFReader", metadata: Metadata) -> dict[str, Any]:
+    """config.json, from the file's metadata; keys for transformers before and after version 5."""
+    architecture = metadata.get("general.architecture")
+    if architecture not in _CLASSES:
+        raise UserError(f"architecture {architecture!r} is not one Farthing imports ({', '.join(_CLASSES)})")
+    given = {
+        name.removeprefix(f"{architecture}."): value
+        for name, value in metadata.items()
+        if name.startswith(f"{architecture}.")
+    }
+    for key, value in given.items():
+        if key not in _KNOWN_KEYS and not (key in _NEUTRAL and value == _NEUTRAL[key]):
+            raise UserError(f"it sets {architecture}.{key} to {value!r}, which Farthing cannot carry over")
+
+        if key in _NUMBERS and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise UserError(f"its {architecture}.{key} is {value!r} where one positive number belongs")
+
+    def need(key: str) -> Any:
+        if key not in given:
+            raise UserError(f"its metadata lacks {architecture}.{key}; convert the model again")
+        return given[key]
+
+    tensors = _by_name(reader)
+    heads, width = int(need("attention.head_count")), int(need("embedding_length"))
+    head_dim = int(given.get("attention.key_length", width // heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if int(given.get(key, head_dim)) != head_dim:
+            raise UserError(
+                f"{architecture}.{key} is {given[key]}, not the {head_dim} of its keys: not supported"
+            )
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None:
+        raise UserError("it holds no token_embd.weight; give a file with the whole model")
+    if need("block_count") > len(tensors):
+        raise UserError(f"its metadata promises {given['block_count']} layers for {len(tensors)} tensors")
+    rope = _rope(given, tensors, head_dim)
+    scaled = {key: value for key, value in rope.items() if key != "rope_theta"}
+    stops = stop_ids(metadata)
+    return {
+        "architectures": [_CLASSES[architecture]],
+        "model_type": architecture,
+        "vocab_size": int(embedding.shape[1]),
+        "hidden_size": width,
+        "intermediate_size": int(need("feed_forward_length")),
+        "num_hidden_layers": int(need("block_count")),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(given.get("attention.head_count_kv", heads)),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": int(need("context_length")),
+        "rms_norm_eps": _short(need("attention.layer_norm_rms_epsilon")),
+        "rope_parameters": rope,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if rope["rope_type"] == "default" else scaled,
+        "tie_word_embeddings": "output.weight" not in tensors,
+        **(
+            {"attention_bias": False, "mlp_bias": False}
+            if architecture == "llama"
+            else {"use_sliding_window": False}
+        ),
+        "bos_token_id": token_id(metadata, "bos"),
+        "eos_token_id": stops[0] if stops else None,
+        "pad_token_id": token_id(metadata, "padding"),
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "torch_dtype": "bfloat16",
+        "dtype": "bfloat16",
+    }
+
+
+def _short(value: float) -> float:
+    """A float32 from the file as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _rope(given: dict[str, Any], tensors: dict[str, "ReaderTensor"], head_dim: int) -> dict[str, Any]:
+    """`rope_parameters` of config.json: the base, and how it is stretched to a longer context."""
+    theta = _short(given.get("rope.freq_base", 10_000.0))
+    kind = given.get("rope.scaling.type", "none")
+    factor = _short(given.get("rope.scaling.factor", 1.0))
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if _ROPE_FREQUENCIES in tensors:
+        if kind != "none":
+            raise UserError(
+                f"it stretches its positions twice ({_ROPE_FREQUENCIES} and {kind}): not supported"
+            )
+        divisors = np.asarray(tensors[_ROPE_FREQUENCIES].data, dtype=np.float32)
+        return rope | _llama3(divisors, theta, head_dim)
+    if kind == "linear":
+        return rope | {"rope_type": "linear", "factor": factor}
+    if kind == "yarn":
+        if "rope.scaling.original_context_length" not in given:
+            raise UserError(
+                "it stretches its positions by yarn without saying from which length; not supported"
+            )
+        original = int(given["rope.scaling.original_context_length"])
+        rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        for name in ("beta_fast", "beta_slow"):
+            if f"rope.scaling.yarn_{name}" in given:
+                rope[name] = _short(given[f"rope.scaling.yarn_{name}"])
+        return rope
+    if kind != "none":
+        raise UserError(f"it stretches its positions by {kind!r}, which Farthing cannot carry over")
+    return rope
+
+
+def _llama3(divisors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
+    """Llama 3.1's stretching, recovered from the divisor of each frequency that llama.cpp stores in its
+    place.
+
+    The rule (Llama 3.1's reference code): wavelengths below `original / high` stay, those above `original /
+    low` are divided by `factor`, and between them the two are mixed in proportion. All released models keep
+    low 1, high 4 and original 8192; the factor is the largest divisor. Anything that this does not reproduce
+    is refused.
+    """
+    factor, low, high, original = float(divisors.max(initial=1.0)), 1.0, 4.0, 8192
+    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    kept = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+    expected = 1 / ((1 - kept) / factor + kept)
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
+        raise UserError(
+            f"its {_ROPE_FREQUENCIES} does not follow Llama 3.1's rule, the only one Farthing carries over"
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": _short(factor),
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+def tensor_table(config: dict[str, Any], architecture: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The file's tensor names -> (Hugging Face name, shape) for the tensors of a model of this family."""
+    width, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    q_rows, kv_rows = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    layer: dict[str, tuple[str, tuple[int, ...]]] = {
+        "attn_norm.weight": ("input_layernorm.weight", (width,)),
+        "attn_q.weight": ("self_attn.q_proj.weight", (q_rows, width)),
+        "attn_k.weight": ("self_attn.k_proj.weight", (kv_rows, width)),
+        "attn_v.weight": ("self_attn.v_proj.weight", (kv_rows, width)),
+        "attn_output.weight": ("self_attn.o_proj.weight", (width, q_rows)),
+        "ffn_norm.weight": ("post_attention_layernorm.weight", (width,)),
+        "ffn_gate.weight": ("mlp.gate_proj.weight", (inner, width)),
+        "ffn_up.weight": ("mlp.up_proj.weight", (inner, width)),
+        "ffn_down.weight": ("mlp.down_proj.weight", (width, inner)),
+    }
+    if architecture == "qwen2":
+        layer["attn_q.bias"] = ("self_attn.q_proj.bias", (q_rows,))
+        layer["attn_k.bias"] = ("self_attn.k_proj.bias", (kv_rows,))
+        layer["attn_v.bias"] = ("self_attn.v_proj.bias", (kv_rows,))
+    if architecture == "qwen3":
+        layer["attn_q_norm.weight"] = ("self_attn.q_norm.weight", (head_dim,))
+        layer["attn_k_norm.weight"] = ("self_attn.k_norm.weight", (head_dim,))
+    vocabulary = (config["vocab_size"], width)
+    names = {
+        "token_embd.weight": ("model.embed_tokens.weight", vocabulary),
+        "output_norm.weight": ("model.norm.weight", (width,)),
+    }
+    if not config["tie_word_embeddings"]:
+        names["output.weight"] = ("lm_head.weight", vocabulary)
+    for number in range(config["num_hidden_layers"]):
+        for theirs, (ours, shape) in layer.items():
+            names[f"blk.{number}.{theirs}"] = (f"model.layers.{number}.{ours}", shape)
+    return names
+
+
+def _check_tensors(reader: "GGUFReader", names: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    tensors = _by_name(reader)
+    for name, tensor in tensors.items():
+        if name == _ROPE_FREQUENCIES:
+            continue  # became part of config.json
+        if name not in names:
+            raise UserError(f"it holds a tensor {name}, which Farthing cannot carry over")
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        if shape != names[name][1]:
+            raise UserError(
+                f"its tensor {name} has the shape {shape}, not the {names[name][1]} its metadata implies"
+            )
+    if missing := sorted(set(names) - set(tensors)):
+        raise UserError(f"it lacks the tensor {missing[0]}, and {len(missing) - 1} more; download it again")
+
+
+def _expanded(
+    reader: "GGUFReader", names: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any]
+) -> Iterator[tuple[str, "Tensor"]]:
+    """Each tensor under its Hugging Face name, in bfloat16, one at a time."""
+    for tensor in reader.tensors:
+        if tensor.name == _ROPE_FREQUENCIES:
+            continue
+        name, shape = names[tensor.name]
+        values = _bfloat16(tensor, shape)
+        if config["model_type"] == "llama" and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+            heads = "num_attention_heads" if "attn_q" in tensor.name else "num_key_value_heads"
+            values = halves(values, config[heads])
+        yield name, values
+
+
+def _bfloat16(tensor: "ReaderTensor", shape: tuple[int, ...]) -> "Tensor":
+    import torch
+    from gguf.quants import dequantize
+
+    values = torch.empty(shape, dtype=torch.bfloat16)
+    rows = max(1, _CHUNK // shape[-1]) if len(shape) > 1 else shape[0]
+    try:
+        for start in range(0, shape[0], rows):
+            part = dequantize(tensor.data[start : start + rows], tensor.tensor_type)
+            values[start : start + rows] = torch.from_numpy(part)
+    except NotImplementedError:
+        kind = tensor.tensor_type.name
+        raise UserError(
+            f"its tensor {tensor.name} is of the type {kind}, which Farthing cannot expand"
+        ) from None
+    return values
+
+
+def halves(rows_RD: "Tensor", heads: int) -> "Tensor":
+    """Undo llama.cpp's reordering of the rows of q and k (R rows, D columns), head by head.
+
+    llama.cpp rotates neighbouring rows (0 with 1, 2 with 3), Hugging Face the two halves of a head (0 with
+    R/2), and its converter for llama stores the rows in the order that makes the two agree.
+    """
+    rows, columns = rows_RD.shape
+    pairs = rows_RD.reshape(heads, rows // heads // 2, 2, columns)
+    return pairs.transpose(1, 2).reshape(rows, columns)
+
+
+def _card(path: Path, metadata: Metadata) -> str:
+    """A README.md that says where the folder came from and keeps the licence the file states."""
+    licence = metadata.get("general.license")
+    head = f"---\nlicense: {licence}\n---\n" if isinstance(licence, str) and licence.isprintable() else ""
+    name = str(metadata.get("general.name", path.stem))
+    return f"{head}# {name}\n\nExpanded to bfloat16 by Farthing from the quantised file {path.name}.\n"

@@ -1,0 +1,415 @@
+"""A model folder as one .gguf for llama.cpp: the Llama family and DeepSeek's (`deepseek2`).
+
+What a .gguf cannot say is refused rather than approximated. Tensors are written one at a time; the file appears whole
+or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from farthing.base.errors import UserError
+from farthing.base.files import is_disk_full, sync
+from farthing.model import ModelConfig, Rope
+from farthing.model.rotary import frequencies
+from farthing.weights import decoder_config
+from farthing.weights.folder import read_config
+from farthing.weights.fp8 import Weights
+from farthing.weights.gguf_read import tensor_table
+from farthing.weights.gguf_tokenizer import tokenizer_metadata
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+TYPES = ("f16", "bf16", "q8_0", "f32")
+_PIECE = 16_000_000  # weights converted at a time: bounds the float32 copies to 64 MB
+_ALIGNMENT = 32  # bytes; tensors in a .gguf start at multiples of it
+_F16_LARGEST = 65504.0
+
+
+def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
+    """Write the model folder as the file `path`, and return what the file leaves out, a sentence each.
+
+    `kind` is one of `TYPES`. Vectors and routers are float32 whatever it is, and rows that q8_0's blocks of 32 do not
+    divide are f16.
+
+    Raises:
+        UserError: for a family, a setting or a tokenizer that llama.cpp has no words for, tensors that do not fit the
+            config, a number too large for f16, or a full disk.
+    """
+    assert kind in TYPES
+    hf = read_config(folder)
+    architecture = ARCHITECTURES.get(str(hf.get("model_type")))
+    if architecture is None:
+        raise UserError(
+            f"{folder}: a .gguf of a {hf.get('model_type')!r} model is not supported; "
+            f"supported are {', '.join(ARCHITECTURES)}"
+        )
+    if path.suffix != ".gguf" or path.is_dir():
+        raise UserError(f"{path} is no name for the file; give one that ends in .gguf")
+    config = decoder_config(hf)
+    weights = Weights(folder)
+    metadata = {
+        "general.name": folder.resolve().name,
+        **_licence(folder),
+        **tokenizer_metadata(folder, config.vocab_size),
+        **{f"{architecture}.{key}": value for key, value in sizes(config, architecture).items()},
+    }
+    plan = tensors(config, architecture)
+    notes = _check(folder, weights, plan, config)
+    _write(path, architecture, metadata, plan, weights, config, kind)
+    return notes
+
+
+def _licence(folder: Path) -> dict[str, str]:
+    from farthing.weights.sources import Source
+
+    licence = Source("folder", str(folder), folder).license
+    return {"general.license": licence} if licence else {}
+
+
+def _check(folder: Path, weights: Weights, plan: list[Planned], config: ModelConfig) -> list[str]:
+    """That the folder holds the plan's tensors and no others, in their shapes; what of it is left out."""
+    used = {source for planned in plan for source in planned.sources}
+    for planned in plan:
+        for source in planned.sources:
+            if source not in weights:
+                raise UserError(f"{folder}: tensor {source!r} is missing; download the folder again")
+            if weights.shape(source) != planned.source_shape:
+                raise UserError(
+                    f"{folder}: tensor {source!r} has shape {weights.shape(source)}, config.json asks for "
+                    f"{planned.source_shape}"
+                )
+    modules = {f"model.layers.{config.num_layers + depth}." for depth in range(config.mtp_depth)}
+    left = [name for name in weights if name not in used and not name.endswith("rotary_emb.inv_freq")]
+    predicting = [name for name in left if name.startswith(tuple(modules))]
+    odd = sorted(set(left) - set(predicting) - ({"lm_head.weight"} if config.tied_head else set()))
+    if odd:
+        raise UserError(f"{folder}: tensor {odd[0]!r} has no place in a .gguf of this family")
+    notes = []
+    if predicting:
+        notes.append(
+            f"left out: {len(predicting)} tensors of {config.mtp_depth} prediction module(s) (MTP), which this "
+            "architecture of llama.cpp is exported without"
+        )
+    if config.mla and not math.isclose(config.rms_eps, 1e-6):
+        notes.append(
+            f"differs: llama.cpp norms the latents with rms_norm_eps {config.rms_eps:g}, this model with 1e-06"
+        )
+    return notes
+
+
+# ---- writing ----
+
+
+def _write(
+    path: Path,
+    architecture: str,
+    metadata: dict[str, Any],
+    plan: list[Planned],
+    weights: Weights,
+    config: ModelConfig,
+    kind: str,
+) -> None:
+    from gguf import GGUFWriter, LlamaFileType, quant_shape_to_byte_shape
+
+    types = [_type(planned, kind) for planned in plan]
+    shapes = [
+        tuple(quant_shape_to_byte_shape(planned.shape, one)) for planned, one in zip(plan, types, strict=True)
+    ]
+    divisors = rope_divisors(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(math.prod(shape) + _ALIGNMENT for shape in shapes)
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise UserError(f"no room on the disk for {path}: it needs {needed:,} bytes and {free:,} are free")
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    writer = GGUFWriter(partial, architecture)
+    writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
+    for key, value in metadata.items():
+        _add(writer, key, value)
+    if divisors is not None:
+        writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
+    for planned, one, shape in zip(plan, types, shapes, strict=True):
+        writer.add_tensor_info(planned.name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=one)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if divisors is not None:
+            writer.write_tensor_data(divisors)
+        for planned, one, shape in zip(plan, types, shapes, strict=True):
+            writer.write_tensor_data(_converted(planned, weights, one, shape))
+        writer.close()
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
+    except OSError as error:
+        if is_disk_full(error):
+            raise UserError(
+                f"no room on the disk for {path}; free some space or choose another place"
+            ) from None
+        raise
+    finally:
+        writer.close()
+        partial.unlink(missing_ok=True)
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif value:  # the format has no empty lists
+        writer.add_array(key, value)
+
+
+def _type(planned: Planned, kind: str) -> GGMLQuantizationType:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if len(planned.shape) == 1 or planned.name.endswith("ffn_gate_inp.weight"):
+        return GGMLQuantizationType.F32
+    wanted = GGMLQuantizationType[kind.upper()]
+    divides = planned.shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0
+    return wanted if divides else GGMLQuantizationType.F16
+
+
+def _converted(
+    planned: Planned, weights: Weights, kind: GGMLQuantizationType, shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    """The tensor's bytes in the file, [..., bytes of a row]; only it and one source are in memory."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    out = np.empty((math.prod(shape[:-1]), shape[-1]), dtype=np.uint8)
+    step = max(1, _PIECE // planned.shape[-1])
+    row = 0
+    for source in planned.sources:
+        tensor = weights[source]
+        rows = (tensor if planned.turn is None else planned.turn(tensor)).reshape(-1, planned.shape[-1])
+        for start in range(0, len(rows), step):
+            piece = rows[start : start + step].float().contiguous().numpy()
+            if kind == GGMLQuantizationType.F16 and np.abs(piece).max(initial=0.0) > _F16_LARGEST:
+                raise UserError(
+                    f"tensor {source!r} holds a number beyond f16's {_F16_LARGEST:g}; use --type bf16"
+                )
+            out[row : row + len(piece)] = quantize(piece, kind).view(np.uint8).reshape(len(piece), -1)
+            row += len(piece)
+    assert row == len(out)
+    return out.reshape(shape)
+
+
+ARCHITECTURES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
+    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor of the .gguf: its shape, and the folder's tensors it is stacked from, each turned by `turn`."""
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    source_shape: tuple[int, ...]
+    turn: Callable[[Tensor], Tensor] | None = None
+
+
+def sizes(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    """The file's keys under the architecture's name.
+
+    Raises:
+        UserError: for a setting that llama.cpp has no word for.
+    """
+    if config.o_bias or config.mlp_bias or config.qkv_bias != (architecture == "qwen2"):
+        raise UserError(f"config.json: the biases it asks for are not part of llama.cpp's {architecture}")
+    keys: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_positions,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": 1 if config.mla else config.num_kv_heads,
+        "attention.key_length": config.mla.cache_dim if config.mla else config.head_dim,
+        "attention.value_length": config.mla.kv_lora_rank if config.mla else config.head_dim,
+        "attention.layer_norm_rms_epsilon": float(config.rms_eps),
+        "rope.dimension_count": config.rotary_dim,
+        "rope.freq_base": config.rope.theta,
+    }
+    return keys | _stretching(config) | _latent_sizes(config)
+
+
+def _stretching(config: ModelConfig) -> dict[str, Any]:
+    """How positions are stretched; llama3's way becomes a tensor instead (`rope_divisors`)."""
+    rope = config.rope
+    if rope.kind in ("default", "llama3"):
+        return {}
+    keys: dict[str, Any] = {"rope.scaling.type": rope.kind, "rope.scaling.factor": rope.factor}
+    if rope.kind == "linear":
+        return keys
+    keys |= {
+        "rope.scaling.original_context_length": rope.original_max_positions,
+        "rope.scaling.yarn_beta_fast": rope.beta_fast,
+        "rope.scaling.yarn_beta_slow": rope.beta_slow,
+    }
+    # llama.cpp multiplies cosine and sine by m(1) where scores are left alone, and by 1 where they get m squared.
+    log_factor = math.log(max(rope.factor, 1.0))
+    if config.mla:
+        usual = 1.0
+        mscale = (math.sqrt(rope.score_scale) - 1) / (0.1 * log_factor) if log_factor else 1.0
+        keys["rope.scaling.yarn_log_multiplier"] = 0.1 * mscale  # [llama.cpp#17945] a tenth of mscale_all_dim
+    else:
+        usual = 1 + 0.1 * log_factor
+    if not math.isclose(rope.table_scale, usual, rel_tol=1e-6):
+        raise UserError(
+            f"config.json: yarn that multiplies the rotation by {rope.table_scale:.4g} cannot be said in a .gguf, "
+            f"only {usual:.4g}; mscale and mscale_all_dim must be equal"
+        )
+    return keys
+
+
+def _latent_sizes(config: ModelConfig) -> dict[str, Any]:
+    """What only `deepseek2` has."""
+    mla, moe = config.mla, config.moe
+    if mla is None:
+        return {}
+    if moe is None or moe.shared < 1:
+        raise UserError(
+            "config.json: llama.cpp's deepseek2 needs routed and shared experts, and this model lacks them"
+        )
+    if moe.groups > 1 and not moe.bias:
+        raise UserError(
+            "config.json: llama.cpp ranks groups of experts by their best two, this model by the best one; a .gguf "
+            "of it would choose other experts"
+        )
+    return {
+        "attention.q_lora_rank": mla.q_lora_rank
+        or 0,  # always said: llama.cpp asks for it unless it knows the model
+        "attention.kv_lora_rank": mla.kv_lora_rank,
+        "attention.key_length_mla": mla.qk_dim,
+        "attention.value_length_mla": mla.v_dim,
+        "leading_dense_block_count": moe.first_dense,
+        "expert_count": moe.experts,
+        "expert_used_count": moe.top_k,
+        "expert_shared_count": moe.shared,
+        "expert_feed_forward_length": moe.expert_size,
+        "expert_group_count": moe.groups,
+        "expert_group_used_count": moe.top_groups,
+        "expert_weights_scale": moe.scale,
+        "expert_weights_norm": moe.normalise,
+        "expert_gating_func": {"softmax": 1, "sigmoid": 2}[moe.scoring],
+    }
+
+
+def rope_divisors(config: ModelConfig) -> np.ndarray[Any, Any] | None:
+    """What each frequency is divided by, [R/2] float32: how a .gguf says llama3's stretching."""
+    if config.rope.kind != "llama3":
+        return None
+    plain = frequencies(Rope(theta=config.rope.theta), config.rotary_dim)
+    divisors: np.ndarray[Any, Any] = (plain / frequencies(config.rope, config.rotary_dim)).numpy()
+    return divisors.astype(np.float32)
+
+
+def tensors(config: ModelConfig, architecture: str) -> list[Planned]:
+    """The file's tensors in order, `rope_divisors` apart."""
+    return list(_latent_tensors(config) if config.mla else _plain_tensors(config, architecture))
+
+
+def _plain_tensors(config: ModelConfig, architecture: str) -> Iterator[Planned]:
+    """The Llama family's tensors; llama.cpp's llama rotates neighbouring rows of q and k, the Qwens as we do."""
+    fields = {
+        "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
+        "head_dim": config.head_dim, "num_attention_heads": config.num_heads, "vocab_size": config.vocab_size,
+        "num_key_value_heads": config.num_kv_heads, "num_hidden_layers": config.num_layers,
+        "tie_word_embeddings": config.tied_head,
+    }  # fmt: skip
+    for name, (source, shape) in tensor_table(fields, architecture).items():
+        turn = None
+        if architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
+            heads = config.num_heads if "attn_q" in name else config.num_kv_heads
+            turn = _neighbours(heads)
+        yield Planned(name, shape, (source,), shape, turn)
+
+
+def _neighbours(heads: int) -> Callable[[Tensor], Tensor]:
+    """Undoes `gguf.halves`: the rows of each head in the order 0, R/2, 1, R/2 + 1 and so on."""
+
+    def turn(rows: Tensor) -> Tensor:
+        per_head = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+        return per_head.transpose(1, 2).reshape(rows.shape)
+
+    return turn
+
+
+def _latent_tensors(config: ModelConfig) -> Iterator[Planned]:
+    """DeepSeek's tensors: kv_b split in two for absorbed attention, each layer's experts stacked."""
+    mla, moe, width = config.mla, config.moe, config.hidden_size
+    assert mla is not None
+    assert moe is not None
+    heads, rank = config.num_heads, mla.kv_lora_rank
+
+    def same(name: str, source: str, *shape: int) -> Planned:
+        return Planned(name, shape, (source,), shape)
+
+    def swiglu(block: str, layer: str, suffix: str, inner: int, experts: int = 0) -> Iterator[Planned]:
+        for part in ("gate", "up", "down"):
+            shape = (width, inner) if part == "down" else (inner, width)
+            sources = [f"{layer}.{part}_proj.weight"]
+            if experts:
+                sources = [f"{layer}.{number}.{part}_proj.weight" for number in range(experts)]
+            whole = (experts, *shape) if experts else shape
+            yield Planned(f"{block}.ffn_{part}{suffix}.weight", whole, tuple(sources), shape)
+
+    def keys(kv_b: Tensor) -> Tensor:  # [H * (P + E), L] -> [H, L, P]: a head's key projection, transposed
+        return kv_b.view(heads, -1, rank)[:, : mla.nope_dim].transpose(1, 2)
+
+    def values(kv_b: Tensor) -> Tensor:  # [H * (P + E), L] -> [H, E, L]
+        return kv_b.view(heads, -1, rank)[:, mla.nope_dim :]
+
+    yield same("token_embd.weight", "model.embed_tokens.weight", config.vocab_size, width)
+    yield same("output_norm.weight", "model.norm.weight", width)
+    if not config.tied_head:
+        yield same("output.weight", "lm_head.weight", config.vocab_size, width)
+    for number in range(config.num_layers):
+        block, layer = f"blk.{number}", f"model.layers.{number}"
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        yield same(f"{block}.attn_norm.weight", f"{layer}.input_layernorm.weight", width)
+        queries = heads * mla.qk_dim
+        if mla.q_lora_rank:
+            yield same(f"{block}.attn_q_a.weight", f"{attention}.q_a_proj.weight", mla.q_lora_rank, width)
+            yield same(f"{block}.attn_q_a_norm.weight", f"{attention}.q_a_layernorm.weight", mla.q_lora_rank)
+            yield same(f"{block}.attn_q_b.weight", f"{attention}.q_b_proj.weight", queries, mla.q_lora_rank)
+        else:
+            yield same(f"{block}.attn_q.weight", f"{attention}.q_proj.weight", queries, width)
+        latent = f"{attention}.kv_a_proj_with_mqa.weight"
+        yield same(f"{block}.attn_kv_a_mqa.weight", latent, mla.cache_dim, width)
+        yield same(f"{block}.attn_kv_a_norm.weight", f"{attention}.kv_a_layernorm.weight", rank)
+        up, up_shape = (f"{attention}.kv_b_proj.weight",), (heads * (mla.nope_dim + mla.v_dim), rank)
+        yield Planned(f"{block}.attn_k_b.weight", (heads, rank, mla.nope_dim), up, up_shape, keys)
+        yield Planned(f"{block}.attn_v_b.weight", (heads, mla.v_dim, rank), up, up_shape, values)
+        yield same(f"{block}.attn_output.weight", f"{attention}.o_proj.weight", width, heads * mla.v_dim)
+        yield same(f"{block}.ffn_norm.weight", f"{layer}.post_attention_layernorm.weight", width)
+        if not config.is_moe(number):
+            yield from swiglu(block, mlp, "", config.intermediate_size)
+            continue
+        yield same(f"{block}.ffn_gate_inp.weight", f"{mlp}.gate.weight", moe.experts, width)
+        if moe.bias:
+            yield same(f"{block}.exp_probs_b.bias", f"{mlp}.gate.e_score_correction_bias", moe.experts)
+        yield from swiglu(block, f"{mlp}.experts", "_exps", moe.expert_size, moe.experts)
+        yield from swiglu(block, f"{mlp}.shared_experts", "_shexp", moe.shared * moe.expert_size)

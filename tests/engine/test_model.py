@@ -1,0 +1,205 @@
+"""The model a person holds: generate, chat, stream, save."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import farthing
+from farthing.base.device import choose
+from farthing.base.errors import UserError
+from farthing.engine import Completion, Model
+from farthing.engine import model as module
+
+ASK = [{"role": "user", "content": "State the final answer to the following arithmetic problem: 3 + 4 ="}]
+PLAIN = "<|user|>State the final answer to the following arithmetic problem: {} ="
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Model:
+    return farthing.load(tiny_model)
+
+
+def scores(model: Model, prompt: list[int], ids: list[int]) -> list[float]:
+    logits = model.logits(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1]
+    return [float(row[token]) for row, token in zip(logits.log_softmax(-1), ids, strict=True)]
+
+
+def test_logits_are_a_float_for_every_entry(model: Model) -> None:
+    logits = model.logits(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    assert logits.shape == (2, 3, 304)
+    assert logits.dtype == torch.float32
+    assert not logits.requires_grad
+
+
+def test_chat_answers_with_a_number_and_its_log_probabilities(model: Model) -> None:
+    answer = model.chat(ASK, temperature=0, max_new_tokens=8)
+    assert isinstance(answer, farthing.Completion)
+    assert int(answer.text) in range(-9, 19)
+    assert answer.finish_reason == "stop"
+    assert answer.ids[-1] == 0  # <|end|> stays in the ids and out of the text
+    assert answer.text == model.tokenizer.decode(answer.ids[:-1])
+    expected = scores(model, model.tokenizer.chat_ids(ASK), answer.ids)
+    assert answer.logprobs == pytest.approx(expected, abs=0.05)
+    assert model.chat(ASK, temperature=0, max_new_tokens=1).finish_reason == "length"
+
+
+def test_the_sum_of_a_chat_equals_its_stream(model: Model) -> None:
+    for seed in range(5):
+        how = {"temperature": 2.0, "max_new_tokens": 12, "seed": seed}
+        pieces = list(model.stream(ASK, **how))
+        assert "".join(pieces) == model.chat(ASK, **how).text
+        assert all(pieces)
+
+
+def test_generate_takes_one_text_or_many(model: Model) -> None:
+    texts = [PLAIN.format(sum_) + "<|assistant|>" for sum_ in ("1 + 1", "2 + 2", "9 - 4")]
+    together = model.generate(texts, temperature=0, max_new_tokens=5)
+    alone = [model.generate(text, temperature=0, max_new_tokens=5) for text in texts]
+    assert [c.ids for c in together] == [c.ids for (c,) in alone]
+    assert model.generate([]) == []
+    same = model.generate([texts[0]] * 8, temperature=1.5, max_new_tokens=5)
+    assert len({tuple(c.ids) for c in same}) > 1  # equal prompts do not share their draws
+
+
+def test_seeds(model: Model) -> None:
+    def answers(**seed: int | None) -> list[list[int]]:
+        return [c.ids for c in model.generate([PLAIN] * 4, temperature=2.0, max_new_tokens=12, **seed)]
+
+    assert answers(seed=1) == answers(seed=1)
+    assert answers(seed=1) != answers(seed=2)
+    assert answers() == answers()  # nothing said means seed 0
+    assert answers(seed=None) != answers(seed=None)
+    draws = {"temperature": 2.0, "max_new_tokens": 12, "seed": None}
+    assert len({tuple(model.chat(ASK, **draws).ids) for _ in range(3)}) > 1
+    assert len({"".join(model.stream(ASK, **draws)) for _ in range(4)}) > 1
+
+
+@pytest.mark.parametrize("form", [tuple, list, "".join])
+@pytest.mark.parametrize("length", [1, 3, 7])
+def test_a_stop_string_ends_the_answer_and_is_left_out(
+    model: Model, form: Callable[[list[str]], Any], length: int
+) -> None:
+    for seed in range(300):  # what the model babbles when it is this hot may differ between machines
+        babble = {"temperature": 4.0, "max_new_tokens": 40, "seed": seed}
+        whole = model.chat(ASK, **babble)
+        parts = {at: whole.text[at : at + length] for at in range(4, len(whole.text) - length - 6)}
+        firsts = [at for at, part in parts.items() if part.isascii() and whole.text.find(part) == at]
+        if firsts:
+            break
+    at, stop = firsts[0], parts[firsts[0]]
+    cut = model.chat(ASK, stop=form([stop]), **babble)
+    assert cut.text == whole.text[:at]
+    assert cut.ids == whole.ids[: len(cut.ids)]
+    assert len(cut.ids) < len(whole.ids)
+    assert cut.finish_reason == "stop"
+    assert "".join(model.stream(ASK, stop=form([stop]), **babble)) == cut.text
+    unsaid = whole.text[1] + "@#$%&"  # though one letter of it is
+    assert model.chat(ASK, stop=form([unsaid]), **babble).text == whole.text
+    pieces = list(model.stream(ASK, stop=form([unsaid]), **babble))
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 3
+    (generated,) = model.generate(PLAIN, stop=form([whole.text[0]]), **babble)
+    assert generated.text == model.generate(PLAIN, **babble)[0].text.partition(whole.text[0])[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"temprature": 1}, "temprature.*sampling takes .*temperature"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"stop": ("",)}, "stop string is empty"),
+        ({"temperature": "hot"}, "hot|str"),
+    ],
+)
+def test_a_wrong_sampling_value_is_named(model: Model, wrong: dict[str, Any], said: str) -> None:
+    for call in (
+        lambda: model.generate("1", **wrong),
+        lambda: model.chat(ASK, **wrong),
+        lambda: list(model.stream(ASK, **wrong)),
+    ):
+        with pytest.raises(UserError, match=said):
+            call()
+
+
+def test_prompts_that_cannot_be_answered_are_refused(model: Model) -> None:
+    with pytest.raises(UserError, match="empty"):
+        model.generate("")
+    with pytest.raises(UserError, match="cache"):
+        model.generate("1" * 40_000)
+
+
+def test_a_saved_model_is_the_same_model(model: Model, tmp_path: Path) -> None:
+    folder = model.save(tmp_path / "copy")
+    assert folder == tmp_path / "copy"
+    again = farthing.load(str(folder))
+    for one, two in zip(model.decoder.parameters(), again.decoder.parameters(), strict=True):
+        assert torch.equal(one, two)
+    how = {"temperature": 1.0, "max_new_tokens": 12, "seed": 3}
+    answer = farthing.load(model.folder).chat(ASK, **how)  # new as they are: a cached prompt rounds otherwise
+    assert again.chat(ASK, **how) == answer
+    assert again.save(folder) == folder  # in place
+    assert farthing.load(folder).chat(ASK, **how) == answer
+
+
+def test_a_change_of_the_weights_shows_in_the_next_answer(tiny_model: Path) -> None:
+    model = farthing.load(tiny_model, dtype="float32")
+    before = model.chat(ASK, temperature=0, max_new_tokens=4)
+    with torch.no_grad():
+        model.decoder.embed.weight.mul_(-1.0)
+    after = model.chat(ASK, temperature=0, max_new_tokens=4)
+    assert isinstance(after, Completion)
+    assert after.ids != before.ids
+
+
+def test_a_change_of_the_weights_reaches_a_prompt_that_is_cached(tiny_model: Path) -> None:
+    model, long = farthing.load(tiny_model), PLAIN.format("1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1")
+    how = {"temperature": 0, "max_new_tokens": 4}
+    model.generate(long, **how)
+    with torch.no_grad():
+        model.decoder.layers[0].feedforward.down.weight.mul_(-2.0)
+    changed = model.generate(long, **how)[0].logprobs
+    expected = Model(tiny_model, choose().torch_dtype)
+    expected.decoder.load_state_dict(model.decoder.state_dict())
+    assert changed == pytest.approx(expected.generate(long, **how)[0].logprobs, abs=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", torch.float32), (torch.float32, torch.float32)])
+def test_dtypes(tiny_model: Path, dtype: str | torch.dtype, expected: torch.dtype) -> None:
+    assert farthing.load(tiny_model).decoder.embed.weight.dtype == choose().torch_dtype
+    assert farthing.load(tiny_model, dtype=dtype).decoder.embed.weight.dtype == expected
+    with pytest.raises(UserError, match="dtype: must be auto, bfloat16 or float32, got 'int8'"):
+        farthing.load(tiny_model, dtype="int8")
+
+
+def test_devices(tiny_model: Path) -> None:
+    assert farthing.load(tiny_model, device=torch.device("cpu")).decoder.embed.weight.device.type == "cpu"
+    for device in (None, 0, "tpu"):
+        with pytest.raises(UserError, match="device: must be auto, cpu, cuda or cuda:N"):
+            farthing.load(tiny_model, device=device)  # type: ignore[arg-type]
+
+
+def test_weights_made_in_inference_mode_generate(tiny_model: Path) -> None:
+    with torch.inference_mode():
+        model = farthing.load(tiny_model, device="cpu")
+    assert model.chat(ASK, temperature=0, max_new_tokens=3).ids
+
+
+def test_the_cache_is_smaller_where_memory_is_short(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = farthing.load(tiny_model, device="cpu")
+    each = 2 * 2 * 2 * 16 * model.decoder.embed.weight.element_size()  # keys and values, layers, heads, width
+    monkeypatch.setattr(module, "free_memory", lambda _: 2 * 3000 * each)
+    assert model._affordable(32_768) == 3000
+    assert model._affordable(2000) == 2000
+    assert model.chat(ASK, max_new_tokens=3).ids
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        farthing.load(tmp_path / "nowhere")

@@ -1,0 +1,231 @@
+import io
+import unicodedata
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farthing.base.errors import UserError
+from farthing.serve.chat import Message, chat_loop, harmless, split_thinking
+
+
+class Terminated(KeyboardInterrupt):
+    pass
+
+
+def talk(
+    lines: list[str | type[BaseException]], reply: Callable[[list[Message]], Iterator[str]], **options: object
+) -> tuple[list[Message], str]:
+    """Hold a conversation in which the person says `lines`; an exception stands for a key such as Ctrl-C."""
+    said, output = iter(lines), io.StringIO()
+
+    def read(prompt: str) -> str:
+        output.write(prompt)
+        line = next(said, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    messages = chat_loop(reply, read, output, **options)  # type: ignore[arg-type]
+    return messages, output.getvalue()
+
+
+def answers(*pieces: str) -> Callable[[list[Message]], Iterator[str]]:
+    return lambda messages: iter(pieces)
+
+
+def contents(messages: list[Message]) -> list[str]:
+    return [message["content"] for message in messages]
+
+
+# ---- the conversation ----
+
+
+def test_the_conversation_grows_and_is_given_to_the_model() -> None:
+    seen: list[list[Message]] = []
+
+    def reply(messages: list[Message]) -> Iterator[str]:
+        seen.append(messages)
+        yield "answer "
+        yield str(len(seen))
+
+    messages, _ = talk(["one", "", "two"], reply, system="be brief")
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert contents(messages) == ["be brief", "one", "answer 1", "two", "answer 2"]
+    assert seen[1] == messages[:4]
+
+
+def test_reset_forgets_all_but_the_system_message() -> None:
+    messages, _ = talk(["one", "/reset", "two"], answers("x"), system="s")
+    assert contents(messages) == ["s", "two", "x"]
+
+
+def test_quit_leaves_at_once() -> None:
+    messages, _ = talk(["/quit", "more"], answers("x"))
+    assert messages == []
+
+
+def test_help_and_unknown_commands_do_not_reach_the_model() -> None:
+    messages, shown = talk(["/help", "/rest", "/etc/hosts is what?"], answers("x"))
+    assert "/reset" in shown
+    assert "/rest is no command" in shown
+    assert contents(messages) == ["/etc/hosts is what?", "x"]
+
+
+def test_a_mistake_of_the_user_withdraws_the_question() -> None:
+    def reply(messages: list[Message]) -> Iterator[str]:
+        if messages[-1]["content"] == "long":
+            raise UserError("the conversation is too long; say /reset")
+        yield "fine"
+
+    messages, shown = talk(["long", "short"], reply)
+    assert "farthing: the conversation is too long" in shown
+    assert contents(messages) == ["short", "fine"]
+    with pytest.raises(UserError, match="too long"):
+        talk(["long"], reply, terminal=False)
+
+
+# ---- Ctrl-C ----
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said() -> None:
+    closed: list[bool] = []
+
+    def reply(messages: list[Message]) -> Iterator[str]:
+        try:
+            yield "half an"
+            if len(messages) == 1:
+                raise KeyboardInterrupt
+            yield " answer"
+        finally:
+            closed.append(True)
+
+    messages, shown = talk(["one", "two"], reply)
+    assert contents(messages) == ["one", "half an", "two", "half an answer"]
+    assert "(stopped)" in shown
+    assert closed == [True, True]
+
+
+def test_ctrl_c_while_thinking_closes_the_thought() -> None:
+    def reply(messages: list[Message]) -> Iterator[str]:
+        yield "<think>hm"
+        raise KeyboardInterrupt
+
+    messages, _ = talk(["one"], reply)
+    assert messages[-1]["content"] == "<think>hm\n</think>\n"
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves_and_once_does_not() -> None:
+    messages, shown = talk(
+        [KeyboardInterrupt, "one", KeyboardInterrupt, KeyboardInterrupt, "two"], answers("x")
+    )
+    assert contents(messages) == ["one", "x"]
+    assert "Ctrl-C again" in shown
+
+
+def test_being_told_to_end_ends_everything() -> None:
+    def reply(messages: list[Message]) -> Iterator[str]:
+        yield "half"
+        raise Terminated
+
+    with pytest.raises(Terminated):
+        talk(["one"], reply)
+    with pytest.raises(Terminated):
+        talk([Terminated], answers("x"))
+
+
+def test_without_a_terminal_ctrl_c_ends_everything() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        talk([KeyboardInterrupt], answers("x"), terminal=False)
+
+
+# ---- thinking ----
+
+
+def test_thinking_is_folded_into_a_count_of_words() -> None:
+    _, shown = talk(["q"], answers("<th", "ink>\none tw", "o three ", "four</thi", "nk>\n\nThe", " answer"))
+    assert "thinking… 2 words" in shown
+    assert "thought for 4 words" in shown
+    assert shown.endswith("thought for 4 words\x1b[22m\nThe answer\n> \n")
+    assert "three" not in shown
+
+
+def test_think_shows_the_thoughts_and_again_hides_them() -> None:
+    reply = answers("<think>secret</think>open")
+    _, shown = talk(["/think", "q"], reply)
+    assert "\x1b[2msecret\x1b[22m\n\nopen\n" in shown
+    _, shown = talk(["/think", "/think", "q"], reply)
+    assert "secret" not in shown
+
+
+def test_thinking_without_an_end_is_said_so() -> None:
+    _, shown = talk(["q"], answers("<think>and on and on and"))
+    assert "no answer" in shown
+    assert "thought for 5 words" in shown
+
+
+def test_without_a_terminal_only_answers_are_written() -> None:
+    messages, shown = talk(
+        ["q", "/reset", "/help", "r"], answers("<think>a b</think>\n\nyes"), terminal=False
+    )
+    assert shown == "yes\nyes\n"
+    assert contents(messages) == ["r", "<think>a b</think>\n\nyes"]
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
+    return [text[start:end] for start, end in pairwise(edges)]
+
+
+_marked = st.lists(
+    st.sampled_from(["<think>", "</think>", "<", "</", "think", ">", "a", " b\n", "<thi"])
+).map("".join)
+
+
+@given(text=_marked, places=st.lists(st.integers(0, 60), max_size=8))
+def test_where_the_text_is_cut_does_not_matter(text: str, places: list[int]) -> None:
+    def joined(pieces: list[str]) -> list[tuple[bool, str]]:
+        parts: list[tuple[bool, str]] = []
+        for thinking, piece in split_thinking(pieces):
+            if parts and parts[-1][0] == thinking:
+                parts[-1] = (thinking, parts[-1][1] + piece)
+            else:
+                parts.append((thinking, piece))
+        return parts
+
+    assert joined(cut(text, places)) == joined([text])
+
+
+def test_text_that_only_looks_like_a_mark_is_not_lost() -> None:
+    assert "".join(text for _, text in split_thinking(["a <thi", "s> b <", "/think"])) == "a <this> b </think"
+
+
+@given(text=st.text("ab \n", max_size=30), places=st.lists(st.integers(0, 30), max_size=5))
+def test_words_are_counted_the_same_however_the_thought_is_cut(text: str, places: list[int]) -> None:
+    _, shown = talk(["q"], answers("<think>x", *cut(text, places), "</think>"))
+    count = len(("x" + text).split())
+    assert f"thought for {count} word" in shown
+
+
+# ---- what a model may not do to the terminal ----
+
+
+def test_escapes_do_not_reach_the_terminal_but_stay_in_the_conversation() -> None:
+    evil = "\x1b]52;c;cm0gLXJm\x07\x1b[2Jred\x9b31m\rover\u202egnirts\x00\tkept\n"
+    messages, shown = talk(["q"], answers(*evil), terminal=False)
+    assert shown == "]52;c;cm0gLXJm[2Jred31movergnirts\tkept\n\n"
+    assert messages[-1]["content"] == evil
+
+
+@given(text=st.text())
+def test_harmless_text_has_no_controls_and_loses_nothing_else(text: str) -> None:
+    left = harmless(text)
+    assert all(unicodedata.category(letter) != "Cc" or letter in "\n\t" for letter in left)
+    bidirectional = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    assert left == "".join(
+        letter
+        for letter in text
+        if letter in "\n\t" or not (unicodedata.category(letter) == "Cc" or letter in bidirectional)
+    )
