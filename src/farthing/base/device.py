@@ -16,6 +16,7 @@ import functools
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,10 +68,7 @@ def choose(device: str = "auto", dtype: str = "auto") -> Place:
         UserError: for a name that is not known, a device that is not here, and as `processor.isa`.
     """
     place = _device(device)
-    try:
-        check_dtype(dtype)
-    except UserError as error:
-        raise UserError(f"dtype: {error}") from None
+    _checked("dtype", check_dtype, dtype)
     if dtype != "auto":
         processor.isa()  # refuses a FARTHING_ISA that makes no sense
         return Place(place, dtype, "asked for")
@@ -95,10 +93,7 @@ def check_dtype(name: str) -> str:
 def _device(name: str) -> str:
     import torch
 
-    try:
-        check_device(name)
-    except UserError as error:
-        raise UserError(f"device: {error}") from None
+    _checked("device", check_device, name)
     if name == "cpu":
         return name
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -111,6 +106,14 @@ def _device(name: str) -> str:
     if number >= count:
         raise UserError(f"device: {name}, but there are {count} GPUs, numbered from 0; use cuda:{count - 1}")
     return f"cuda:{number}"
+
+
+def _checked(key: str, check: Callable[[str], str], name: str) -> None:
+    """A mistake under the name of its key, which a recipe's own sentences put there themselves."""
+    try:
+        check(name)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:
@@ -193,13 +196,21 @@ def free_memory(device: str) -> int:
 
     free = int(psutil.virtual_memory().available)
     try:
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         files = re.search(
             r"^inactive_file (\d+)$", Path("/sys/fs/cgroup/memory.stat").read_text(), re.MULTILINE
         )
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+    except (OSError, ValueError):  # no cgroup v2
         return free
-    return min(free, max(0, limit - used + (int(files[1]) if files else 0)))
+    return int(min(free, max(0, memory_limit() - used + (int(files[1]) if files else 0))))
+
+
+def memory_limit() -> float:
+    """Bytes of memory that a container may have (cgroup v2); infinite without a limit."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return float("inf")
 
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)

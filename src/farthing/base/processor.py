@@ -47,22 +47,29 @@ def features() -> frozenset[str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return _apple_features() if sys.platform == "darwin" else frozenset()
+        return _apple_features()
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     return frozenset(match[1].lower().split()) if match else frozenset()
 
 
 def _apple_features() -> frozenset[str]:
     """sysctl's names: hw.optional.arm.FEAT_BF16 is `bf16`, machdep.cpu.leaf7_features holds AVX2 on an Intel Mac."""
-    keys = ["hw.optional.arm", "machdep.cpu.features", "machdep.cpu.leaf7_features"]
-    try:
-        asked = subprocess.run(["sysctl", *keys], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return frozenset()
-    found = re.findall(r"FEAT_(\w+): 1$", asked.stdout, re.MULTILINE)
-    for words in re.findall(r"features: (.+)$", asked.stdout, re.MULTILINE):
+    said = sysctl("hw.optional.arm", "machdep.cpu.features", "machdep.cpu.leaf7_features")
+    found = re.findall(r"FEAT_(\w+): 1$", said, re.MULTILINE)
+    for words in re.findall(r"features: (.+)$", said, re.MULTILINE):
         found += words.split()
     return frozenset(name.lower() for name in found)
+
+
+def sysctl(*arguments: str) -> str:
+    """What macOS says of itself; nothing elsewhere, and where it does not answer."""
+    if sys.platform != "darwin":
+        return ""
+    command = ["sysctl", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def levels() -> tuple[str, ...]:

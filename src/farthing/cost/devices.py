@@ -7,7 +7,6 @@ import functools
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from farthing.base.device import memory_limit
 from farthing.base.errors import UserError
+from farthing.base.processor import sysctl
 
 _VENDOR_WORDS = {"nvidia", "amd", "geforce", "tesla", "instinct", "gpu", "graphics"}
 
@@ -158,23 +159,8 @@ def cpu_model() -> str:
         return found["model name"].strip()
     if "CPU part" in found:
         return f"{platform.machine()} {found.get('CPU implementer', '')}:{found['CPU part']}"
-    return _apple_model() or platform.processor() or platform.machine() or "unknown"
-
-
-def _apple_model() -> str:
-    if sys.platform != "darwin":
-        return ""
-    try:
-        asked = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return asked.stdout.strip()
+    apple = sysctl("-n", "machdep.cpu.brand_string").strip()
+    return apple or platform.processor() or platform.machine() or "unknown"
 
 
 def cpu_cores() -> int:
@@ -185,14 +171,6 @@ def cpu_cores() -> int:
         return max(1, min(cores, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # no cgroup v2, or "max": no quota
         return cores
-
-
-def _container_bytes() -> float:
-    """What a container may have of memory (cgroup v2); infinite without a limit."""
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):
-        return float("inf")
 
 
 def _this_cpu() -> Device:
@@ -208,7 +186,7 @@ def _this_cpu() -> Device:
         watts=entry.watts * scale,
         peak_flops={dtype: flops * scale for dtype, flops in entry.peak_flops.items()},
         measured_flops={dtype: flops * scale for dtype, flops in entry.measured_flops.items()},
-        memory_bytes=int(min(psutil.virtual_memory().total, _container_bytes())),
+        memory_bytes=int(min(psutil.virtual_memory().total, memory_limit())),
         prices=tuple(_scaled(price, cores, scale) for price in entry.prices),
         notes=f"speed and power scaled from {entry.cores} to {cores} cores, not measured on this machine",
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from farthing.base.device import Place, choose, free_memory
 from farthing.base.errors import UserError
+from farthing.cost.memory import cache_bytes_per_token
 from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
 from farthing.engine.engine import Engine
 from farthing.engine.sampling import Sampling
@@ -139,9 +140,8 @@ class Model:
 
     def _affordable(self, tokens: int) -> int:
         """So many tokens of cache, or as many as half of the free memory holds; some always."""
-        config, weight = self.decoder.config, self.decoder.embed.weight
-        width = config.mla.cache_dim if config.mla else 2 * config.num_kv_heads * config.head_dim
-        each = config.num_layers * width * weight.element_size()
+        weight = self.decoder.embed.weight
+        each = cache_bytes_per_token(self.hf_config, "fp32" if weight.dtype == torch.float32 else "bf16")
         return max(1024, min(tokens, free_memory(str(weight.device)) // (2 * each)))
 
     def _completion(self, sample: Sample, sampling: Sampling) -> Completion:

@@ -30,8 +30,6 @@ from farthing.recipe.types import (
     NotNegative,
     Positive,
     Pretrain,
-    Sft,
-    Source,
     Stage,
     Strict,
     Study,
@@ -39,21 +37,6 @@ from farthing.recipe.types import (
     TaskSetting,
     Text,
 )
-
-__all__ = [
-    "Asks",
-    "Evaluate",
-    "Grpo",
-    "Pretrain",
-    "Recipe",
-    "Sft",
-    "Source",
-    "Stage",
-    "Study",
-    "TaskSetting",
-    "load",
-    "validate",
-]
 
 MAX_BYTES = 1_000_000  # a recipe is a page of text; anything larger is some other file
 
