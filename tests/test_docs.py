@@ -43,7 +43,6 @@ def shown_commands() -> list[str]:
 MODELS = {
     "The recipe": recipe.Recipe,
     "`kind: pretrain`": recipe.Pretrain,
-    "`kind: study`": recipe.Study,
     "`kind: sft`": recipe.Sft,
     "Sources of data": recipe.Source,
     "`kind: grpo`": recipe.Grpo,

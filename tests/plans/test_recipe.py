@@ -108,14 +108,6 @@ def test_a_recipe_from_nothing_is_planned_by_its_dial():
     assert found.stages[0].name == "01-pretrain"
 
 
-def test_a_study_costs_all_its_trainings():
-    stage = {"kind": "study", "data": ["some.jsonl"], "size": "1M", "seeds": 1, "tokens": "1M"}
-    once = planned(validate({"name": "both", "stages": [stage]}), None)
-    thrice = planned(validate({"name": "both", "stages": [stage | {"seeds": 3}]}), None)
-    assert thrice.likely["train"] == pytest.approx(3 * once.likely["train"])
-    assert once.stages[0].tokens > 7e6  # four networks, two optimizers, a million tokens each
-
-
 def test_a_device_of_the_catalogue_is_limited_by_generation():
     found = planned(device=devices.find("h100"), calibration=None)
     assert found.limited_by == "generation"

@@ -13,7 +13,6 @@ from farthing.recipe import Grpo, Pretrain, Recipe, Sft, dump, load, validate
 
 SUMS = {"chain_sum": {"weight": 1, "config": {"max_terms": 2}}}
 PRETRAIN = {"kind": "pretrain", "data": ["books.jsonl"], "size": "12M"}
-STUDY: dict[str, Any] = {"kind": "study", "data": ["books.jsonl"], "size": "1M"}
 SFT = {"kind": "sft", "data": [{"tasks": SUMS, "items": "2K"}]}
 GRPO = {"kind": "grpo", "tasks": {"gcd": 1}, "steps": 3, "answer": "tag", "max_new_tokens": 50}
 
@@ -104,17 +103,9 @@ def test_a_source_is_a_path_or_a_table() -> None:
         ([PRETRAIN | {"family": "lama"}], {}, "got 'lama'; did you mean llama?"),
         ([PRETRAIN], {"base": "x"}, "base: a pretrain stage starts from nothing; leave base out"),
         ([SFT, PRETRAIN], {"base": "x"}, "stages: a pretrain stage starts from nothing, so it can only be the first"),
-        ([STUDY], {"base": "x"}, "base: a study stage starts from nothing; leave base out"),
-        ([PRETRAIN, STUDY], {}, "stages: a study stage starts from nothing, so it can only be the first"),
-        ([STUDY | {"families": ["dense", "dense"]}], {}, "stages.1: families: each can be there only once"),
-        ([STUDY | {"families": ["sparse"]}], {}, "stages.1.families.1: must be 'dense', 'moe',"),
-        ([STUDY | {"optimizers": {}}], {}, "stages.1.optimizers: must not be empty"),
-        ([STUDY | {"optimizers": {"adamw": 0}}], {}, "stages.1.optimizers.adamw: must be above 0, got 0"),
-        ([STUDY | {"optimizers": {"sgd": 1.0}}], {}, "stages.1.optimizers.sgd: must be 'adamw' or 'muon'"),
-        ([STUDY | {"batch_tokens": 9}], {}, "batch_tokens (9) must hold one row of length (1024)"),
         ([SFT], {}, "base: is missing (Where the weights come from"),
         ([PRETRAIN], {"evaluate": {}}, "evaluate.tasks: no stage has tasks of its own"),
-        ([{"data": ["x"]}], {"base": "x"}, "stages.1.kind: is missing (the kinds are pretrain, sft, grpo, study)"),
+        ([{"data": ["x"]}], {"base": "x"}, "stages.1.kind: is missing (the kinds are pretrain, sft, grpo)"),
         ([{"kind": "stf", "data": ["x"]}], {"base": "x"}, "got 'stf'; did you mean sft?"),
         ([SFT | {"data": [{"tasks": SUMS, "itms": 5}]}], {"base": "x"}, "itms: no such key; did you mean items?"),
     ],

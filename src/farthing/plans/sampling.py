@@ -19,7 +19,7 @@ from farthing.cost.flops import causal_pairs, forward_flops, mtp_flops, paramete
 from farthing.cost.memory import Code, Kind, Memory, check_latent, memory
 from farthing.cost.shapes import shapes
 from farthing.plans.speed import PRECISION, Config, Speed
-from farthing.recipe import Grpo, Pretrain, Recipe, Sft, Study
+from farthing.recipe import Grpo, Pretrain, Recipe, Sft
 
 TRAINED_AT_ONCE = 64  # sequences that `train.grpo` samples at a time
 EVALUATED_AT_ONCE = 48
@@ -70,8 +70,6 @@ def plan_stages(
     for number, stage in enumerate(recipe.stages, 1):
         if isinstance(stage, Pretrain):
             found, config = _pretrain(stage, speed, device)
-        elif isinstance(stage, Study):
-            found, config = _study(stage, speed, device)
         else:
             assert config is not None
             check_latent(config)
@@ -223,23 +221,6 @@ def _pretrain(stage: Pretrain, speed: Speed, device: Device) -> tuple[StagePlan,
     dialled = dial(stage, stage.vocab_size)
     plan = _language_model(stage, dialled.config, dialled.steps, dialled.batch_tokens, speed, device)
     return plan, dialled.config
-
-
-def _study(stage: Study, speed: Speed, device: Device) -> tuple[StagePlan, Config]:
-    """Every network with every optimizer and seed, one after another; the config is the largest network's."""
-    from farthing.stages.variants import variants
-
-    found = [(v, _pretrain(v.stage, speed, device)[0]) for v in variants(stage, stage.vocab_size)]
-    kinds = found[0][1].seconds
-    plan = StagePlan(
-        name="",
-        seconds={kind: stage.seeds * sum(plan.seconds[kind] for _, plan in found) for kind in kinds},
-        flops=stage.seeds * sum(plan.flops for _, plan in found),
-        tokens=stage.seeds * sum(plan.tokens for _, plan in found),
-        memory=max((plan.memory for _, plan in found), key=lambda memory: memory.total),
-    )
-    largest = max((v.dialled.config for v, _ in found), key=lambda config: parameters(config).total)
-    return plan, largest
 
 
 def _sft(stage: Sft, config: Config, speed: Speed, device: Device) -> StagePlan:

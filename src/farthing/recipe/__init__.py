@@ -1,7 +1,7 @@
 """What a recipe may say: the schema, reading it from YAML, and writing it back."""
 
 from farthing.recipe.recipe import Asks, Evaluate, Recipe, Stage, builtin, dump, load, parse_tasks, validate
-from farthing.recipe.types import Grpo, Pretrain, Sft, Source, Study, TaskSetting
+from farthing.recipe.types import Grpo, Pretrain, Sft, Source, TaskSetting
 
 __all__ = [
     "Asks",
@@ -12,7 +12,6 @@ __all__ = [
     "Sft",
     "Source",
     "Stage",
-    "Study",
     "TaskSetting",
     "builtin",
     "dump",

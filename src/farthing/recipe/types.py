@@ -26,7 +26,6 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
-Family = Literal["dense", "moe", "moe+mla", "moe+mla+mtp"]
 
 
 class Strict(BaseModel):
@@ -381,70 +380,4 @@ class Grpo(Strict):
         return self
 
 
-class Study(Strict):
-    """Dense or mixture of experts, AdamW or Muon: one small pretraining of each, several seeds, compared at equal
-    FLOPs, seconds and dollars (docs/dense-or-moe.md). All have the same depth, width and active parameters."""
-
-    kind: Literal["study"]
-    data: Annotated[list[Source], Field(min_length=1)] = Field(
-        description="The sources, each a path or a table (see Sources of data)."
-    )
-    policy: Literal["stop", "skip"] = Field(
-        default="stop",
-        description="What a broken row or document does: stop the run, or be skipped and said.",
-    )
-    validation: Annotated[float | str, BeforeValidator(_share_or_path)] = Field(
-        default=0.1,
-        description="Documents to validate on and never train on: a share, chosen by their text, or a path.",
-    )
-    validate_on: Amount = Field(
-        default=48_000,
-        description="Characters of them that are scored each time, from the middle of each, an eighth of this at "
-        "most from one.",
-    )
-    vocab_size: Amount = Field(
-        default=8192, description="Entries of the tokenizer that is trained, marks included."
-    )
-    size: Amount = Field(
-        description="The dial: parameters a token passes through, embedding and head apart, such as 1M."
-    )
-    families: Annotated[list[Family], Field(min_length=1)] = Field(
-        default=["dense", "moe", "moe+mla", "moe+mla+mtp"],
-        description="dense: Llama; moe: DeepSeek's mixture of experts, grouped queries; +mla: latent attention; "
-        "+mtp: one prediction module. All are compared with dense, or without it with the simplest.",
-    )
-    optimizers: Annotated[dict[Literal["adamw", "muon"], Positive | None], Field(min_length=1)] = Field(
-        default={"adamw": None, "muon": None},
-        description="Each with its learning rate, constant after the warm-up; null takes DeepSeek LLM's law "
-        "(arXiv:2401.02954).",
-    )
-    seeds: Count = Field(default=3, description="Trainings of each, from the recipe's seed on.")
-    tokens: Amount | None = Field(
-        default=None, description="Tokens each trains on; null takes 20 for each parameter of size."
-    )
-    batch_tokens: Amount | None = Field(
-        default=None, description="Tokens a step; null takes DeepSeek LLM's law (arXiv:2401.02954)."
-    )
-    length: Annotated[int, Field(ge=2)] = Field(
-        default=1024, description="Tokens in a row, into which documents are packed."
-    )
-    warmup: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="Steps of linear warm-up; null takes 2,000 (DeepSeek-V3), 5% at most."
-    )
-    validate_every: Count = Field(default=200, description="Steps between validations, in bits per byte.")
-    checkpoint_every: Count = Field(
-        default=100, description="Steps between the checkpoints a killed run continues from."
-    )
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        if len(set(self.families)) < len(self.families):
-            raise ValueError("families: each can be there only once")
-        if self.batch_tokens is not None and self.batch_tokens < self.length:
-            raise ValueError(
-                f"batch_tokens ({self.batch_tokens}) must hold one row of length ({self.length})"
-            )
-        return self
-
-
-Stage = Annotated[Pretrain | Sft | Grpo | Study, Field(discriminator="kind")]
+Stage = Annotated[Pretrain | Sft | Grpo, Field(discriminator="kind")]

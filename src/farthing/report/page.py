@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from farthing.base import figures
 from farthing.base.errors import UserError
-from farthing.report import answers, study, training
+from farthing.report import answers, training
 from farthing.report.money import Bill, CostPage, bill, cost_page
 from farthing.report.run import Run, gather, number, rows, text
 
@@ -55,15 +55,13 @@ def render(run: Run, the_bill: Bill | None, cost: CostPage | None) -> str:
     found = answers.samples(run)
     result = answers.result(run)
     outcomes = answers.outcomes(run)
-    studies = study.sections(run.folder)
     judged = any(row.outcomes.counts["other"] for _, bars in outcomes or [] for row in bars)
     return template.render(
         css=Markup((files / "report.css").read_text(encoding="utf-8")),  # ours, not from a run
         run=run,
         setting=_setting(run),
         result=result,
-        unfinished=studies[0].headline if studies and not run.evaluation("after") else _unfinished(run),
-        studies=studies,
+        unfinished=_unfinished(run),
         figures=_figures(result, the_bill),
         outcomes=outcomes,
         outcome_names=[

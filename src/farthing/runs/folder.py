@@ -16,7 +16,7 @@ from typing import Any
 from farthing.base.device import Place, choose, has_bfloat16
 from farthing.base.errors import UserError
 from farthing.base.files import _sha256, is_disk_full, write
-from farthing.recipe import Grpo, Pretrain, Recipe, Study, TaskSetting, dump, load
+from farthing.recipe import Grpo, Pretrain, Recipe, TaskSetting, dump, load
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
         if isinstance(stage, Grpo):
             continue
         names = [source.path for source in stage.data if source.path]
-        if isinstance(stage, Pretrain | Study) and isinstance(stage.validation, str):
+        if isinstance(stage, Pretrain) and isinstance(stage.validation, str):
             names.append(stage.validation)
         for name in names:
             path = Path(name)

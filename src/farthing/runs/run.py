@@ -32,9 +32,8 @@ from farthing.engine import Model, Sampling, at_place
 from farthing.evaluate.ask import ask, judge
 from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
-from farthing.recipe import Grpo, Pretrain, Recipe, Sft, Study, load
+from farthing.recipe import Grpo, Pretrain, Recipe, Sft, load
 from farthing.report import write_report
-from farthing.report.study import write_study
 from farthing.runs.folder import (
     all_tasks,
     claim,
@@ -49,7 +48,6 @@ from farthing.runs.live import LiveView
 from farthing.stages.grpo import train_grpo
 from farthing.stages.pretrain import prepare_pretrain, train_pretrain
 from farthing.stages.sft import prepare_sft, train_sft
-from farthing.stages.study import prepare_study, train_study
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.mixture import Mixture, question_key
@@ -147,9 +145,6 @@ class _Work:
                         if isinstance(stage, Pretrain):
                             self.meter.stage = name
                             model = self._pretrain(stage, folder, items)
-                        elif isinstance(stage, Study):
-                            self.meter.stage = name
-                            self._study(stage, folder, items)
                         else:
                             assert current is not None
                             model = None  # its memory is wanted for the next one
@@ -216,17 +211,6 @@ class _Work:
         facts = {"parameters": counted.total, "active": counted.active, "tokens": dialled.tokens}
         self._save(model, folder, stage.kind, dialled.steps, facts | {"data": material.facts()})
         return model
-
-    def _study(self, stage: Study, folder: Path, items: list[Item]) -> None:
-        with self.meter.span("load"):
-            found = prepare_study(stage, folder, seed=self.recipe.seed, held_out=_keys(items), say=self._say)
-        with LiveView(found.steps, self.console, self.quiet) as view:
-            train_study(found, folder, at=self.place, meter=self.meter, on_metrics=view.update, say=view.note)
-        with self.meter.span("checkpoint"):
-            best = write_study(folder, devices.rate(self.device, self.recipe.rates))
-            link(folder / "model", folder / "runs" / best / "model")
-            facts = {"name": folder.name, "kind": stage.kind, "steps": found.steps, "best": best}
-            write_json(folder / "done.json", facts | {"data": found.facts()})
 
     def _sft(self, stage: Sft, model: Model, folder: Path, items: list[Item]) -> None:
         with self.meter.span("load"):
