@@ -14,6 +14,9 @@ import pytest
 from hypothesis import settings
 
 import farthing  # noqa: F401 (before torch, which it tells what FARTHING_ISA allows)
+from farthing.cost.devices import Device
+from farthing.cost.meter import Meter
+from farthing.recipe import Grpo, validate
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 # A job started in the background of a script ignores SIGINT and hands that down; the tests of Ctrl-C need it back.
@@ -298,3 +301,26 @@ def _teach_sums(decoder: Any, tokens: Any) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
+
+
+@pytest.fixture
+def meter(tmp_path: Path) -> Iterator[Meter]:
+    device = Device(name="cpu: test", kind="cpu")
+    with Meter(tmp_path / "ledger.jsonl", stage="01-grpo", device=device, rate=(0.0, "test")) as meter:
+        yield meter
+
+
+@pytest.fixture
+def make_stage() -> Callable[..., Grpo]:
+    """A function that makes a stage's settings: small sums, and whatever is asked for."""
+
+    def make(**settings: Any) -> Grpo:
+        digits = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+        stage = {
+            "kind": "grpo", "tasks": {"chain_sum": {"weight": 1, "config": digits}}, "steps": 4, "prompts": 2,
+            "group": 4, "max_new_tokens": 6, "lr": 1e-3, "sync_every": 1, "sync_tolerance": 0.1,
+            "checkpoint_every": 2,
+        }  # fmt: skip
+        return validate({"name": "test", "base": "none", "stages": [stage | settings]}).stages[0]
+
+    return make

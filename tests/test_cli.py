@@ -18,7 +18,7 @@ import yaml
 import farthing
 from farthing import cli
 from farthing.base.errors import UserError
-from farthing.recipe import load
+from farthing.recipe import Asks, load
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -96,9 +96,9 @@ def test_help_lists_the_commands(run: Run) -> None:
         (["run", "quickstart", "--set", "stages.1.learning_rate=1", "--json"], "did you mean lr?"),
         (["eval", "x"], "needs either --tasks"),
         (["eval", "x", "--tasks", "a", "--recipe", "quickstart"], "needs either --tasks"),
-        (["eval", "x", "--tasks", ","], "stages.1.tasks: must not be empty"),
-        (["eval", "", "--tasks", "a"], "base: must not be empty"),
-        (["eval", "x", "--tasks", "a=-1"], "stages.1.tasks.a: must be above 0"),
+        (["eval", "x", "--tasks", ","], "tasks: must not be empty"),
+        (["eval", "", "--tasks", "a"], "the source is empty"),
+        (["eval", "x", "--tasks", "a=-1"], "tasks.a: must be above 0"),
         (["chat"], "no finished run under runs/"),
     ],
 )
@@ -217,8 +217,10 @@ def test_a_pipe_that_breaks_elsewhere_is_a_bug(run: Run, monkeypatch: pytest.Mon
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
 
-    def evaluate_source(source: str, tasks: Any, n: int, **settings: Any) -> dict[str, Any]:
-        seen.append((source, {name: setting.weight for name, setting in tasks.items()}, n, settings))
+    def evaluate_source(source: str, asks: Asks, n: int, **settings: Any) -> dict[str, Any]:
+        said = {name: value for name, value in asks._asdict().items() if name != "tasks"}
+        weights = {name: setting.weight for name, setting in asks.tasks.items()}
+        seen.append((source, weights, n, said | settings))
         counts: dict[str, Any] = {"n": n, "right": 1, "wrong": 2, "unparsed": 3, "cut_off": 4}
         if settings["speculate"]:
             counts["acceptance"] = [0.9, 0.25]

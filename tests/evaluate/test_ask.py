@@ -8,9 +8,9 @@ import pytest
 
 from farthing.base.errors import UserError
 from farthing.data.tokenizer import question_ids
-from farthing.engine import Model, Sample, Sampling
+from farthing.engine import Model, Request, Sample, Sampling
 from farthing.evaluate import evaluate_source, gain, summarise
-from farthing.evaluate.ask import ask, judge, trained_questions
+from farthing.evaluate.ask import judge, trained_questions
 from farthing.evaluate.score import Record, mcnemar, paired_difference, wilson
 from farthing.recipe import dump, validate
 from farthing.tasks import Item, Verdict
@@ -92,8 +92,7 @@ class Judge:
 def test_an_answer_that_ran_out_of_tokens_is_cut_off_even_if_right() -> None:
     items = [Item("t", 0, i, f"q{i}", "7", {"scorer": "integer"}) for i in range(3)]
     samples = [Sample([7], finish_reason=reason) for reason in ("stop", "length", "stop")]
-    answers = list(zip(items, ["7", "7", "8"], samples, strict=True))
-    found = judge(answers, Judge(), "final")  # type: ignore[arg-type]
+    found = judge(items, ["7", "7", "8"], samples, Judge(), "final")  # type: ignore[arg-type]
     assert [r["outcome"] for r in found] == ["right", "cut_off", "wrong"]
     assert found[1] == {
         "index": 1, "task": "t", "question": "q1", "gold": "7", "text": "7", "outcome": "cut_off",
@@ -106,10 +105,8 @@ def setting(tiny_recipe: Callable[..., dict[str, Any]]) -> Callable[..., dict[st
     recipe = validate(tiny_recipe())
 
     def make(n: int = 12, **changes: Any) -> dict[str, Any]:
-        return {
-            "tasks": recipe.stages[0].tasks, "n": n, "answer": "final", "prompt": "{question}",
-            "system": None, "max_new_tokens": 6, "temperature": 0.0, "seed": 3,
-        } | changes  # fmt: skip
+        asks = recipe.asks()._replace(max_new_tokens=changes.pop("max_new_tokens", 6))
+        return {"asks": asks, "n": n, "seed": 3} | changes
 
     return make
 
@@ -120,13 +117,12 @@ def test_a_model_is_asked_and_judged_as_by_hand(
     how = setting()
     found = evaluate_source(tiny_model, **how)
     assert found["n"] == 12
-    tasks = {name: task.model_dump() for name, task in how["tasks"].items()}
     model = Model(tiny_model)
     right = 0
-    for item in Mixture(tasks, 3).held_out(12):
+    for item in Mixture(how["asks"].tasks, 3).held_out(12):
         ids = question_ids(model.tokenizer, item.question, "{question}", None)
-        ((_, text, _),) = ask(model.engine(), model.tokenizer, [item], [ids], Sampling(6, temperature=0))
-        right += text == item.answer
+        [[sample]] = model.engine().generate([Request(ids, Sampling(6, temperature=0))])
+        right += model.tokenizer.decode(sample.ids) == item.answer
     assert 0 < right < 12, "the test model knows all or nothing; the test shows nothing"
     assert found["right"] == right
     assert evaluate_source(tiny_model, **how) == found

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -36,9 +36,6 @@ from farthing.cli.shared import (
     print_result,
     print_text,
 )
-
-if TYPE_CHECKING:
-    from farthing.recipe import Recipe
 
 app = typer.Typer(
     add_completion=False,
@@ -170,19 +167,26 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out questions."""
-    from farthing.recipe import load, parse_tasks, validate
+    from farthing.recipe import load, parse_tasks, plain_asks
 
-    if recipe is not None and tasks is None:
-        asked = load(recipe, seed=seed)
-    elif tasks is not None and recipe is None:
-        stage = {"kind": "grpo", "tasks": parse_tasks(tasks), "steps": 1}
-        asked = validate(
-            {"name": "eval", "base": source, "seed": seed or 0, "stages": [stage], "evaluate": {}}
-        )
-    else:
+    if (recipe is None) == (tasks is None):
         raise UserError('farthing eval needs either --tasks "chain_sum" or --recipe RECIPE')
+    asked = load(recipe, seed=seed) if recipe is not None else None
+    settings = asked.evaluate if asked else None
+    asks = asked.asks() if asked else plain_asks(parse_tasks(tasks or ""))
     with only_results_on_stdout():
-        card = _evaluate(model_source(source), asked, n, speculate, device, dtype)
+        from farthing.evaluate import evaluate_source
+
+        card = evaluate_source(
+            model_source(source),
+            asks,
+            n or (settings.held_out if settings else 200),
+            temperature=settings.temperature if settings else 0.0,
+            seed=asked.seed if asked else seed or 0,
+            speculate=speculate,
+            device=device or (asked.device if asked else "auto"),
+            dtype=dtype or (asked.dtype if asked else "auto"),
+        )
     low, high = (f"{100 * bound:.1f}" for bound in card["ci95"])
     sentence = (
         f"{source}: {100 * card['accuracy']:.1f}% right of {card['n']} (95% interval {low} to {high}); "
@@ -249,28 +253,6 @@ def main() -> NoReturn:
 
 
 # ---- what the commands share ----
-
-
-def _evaluate(
-    source: str, recipe: Recipe, n: int | None, speculate: int, device: str | None, dtype: str | None
-) -> dict[str, Any]:
-    from farthing.evaluate import evaluate_source
-
-    asks, settings = recipe.asks(), recipe.evaluate
-    return evaluate_source(
-        source,
-        asks.tasks,
-        n or (settings.held_out if settings else 200),
-        answer=asks.answer,
-        prompt=asks.prompt,
-        system=asks.system,
-        max_new_tokens=asks.max_new_tokens,
-        temperature=settings.temperature if settings else 0.0,
-        seed=recipe.seed,
-        speculate=speculate,
-        device=device or recipe.device,
-        dtype=dtype or recipe.dtype,
-    )
 
 
 def _read_line(_: str) -> str:

@@ -7,44 +7,62 @@ cut_off (it ran out of tokens), timeout (the verifier did), bad_gold (the questi
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.data.tokenizer import Tokenizer, question_ids
-from farthing.engine import Engine, Request, Sample, Sampling, load
-from farthing.evaluate.score import (
-    Record,
-    summarise,
-)
-from farthing.recipe import Grpo, TaskSetting
+from farthing.data.tokenizer import question_ids
+from farthing.engine import Model, Request, Sample, Sampling, load
+from farthing.engine.generator import Work
+from farthing.evaluate.score import Record, summarise
+from farthing.recipe import Asks
 from farthing.recipe import load as load_recipe
+from farthing.recipe.work import EVALUATED_AT_ONCE, PROMPT_TOKENS
 from farthing.tasks import Item
 from farthing.tasks.item import Convention
 from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
 
 
-def ask(
-    engine: Engine,
-    tokenizer: Tokenizer,
+def evaluate(
+    model: Model,
     items: Sequence[Item],
-    prompts: Sequence[list[int]],
-    sampling: Sampling,
-) -> list[tuple[Item, str, Sample]]:
-    """One answer to every question: (item, text, sample)."""
+    asks: Asks,
+    pool: VerifierPool,
+    *,
+    temperature: float,
+    seed: int,
+    speculate: int = 0,
+) -> tuple[list[Record], Work]:
+    """Ask a model every question once, and judge its answers.
+
+    Args:
+        asks: how to ask, and how to read the answers.
+        speculate: tokens to guess a step with the model's prediction modules.
+
+    Returns:
+        the records, in the order of `items`; the engine's work, to be booked.
+    """
+    sampling = Sampling(max_new_tokens=asks.max_new_tokens, temperature=temperature, seed=seed)
+    cache_tokens = EVALUATED_AT_ONCE * (asks.max_new_tokens + PROMPT_TOKENS)
+    engine = model.engine(EVALUATED_AT_ONCE, cache_tokens, speculate=speculate)
+    prompts = (question_ids(model.tokenizer, item.question, asks.prompt, asks.system) for item in items)
     requests = [Request(prompt, sampling, first_sample=number) for number, prompt in enumerate(prompts)]
-    answers = engine.generate(requests)
-    return [(item, tokenizer.decode(s.ids), s) for item, (s,) in zip(items, answers, strict=True)]
+    samples = [sample for (sample,) in engine.generate(requests)]
+    texts = [model.tokenizer.decode(sample.ids) for sample in samples]
+    return judge(items, texts, samples, pool, asks.answer), engine.done()
 
 
 def judge(
-    answers: Sequence[tuple[Item, str, Sample]], pool: VerifierPool, convention: Convention
+    items: Sequence[Item],
+    texts: Sequence[str],
+    samples: Sequence[Sample],
+    pool: VerifierPool,
+    convention: Convention,
 ) -> list[Record]:
     """The answers with their outcomes."""
-    verdicts = pool.verify([(item, text) for item, text, _ in answers], convention)
+    verdicts = pool.verify(list(zip(items, texts, strict=True)), convention)
     return [
         {
             "index": index,
@@ -56,13 +74,15 @@ def judge(
             "answer": verdict.answer,
             "tokens": len(sample.ids),
         }
-        for index, ((item, text, sample), verdict) in enumerate(zip(answers, verdicts, strict=True))
+        for index, (item, text, sample, verdict) in enumerate(
+            zip(items, texts, samples, verdicts, strict=True)
+        )
     ]
 
 
 def trained_questions(source: Path) -> set[str]:
-    """The `question_key`s of everything that was trained on in the run that `source` is, or lies in; none for a model
-    that comes from no run here."""
+    """The `question_key`s of all training questions of the run that `source` is or lies in; empty for a model from
+    elsewhere."""
     place = source.resolve()
     run = next((folder for folder in (place, *place.parents[:3]) if (folder / "ledger.jsonl").exists()), None)
     if run is None:
@@ -71,14 +91,14 @@ def trained_questions(source: Path) -> set[str]:
     keys: set[str] = set()
     for number, stage in enumerate(recipe.stages, 1):
         folder = run / "stages" / f"{number:02d}-{stage.kind}"
-        for path in folder.glob("data/lessons-*.jsonl"):  # worked solutions that it learnt from
+        for path in folder.glob("data/lessons-*.jsonl"):  # worked solutions
             with path.open(encoding="utf-8") as file:
                 keys |= {question_key(json.loads(line)["question"]) for line in file}
-        if not isinstance(stage, Grpo):
+        if stage.asks is None:
             continue
         metrics = folder / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
-        mixture = Mixture(stage.tasks, recipe.seed)
+        mixture = Mixture(stage.asks.tasks, recipe.seed)
         last = json.loads(lines[-1])["cursor"] if lines else 0
         keys |= {question_key(mixture.train(index).question) for index in range(last)}
     if recipe.evaluate is not None:  # never trained on, though the stream passes over them
@@ -89,25 +109,21 @@ def trained_questions(source: Path) -> set[str]:
 
 def evaluate_source(
     source: str | Path,
-    tasks: Mapping[str, TaskSetting],
+    asks: Asks,
     n: int,
     *,
-    answer: Convention,
-    prompt: str,
-    system: str | None,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
+    temperature: float = 0.0,
+    seed: int = 0,
     speculate: int = 0,
     device: str = "auto",
     dtype: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluate any model: the summary `farthing eval` prints.
+    """Evaluate any model on `n` held-out questions; returns the summary that `farthing eval` prints.
 
     Args:
         device, dtype: as in `load`.
-        speculate: tokens to guess a step with the model's prediction modules; the summary then has `acceptance`, for
-            each depth the share of right guesses.
+        speculate: tokens to guess a step with the model's prediction modules; the summary then has `acceptance`, the
+            share of right guesses at each depth.
 
     Raises:
         UserError: when the source cannot be loaded, a task does not exist, n is not positive, or the model has too few
@@ -116,11 +132,10 @@ def evaluate_source(
     if n < 1:
         raise UserError(f"n is {n}; ask at least one question")
     model = load(source, dtype, device)
-    items = Mixture(tasks, seed).held_out(n, trained_questions(Path(source)))
-    prompts = [question_ids(model.tokenizer, item.question, prompt, system) for item in items]
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    engine = model.engine(48, 48 * (max_new_tokens + 1024), speculate=speculate)
-    with VerifierPool(workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
-        records = judge(ask(engine, model.tokenizer, items, prompts, sampling), pool, answer)
+    items = Mixture(asks.tasks, seed).held_out(n, trained_questions(Path(source)))
+    with VerifierPool() as pool:
+        records, work = evaluate(
+            model, items, asks, pool, temperature=temperature, seed=seed, speculate=speculate
+        )
     summary = summarise(str(source), records)
-    return {**summary, "acceptance": engine.done().acceptance} if speculate else summary
+    return {**summary, "acceptance": work.acceptance} if speculate else summary

@@ -24,7 +24,7 @@ from farthing.plans.measured import Calibration
 from farthing.plans.recipe import RecipePlan, check_pass_rate, known_pass_rate, plan_recipe
 from farthing.plans.speed import Measured
 from farthing.plans.training import SEQ_LEN, Plan, plan_training
-from farthing.recipe import Grpo, Recipe, Sft, builtin, load
+from farthing.recipe import Recipe, builtin, load
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _MAX_BYTES = 10_000_000
@@ -182,12 +182,10 @@ def _smaller(planned: RecipePlan) -> str:
     room = [d for d in devices.catalogue() if d.memory_bytes >= planned.memory_bytes and d.prices]
     device = min(room, key=lambda d: d.prices[0].usd, default=None)
     another = f"use --gpu {device.aliases[0]}" if device else "take a smaller base"
-    stages = planned.recipe.stages
-    if planned.recipe.base is None or not all(isinstance(s, Sft | Grpo) and not s.lora for s in stages):
+    stages = [stage.with_lora(16) for stage in planned.recipe.stages]
+    if None in stages:
         return another
-    lighter = planned.recipe.model_copy(
-        update={"stages": [stage.model_copy(update={"lora": 16}) for stage in stages]}
-    )
+    lighter = planned.recipe.model_copy(update={"stages": stages})
     tried = plan_recipe(lighter, planned.config, planned.device, None, dtype=planned.dtype)
     return f"set lora: 16 in its stages, or {another}" if tried.fits else another
 

@@ -16,9 +16,10 @@ from farthing.cost.flops import parameters
 from farthing.cost.memory import WIDTH
 from farthing.plans.measured import Calibration
 from farthing.plans.sampling import MEASURED, MEASURED_SOURCE, StagePlan, halved_and_doubled, plan_stages
-from farthing.plans.speed import LAUNCH, LAUNCHES, PRECISION, READ, Catalogued, Config, Measured, Speed
+from farthing.plans.speed import LAUNCH, LAUNCHES, PRECISION, READ, Catalogued, Measured, Speed
 from farthing.plans.training import Assumption
-from farthing.recipe import Grpo, Recipe
+from farthing.recipe import Recipe
+from farthing.recipe.work import Config
 
 ACTIVITIES = ("load", "generate", "verify", "train", "checkpoint", "evaluate")
 
@@ -165,7 +166,7 @@ def plan_recipe(
 
 def check_pass_rate(recipe: Recipe, pass_rate: float | None) -> None:
     """Raises UserError if rewards are to be learnt from by a base that never earns one."""
-    if pass_rate is None or not isinstance(recipe.stages[0], Grpo):
+    if pass_rate is None or recipe.stages[0].asks is None:
         return
     if not 0 <= pass_rate <= 1:
         raise UserError(f"--pass-rate {pass_rate:g}: must be a share between 0 and 1")
@@ -270,7 +271,7 @@ def _assumptions(
             f"{LAUNCHES} launches of {LAUNCH * 1e6:.0f} microseconds a layer and pass; nothing was measured",
             f"assumed; bandwidth: {device.source}",
         )
-    if any(isinstance(stage, Grpo) for stage in recipe.stages):
+    if any(stage.asks for stage in recipe.stages):
         yield Assumption(
             f"answers are {100 * MEASURED.answer:.0f}% of the longest allowed, {100 * MEASURED.kept:.0f}% of the "
             f"groups have something to learn from, a question is {MEASURED.prompt:.0f} tokens; the range halves and "

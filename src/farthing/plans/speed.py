@@ -7,9 +7,8 @@ operation. The second is a guess where nothing was measured, and its range says 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from farthing.cost.devices import Device, peak
 from farthing.cost.flops import flops_per_token, forward_flops, parameters
@@ -17,8 +16,7 @@ from farthing.cost.memory import WIDTH, Precision, cache_bytes_per_token
 from farthing.cost.shapes import shapes
 from farthing.plans.efficiency import conditions, efficiency
 from farthing.plans.measured import Calibration
-
-Config = Mapping[str, Any]
+from farthing.recipe.work import Config
 
 LAUNCHES = 14  # operations that one layer launches, forward
 LAUNCH = 8e-6  # seconds each from Python; assumed, not measured

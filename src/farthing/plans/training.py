@@ -29,6 +29,7 @@ from farthing.plans.efficiency import (
     validation,
 )
 from farthing.plans.layout import USABLE, Candidate, best
+from farthing.recipe.dial import best_batch
 
 LOAD = 0.70
 """Mean power over the board's limit while training: StarCoder's 280 of 400 W (arXiv:2305.06161 section 5.7)."""
@@ -196,7 +197,7 @@ def plan_training(
     check_latent(config)
     per_token = flops_per_token(config, seq_len)
     work = per_token * tokens
-    batch = batch_tokens(work.model)
+    batch = best_batch(work.model)
     paid, source = checked_price(device, price, rates)
     start = count or default_devices(work.model, device)
     layouts, least = _layouts(config, device, start, seq_len, batch, precision)
@@ -222,11 +223,6 @@ def plan_training(
         remedy="" if layouts else _remedy(config, device, start, seq_len, batch, precision),
         mixture=any(layer.sparse for layer in shapes(config).layers),
     )
-
-
-def batch_tokens(flops: float) -> float:
-    """Tokens of a batch for a run of so many FLOPs: 0.2920 C^0.3271 (DeepSeek LLM, arXiv:2401.02954 eq. 1)."""
-    return 0.2920 * flops**0.3271
 
 
 def check_count(count: int | None) -> None:

@@ -1,21 +1,31 @@
 """What a recipe may say: the schema, reading it from YAML, and writing it back."""
 
-from farthing.recipe.recipe import Asks, Evaluate, Recipe, Stage, builtin, dump, load, parse_tasks, validate
-from farthing.recipe.types import Grpo, Pretrain, Sft, Source, TaskSetting
+from farthing.recipe.grpo import Grpo
+from farthing.recipe.kinds import KINDS, Stage
+from farthing.recipe.pretrain import Pretrain
+from farthing.recipe.recipe import Evaluate, Recipe, builtin, dump, load, parse_tasks, plain_asks, validate
+from farthing.recipe.sft import Sft
+from farthing.recipe.stage import Asks, Curve, LanguageModelling, StageSpec
+from farthing.recipe.types import Source, TaskSetting
 
 __all__ = [
+    "KINDS",
     "Asks",
+    "Curve",
     "Evaluate",
     "Grpo",
+    "LanguageModelling",
     "Pretrain",
     "Recipe",
     "Sft",
     "Source",
     "Stage",
+    "StageSpec",
     "TaskSetting",
     "builtin",
     "dump",
     "load",
     "parse_tasks",
+    "plain_asks",
     "validate",
 ]

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
 from farthing.base.schema import nearest
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
-from farthing.recipe import Pretrain
+
+if TYPE_CHECKING:
+    from farthing.recipe.pretrain import Pretrain
 
 ASPECT = 64  # width by depth (nanochat's dial)
 TOKENS_PER_PARAMETER = 20  # Chinchilla, arXiv:2203.15556
@@ -66,13 +68,22 @@ def dial(stage: Pretrain, vocab_size: int, bos_id: int | None = None, eos_id: in
         )
     tokens = stage.tokens or TOKENS_PER_PARAMETER * parameters(config).active
     compute = training_flops(config, stage.length) * tokens
-    # DeepSeek LLM, arXiv:2401.02954, section 3.1: best batch and rate for a budget of C non-embedding FLOPs.
-    batch = stage.batch_tokens or 0.2920 * compute**0.3271
-    lr = stage.lr or 0.3118 * compute**-0.1250
+    batch = stage.batch_tokens or best_batch(compute)
+    lr = stage.lr or best_rate(compute)
     rows = max(1, round(batch / stage.length))
     steps = max(1, round(tokens / (rows * stage.length)))
     warmup = min(WARMUP, math.ceil(steps / 20)) if stage.warmup is None else min(stage.warmup, steps)
     return Dialled(config, config["initializer_range"], lr, rows * stage.length, steps, warmup)
+
+
+def best_batch(flops: float) -> float:
+    """Tokens of the best batch for a run of so many non-embedding FLOPs (DeepSeek LLM, arXiv:2401.02954, eq. 1)."""
+    return 0.2920 * flops**0.3271
+
+
+def best_rate(flops: float) -> float:
+    """Best learning rate for a run of so many non-embedding FLOPs (DeepSeek LLM, arXiv:2401.02954, eq. 1)."""
+    return 0.3118 * flops**-0.1250
 
 
 def training_flops(config: dict[str, Any], length: int) -> float:

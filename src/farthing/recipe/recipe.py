@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,18 +24,11 @@ from pydantic import (
 from farthing.base.device import check_device, check_dtype
 from farthing.base.errors import UserError
 from farthing.base.schema import UNKNOWN_KEY, dump_text, given, nearest, parse_text, parse_value, sentence
-from farthing.recipe.types import (
-    Count,
-    Grpo,
-    NotNegative,
-    Positive,
-    Pretrain,
-    Stage,
-    Strict,
-    Tasks,
-    TaskSetting,
-    Text,
-)
+from farthing.recipe.kinds import GONE, Stage
+from farthing.recipe.stage import Asks
+from farthing.recipe.types import Count, NotNegative, Positive, Strict, Tasks, TaskSetting, Text
+
+M = TypeVar("M", bound=Strict)
 
 MAX_BYTES = 1_000_000  # a recipe is a page of text; anything larger is some other file
 
@@ -64,16 +57,6 @@ class Evaluate(Strict):
     temperature: NotNegative = Field(default=0.0, description="0 answers greedily.")
 
 
-class Asks(NamedTuple):
-    """What a recipe's model is asked, and how its answers are read: the `grpo` stage's keys of these names."""
-
-    tasks: dict[str, TaskSetting]
-    answer: Literal["final", "tag", "boxed"]
-    prompt: str
-    system: str | None
-    max_new_tokens: int
-
-
 class Recipe(Strict):
     """A base model, the stages it goes through, and how the result is judged and priced."""
 
@@ -98,13 +81,14 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:
-        nothing = [stage.kind for stage in self.stages if isinstance(stage, Pretrain)]
-        from_nothing = isinstance(self.stages[0], Pretrain)
-        if nothing[from_nothing:]:
-            kind = nothing[from_nothing:][0]
-            raise ValueError(f"stages: a {kind} stage starts from nothing, so it can only be the first")
+        from_nothing = self.stages[0].starts_from_nothing
+        for stage in self.stages[1:]:
+            if stage.starts_from_nothing:
+                raise ValueError(
+                    f"stages: a {stage.kind} stage starts from nothing, so it can only be the first"
+                )
         if from_nothing and self.base is not None:
-            raise ValueError(f"base: a {nothing[0]} stage starts from nothing; leave base out")
+            raise ValueError(f"base: a {self.stages[0].kind} stage starts from nothing; leave base out")
         if not from_nothing and self.base is None:
             raise ValueError(f"base: is missing ({Recipe.model_fields['base'].description})")
         if self.evaluate is not None and self.evaluate.tasks == "same" and not self._own_tasks():
@@ -112,13 +96,7 @@ class Recipe(Strict):
         return self
 
     def _own_tasks(self) -> dict[str, TaskSetting]:
-        for stage in reversed(self.stages):
-            if isinstance(stage, Grpo):
-                return stage.tasks
-            for source in stage.data:
-                if source.tasks:
-                    return source.tasks
-        return {}
+        return next((stage.mixtures[0] for stage in reversed(self.stages) if stage.mixtures), {})
 
     def evaluation_tasks(self) -> dict[str, TaskSetting]:
         """The tasks to evaluate on, with `same` resolved to those of the last stage that has any."""
@@ -127,16 +105,12 @@ class Recipe(Strict):
         return self.evaluate.tasks
 
     def asks(self) -> Asks:
-        """How to evaluate: as the last `grpo` stage asks, or as one with its defaults would."""
-        stages = [stage for stage in self.stages if isinstance(stage, Grpo)]
-        default = Grpo.model_fields
-        found = {
-            key: getattr(stages[-1], key) if stages else default[key].default
-            for key in ("answer", "prompt", "system", "max_new_tokens")
-        }
+        """How to evaluate: as the last stage that asks questions does, or by the defaults."""
+        own = [stage.asks for stage in self.stages if stage.asks]
+        asks = (own[-1] if own else Asks({}))._replace(tasks=self.evaluation_tasks())
         if self.evaluate is not None and self.evaluate.max_new_tokens:
-            found["max_new_tokens"] = self.evaluate.max_new_tokens
-        return Asks(self.evaluation_tasks(), **found)
+            asks = asks._replace(max_new_tokens=self.evaluate.max_new_tokens)
+        return asks
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -159,14 +133,12 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | No
 
 def validate(data: dict[str, Any]) -> Recipe:
     """The recipe in `data`, as read from YAML or JSON. Raises UserError naming up to three wrong keys."""
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        # A misspelt key is often what makes another one missing, so those come first.
-        found = sorted(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
-        problems = [sentence(dict(problem), data, Recipe) for problem in found]
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError("; ".join(problems[:3]) + more) from None
+    stages = data.get("stages")
+    for number, stage in enumerate(stages if isinstance(stages, list) else [], 1):
+        kind = stage.get("kind") if isinstance(stage, dict) else None
+        if isinstance(kind, str) and kind in GONE:
+            raise UserError(f"stages.{number}.kind: {GONE[kind]}")
+    return _checked(Recipe, data)
 
 
 def parse_tasks(text: str) -> Any:
@@ -177,6 +149,11 @@ def parse_tasks(text: str) -> Any:
     return {name.strip(): parse_value(weight, "tasks") if equals else 1 for name, equals, weight in pairs}
 
 
+def plain_asks(tasks: Any) -> Asks:
+    """Plain questions from a recipe's `tasks`. Raises UserError as `validate`."""
+    return Asks(_checked(_Tasks, {"tasks": tasks}).tasks)
+
+
 def dump(recipe: Recipe) -> str:
     """YAML with every default written out; `load` reads it back to an equal recipe."""
     return dump_text(recipe.model_dump(mode="json"))
@@ -185,6 +162,22 @@ def dump(recipe: Recipe) -> str:
 def builtin() -> list[tuple[str, str]]:
     """Name and description of every recipe that comes with Farthing, by name."""
     return [(name, load(name).description) for name in _builtin_names()]
+
+
+class _Tasks(Strict):
+    tasks: Tasks
+
+
+def _checked(model: type[M], data: Any) -> M:
+    """The data as a model. Raises UserError naming up to three wrong keys."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        # A misspelt key is often what makes another one missing, so those come first.
+        found = sorted(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
+        problems = [sentence(dict(problem), data, model) for problem in found]
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError("; ".join(problems[:3]) + more) from None
 
 
 # ---- reading ----

@@ -5,12 +5,13 @@ sentence.
 """
 
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from farthing.base import figures
+from farthing.recipe import KINDS, Curve
+from farthing.recipe.kinds import spec_of
 from farthing.report import charts
 from farthing.report.run import Json, Run, mapping, number, rows, text
 
@@ -36,39 +37,10 @@ class StageCurves:
     missing: list[str]
 
 
-Curve = tuple[str, str, str, Callable[[float], str], float | None, str]
-# key, title, axis label, how a value is written, ceiling, gloss
-CURVES: list[Curve] = [
-    ("reward", "Reward", "mean reward", figures.short, None,
-     "What the verifier paid per answer, averaged over the step."),
-    ("right", "Answers right", "share right", lambda y: figures.percent(y, 0), 1.0,
-     "Share of sampled answers the verifier accepted, on training questions."),
-    ("unparsed", "No answer read", "share of answers", lambda y: figures.percent(y, 0), 1.0,
-     "Share of sampled answers in which no answer could be found."),
-    ("length", "Length", "tokens", figures.short, None,
-     "Mean number of tokens in an answer."),
-    ("entropy", "Entropy", "nats per token", figures.short, None,
-     "How undecided the model is about its next token; a fall to zero means it stopped exploring."),
-    ("grad_norm", "Gradient norm", "L2 norm", figures.short, None,
-     "Size of the update before clipping; spikes are steps that tried to go far."),
-    ("kl", "Distance from the start", "KL, nats per token", figures.short, None,
-     "Divergence from the reference model."),
-]  # fmt: skip
-TEXT_CURVES: list[Curve] = [
-    ("loss", "Loss", "nats per token", figures.short, None,
-     "How badly the next token was predicted, on the step's own text."),
-    ("val_bits_per_byte", "Validation", "bits per byte", figures.short, None,
-     "The same on text kept apart, for each byte of it, whatever the tokenizer."),
-    ("mtp_loss", "Loss further ahead", "nats per token", figures.short, None,
-     "Of the modules that predict the tokens after the next."),
-    ("load_worst", "Busiest expert", "times the mean", figures.short, None,
-     "Tokens of the busiest expert over the mean, in the layer where they differ most; 1 is perfect balance."),
-    ("grad_norm", "Gradient norm", "L2 norm", figures.short, None,
-     "Size of the update before clipping; spikes are steps that tried to go far."),
-    ("lr", "Learning rate", "peak and schedule", figures.short, None,
-     "As the schedule set it."),
-]  # fmt: skip
-OPTIONAL = ("kl", "val_bits_per_byte", "mtp_loss", "load_worst", "lr")  # not every stage has them: no hole
+def shown(stage: str) -> list[Curve]:
+    """The curves of a stage, by its folder's name; none for a kind that this version does not know."""
+    kind = stage.partition("-")[2]
+    return [curve for curve in spec_of(kind).curves if curve.gloss] if kind in KINDS else []
 
 
 def series(lines: list[Json], key: str) -> list[charts.Point]:
@@ -81,32 +53,37 @@ def curves(run: Run) -> list[StageCurves]:
     stages = []
     for stage, lines in run.metrics.items():
         panels, missing = [], []
-        wanted = TEXT_CURVES if any("loss" in line for line in lines) else CURVES
-        for key, title, label, value_text, ceiling, gloss in wanted:
-            points = series(lines, key)
+        for curve in shown(stage):
+            points = series(lines, curve.key)
             if not points:
-                missing += [] if key in OPTIONAL else [title.lower()]
+                missing += [] if curve.optional else [curve.title.lower()]
                 continue
-            lowest, highest = min(y for _, y in points), max(y for _, y in points)
-            describe = (
-                f"{title} over {len(points)} steps, from {value_text(points[0][1])} "
-                f"to {value_text(points[-1][1])}; lowest {value_text(lowest)}, highest {value_text(highest)}."
-            )
-            wild = (
-                key == "grad_norm" and lowest > 0 and highest > 20 * statistics.median(y for _, y in points)
-            )
-            drawing = charts.curve(
-                [charts.Line(points)],
-                f"{label}, logarithmic" if wild else label,
-                describe,
-                value_text,
-                logarithmic=wild,
-                ceiling=ceiling,
-            )
-            panels.append(Panel(title, gloss, drawing))
+            panels.append(Panel(curve.title, curve.gloss, _drawing(curve, points)))
         _, window = charts.smooth([0.0] * len(lines))
         stages.append(StageCurves(stage, len(lines), window, panels, missing))
     return stages
+
+
+def _drawing(curve: Curve, points: list[charts.Point]) -> Markup:
+    values = [value for _, value in points]
+    lowest, highest = min(values), max(values)
+
+    def write(value: float) -> str:
+        return figures.percent(value, 0) if curve.share else figures.short(value)
+
+    describe = (
+        f"{curve.title} over {len(points)} steps, from {write(values[0])} to {write(values[-1])}; "
+        f"lowest {write(lowest)}, highest {write(highest)}."
+    )
+    wild = curve.key == "grad_norm" and lowest > 0 and highest > 20 * statistics.median(values)
+    return charts.curve(
+        [charts.Line(points)],
+        f"{curve.unit}, logarithmic" if wild else curve.unit,
+        describe,
+        write,
+        logarithmic=wild,
+        ceiling=1.0 if curve.share else None,
+    )
 
 
 # ---- The sync proof --------------------------------------------------------------------------------------

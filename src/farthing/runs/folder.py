@@ -6,7 +6,6 @@ Every file appears whole or not at all, so that a run killed at any moment can t
 from __future__ import annotations
 
 import fcntl
-import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from typing import Any
 
 from farthing.base.device import Place, choose, has_bfloat16
 from farthing.base.errors import UserError
-from farthing.base.files import _sha256, is_disk_full, write
-from farthing.recipe import Grpo, Pretrain, Recipe, TaskSetting, dump, load
+from farthing.base.files import is_disk_full, sha256, write
+from farthing.recipe import Recipe, dump, load
 
 
 @contextmanager
@@ -111,10 +110,6 @@ def _first_difference(old: Any, new: Any, path: str) -> str:
     return f"{path} ({old!r}, now {new!r})"
 
 
-def write_json(path: Path, value: Any) -> None:
-    write(path, json.dumps(value, indent=1) + "\n")
-
-
 def source_commit() -> str | None:
     """The commit of the source this runs from, when it is a git checkout."""
     try:
@@ -126,36 +121,20 @@ def source_commit() -> str | None:
     return asked.stdout.strip() or None
 
 
-def all_tasks(recipe: Recipe) -> dict[str, TaskSetting]:
-    """Every task of every stage, by name."""
-    found: dict[str, TaskSetting] = {}
-    for stage in recipe.stages:
-        mixtures = [stage.tasks] if isinstance(stage, Grpo) else [s.tasks for s in stage.data if s.tasks]
-        for tasks in mixtures:
-            found |= tasks
-    return found
-
-
 def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """For each source of data its files' hashes, by name; a hub's files are not here to be hashed.
+    """The hashes of the files of every source of data, by the source's name; a hub's files are not here to be hashed.
 
     Raises:
         UserError: for a path that does not exist.
     """
-    found: dict[str, dict[str, str]] = {}
-    for stage in recipe.stages:
-        if isinstance(stage, Grpo):
-            continue
-        names = [source.path for source in stage.data if source.path]
-        if isinstance(stage, Pretrain) and isinstance(stage.validation, str):
-            names.append(stage.validation)
-        for name in names:
-            path = Path(name)
-            if name.startswith("hf:"):
-                found[name] = {}
-            elif not path.exists():
-                raise UserError(f"{name} does not exist; give a file, a folder of files or hf:owner/name")
-            else:
-                files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-                found[name] = {str(f.relative_to(path.parent)): _sha256(f) for f in files}
-    return found
+    hashes: dict[str, dict[str, str]] = {}
+    for name in (name for stage in recipe.stages for name in stage.paths):
+        path = Path(name)
+        if name.startswith("hf:"):
+            hashes[name] = {}
+        elif not path.exists():
+            raise UserError(f"{name} does not exist; give a file, a folder of files or hf:owner/name")
+        else:
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+            hashes[name] = {str(file.relative_to(path.parent)): sha256(file) for file in files}
+    return hashes

@@ -22,32 +22,26 @@ from farthing.base import processor
 from farthing.base.device import choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import human_seconds
-from farthing.base.files import link, read_lines, write
+from farthing.base.files import link, read_lines, write, write_json
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
-from farthing.cost.flops import parameters
 from farthing.cost.meter import Meter, book_sampling, process_started
-from farthing.data.tokenizer import question_ids
-from farthing.engine import Model, Sampling, at_place
-from farthing.evaluate.ask import ask, judge
+from farthing.evaluate.ask import evaluate
 from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
-from farthing.recipe import Grpo, Pretrain, Recipe, Sft, load
+from farthing.recipe import Recipe, StageSpec, load
 from farthing.report import write_report
 from farthing.runs.folder import (
-    all_tasks,
     claim,
     data_files,
     locked,
     place_of,
     room_on_disk,
     source_commit,
-    write_json,
 )
 from farthing.runs.live import LiveView
-from farthing.stages.grpo import train_grpo
-from farthing.stages.pretrain import prepare_pretrain, train_pretrain
-from farthing.stages.sft import prepare_sft, train_sft
+from farthing.stages import kind
+from farthing.stages.at import At, Models
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.mixture import Mixture, question_key
@@ -122,6 +116,7 @@ class _Work:
             rate=devices.rate(self.device, recipe.rates),
             started=process_started(),
         )
+        self.models = Models(self.place)
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
 
     def do(self) -> None:
@@ -131,40 +126,41 @@ class _Work:
             self._record_run()
             with self.meter.span("load"):
                 current = self._base()
-                plans.check_fits(recipe, read_config(current) if current else None, self.place)
-                self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
+                config = read_config(current) if current else None
+                plans.check_fits(recipe, config, self.place)
+                self.plan = plans.for_run(recipe, config, self.place)
                 items = self._held_out()
-            with VerifierPool(workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
+            with VerifierPool() as pool:
                 self._audit(pool)
-                model: Model | None = None
                 for number, stage in enumerate(recipe.stages, 1):
                     name = f"{number:02d}-{stage.kind}"
                     folder = self.folder / "stages" / name
-                    self.meter.stage = name if folder.exists() or number > 1 else "00-base"
                     if not (folder / "done.json").exists():
-                        if isinstance(stage, Pretrain):
-                            self.meter.stage = name
-                            model = self._pretrain(stage, folder, items)
-                        else:
+                        self.meter.stage = name if number > 1 else "00-base"
+                        if number == self._first_evaluated():
                             assert current is not None
-                            model = None  # its memory is wanted for the next one
-                            with self.meter.span("load"):
-                                model = at_place(current, self.place)
-                            if number == self._before():
-                                self._evaluate("before", model, items, pool)
-                            self.meter.stage = name
-                            if isinstance(stage, Sft):
-                                self._sft(stage, model, folder, items)
-                            else:
-                                self._grpo(stage, model, folder, items, pool)
-                            if stage.lora:
-                                model = None  # what is judged is what was saved, with the updates merged in
+                            self._evaluate("before", current, items, pool)
+                        self.meter.stage = name
+                        kind(stage.kind).run(stage, current, self._at(folder, stage, items, pool))
                     current = folder / "model"
                 assert current is not None
                 self.meter.stage = "99-final"
                 link(self.folder / "model", current)
-                self._evaluate("after", model, items, pool)
+                self._evaluate("after", current, items, pool)
         self._conclude()
+
+    def _at(self, folder: Path, stage: StageSpec, items: list[Item], pool: VerifierPool) -> At:
+        return At(
+            folder=folder,
+            seed=self.recipe.seed,
+            models=self.models,
+            meter=self.meter,
+            pool=pool,
+            held_out={question_key(item.question) for item in items},
+            asks=self.recipe.asks(),
+            say=self._say,
+            view=lambda steps: LiveView(steps, self.console, self.quiet),
+        )
 
     def _base(self) -> Path | None:
         """The base model's folder; there is none where the first stage starts from nothing."""
@@ -178,84 +174,13 @@ class _Work:
         self._record_lineage(source)
         return folder
 
-    def _before(self) -> int | None:
-        """The number of the stage whose model is the one to compare with: the first stage's, which is the base; or
-        without a base the last that learns from rewards; or none."""
+    def _first_evaluated(self) -> int | None:
+        """The number of the stage whose starting model is evaluated "before": the first stage's, which is the base; or
+        without a base the last that learns from rewards, if any does."""
         if self.recipe.base is not None:
             return 1
-        numbers = [n for n, stage in enumerate(self.recipe.stages, 1) if isinstance(stage, Grpo)]
-        return numbers[-1] if numbers else None
-
-    def _pretrain(self, stage: Pretrain, folder: Path, items: list[Item]) -> Model:
-        with self.meter.span("load"):
-            material = prepare_pretrain(
-                stage, folder, seed=self.recipe.seed, held_out=_keys(items), say=self._say
-            )
-            model = at_place(material.start, self.place)
-        dialled = material.dialled
-        counted = parameters(model.hf_config)
-        self._say(
-            f"{folder.name}: {counted.total:,} parameters ({counted.active:,} a token), {dialled.tokens:,} tokens in "
-            f"{dialled.steps} steps of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
-        )
-        with LiveView(dialled.steps, self.console, self.quiet) as view:
-            train_pretrain(
-                stage,
-                material,
-                model,
-                folder,
-                seed=self.recipe.seed,
-                meter=self.meter,
-                on_metrics=view.update,
-            )
-        facts = {"parameters": counted.total, "active": counted.active, "tokens": dialled.tokens}
-        self._save(model, folder, stage.kind, dialled.steps, facts | {"data": material.facts()})
-        return model
-
-    def _sft(self, stage: Sft, model: Model, folder: Path, items: list[Item]) -> None:
-        with self.meter.span("load"):
-            packer, steps = prepare_sft(
-                stage,
-                model.tokenizer,
-                folder,
-                seed=self.recipe.seed,
-                asks=self.recipe.asks(),
-                held_out=_keys(items),
-                say=self._say,
-            )
-        self._say(f"{folder.name}: {len(packer.examples):,} conversations, {steps} steps")
-        with LiveView(steps, self.console, self.quiet) as view:
-            train_sft(
-                stage,
-                packer,
-                steps,
-                model,
-                folder,
-                seed=self.recipe.seed,
-                meter=self.meter,
-                on_metrics=view.update,
-            )
-        self._save(model, folder, stage.kind, steps, {"conversations": len(packer.examples)})
-
-    def _grpo(self, stage: Grpo, model: Model, folder: Path, items: list[Item], pool: VerifierPool) -> None:
-        self._say(f"{folder.name}: {stage.steps} steps of {stage.prompts} questions x {stage.group} answers")
-        with LiveView(stage.steps, self.console, self.quiet) as view:
-            train_grpo(
-                stage,
-                model,
-                folder,
-                seed=self.recipe.seed,
-                held_out=_keys(items),
-                pool=pool,
-                meter=self.meter,
-                on_metrics=view.update,
-            )
-        self._save(model, folder, stage.kind, stage.steps, {})
-
-    def _save(self, model: Model, folder: Path, kind: str, steps: int, facts: dict[str, Any]) -> None:
-        with self.meter.span("checkpoint"):
-            model.save(folder / "model")
-            write_json(folder / "done.json", {"name": folder.name, "kind": kind, "steps": steps, **facts})
+        rewarded = [number for number, stage in enumerate(self.recipe.stages, 1) if stage.asks]
+        return rewarded[-1] if rewarded else None
 
     def _held_out(self) -> list[Item]:
         if self.recipe.evaluate is None:
@@ -264,42 +189,36 @@ class _Work:
             self.recipe.evaluate.held_out
         )
 
-    def _evaluate(self, name: str, model: Model | None, items: list[Item], pool: VerifierPool) -> None:
+    def _evaluate(self, name: str, folder: Path, items: list[Item], pool: VerifierPool) -> None:
         path = self.folder / "evaluations" / f"{name}.jsonl"
-        if not items or path.exists():
+        settings = self.recipe.evaluate
+        if settings is None or path.exists():
             return
         self._say(f"evaluating {name} training: {len(items)} held-out questions")
-        settings, asks = self.recipe.evaluate, self.recipe.asks()
-        assert settings is not None
-        if model is None:
-            with self.meter.span("load"):
-                model = at_place(self.folder / "model", self.place)
-        sampling = Sampling(
-            max_new_tokens=asks.max_new_tokens,
-            temperature=settings.temperature,
-            seed=self.recipe.seed,
-        )
+        with self.meter.span("load"):
+            model = self.models.to_ask(folder)
         with self.meter.span("evaluate") as span:
-            prompts = [question_ids(model.tokenizer, i.question, asks.prompt, asks.system) for i in items]
-            engine = model.engine(max_batch=48, cache_tokens=48 * (sampling.max_new_tokens + 1024))
-            answers = ask(engine, model.tokenizer, items, prompts, sampling)
-            book_sampling(span, engine.done(), model.hf_config)
-            records = judge(answers, pool, asks.answer)
+            records, work = evaluate(
+                model,
+                items,
+                self.recipe.asks(),
+                pool,
+                temperature=settings.temperature,
+                seed=self.recipe.seed,
+            )
+            book_sampling(span, work, model.hf_config)
             path.parent.mkdir(exist_ok=True)
             write(path, "".join(json.dumps(record) + "\n" for record in records))
         self._say(_score_line(summarise(name, records)))
 
     def _audit(self, pool: VerifierPool) -> None:
         path = self.folder / "audit.json"
-        if not any(isinstance(stage, Grpo) for stage in self.recipe.stages):
+        asked = [stage.asks for stage in self.recipe.stages if stage.asks]
+        if not asked:
             return  # no reward is paid
         if not path.exists():
             with self.meter.span("verify"):
-                audits = [
-                    audit(Mixture(stage.tasks, self.recipe.seed), stage.answer, pool)
-                    for stage in self.recipe.stages
-                    if isinstance(stage, Grpo)
-                ]
+                audits = [audit(Mixture(asks.tasks, self.recipe.seed), asks.answer, pool) for asks in asked]
                 write_json(
                     path,
                     {
@@ -401,23 +320,19 @@ class _Work:
                         "another --run-dir"
                     )
             return
+        mixtures = [mixture for stage in self.recipe.stages for mixture in stage.mixtures]
+        tasks = {name: setting for mixture in mixtures for name, setting in mixture.items()}
         data: list[dict[str, Any]] = [
-            {**gym.origin(name), "config": setting.config} for name, setting in all_tasks(self.recipe).items()
+            {**gym.origin(name), "config": setting.config} for name, setting in tasks.items()
         ]
         data += [{"source": name, "sha256": digests, "license": None} for name, digests in files.items()]
-        first = self.recipe.stages[0]
-        given = first.tokenizer if isinstance(first, Pretrain) else None
+        given = getattr(self.recipe.stages[0], "tokenizer", None)
         lineage = {"base": source.identity if source else None, "data": data, "teachers": []}
         write_json(path, lineage | ({"tokenizer": given} if given else {}))
 
     def _say(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _keys(items: list[Item]) -> set[str]:
-    """What tells the held-out questions apart from others."""
-    return {question_key(item.question) for item in items}
 
 
 def _show(finished: Run, console: Console) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from farthing.cost.meter import Meter
 from farthing.engine import Model
 from farthing.recipe import Grpo
+from farthing.stages.at import At
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.train.grpo import Learner
@@ -17,8 +18,24 @@ from farthing.train.loop import train
 from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Roller
 
-MAX_BATCH = 64  # sequences sampled at once: beyond it a CPU's products are no faster a row
-PROMPT_TOKENS = 1024  # of cache for each question's prompt, shared by its samples
+
+def run(spec: Grpo, start: Path | None, at: At) -> Path:
+    """As `stages.Kind.run`."""
+    assert start is not None
+    model = at.load(start)
+    at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
+    with at.view(spec.steps) as view:
+        train_grpo(
+            spec,
+            model,
+            at.folder,
+            seed=at.seed,
+            held_out=at.held_out,
+            pool=at.pool,
+            meter=at.meter,
+            on_metrics=view.update,
+        )
+    return at.finish(model, spec.steps, merged=bool(spec.lora))
 
 
 def train_grpo(
@@ -32,14 +49,13 @@ def train_grpo(
     meter: Meter,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its
-    checkpoint.
+    """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
 
     Args:
-        held_out: normalised texts of questions that must never be trained on.
+        held_out: keys of the questions that must never be trained on.
 
     Raises:
-        Diverged: when the gradient or the sync proof says that training is broken.
+        Diverged: when the gradient is broken, or sampler and trainer disagree.
     """
     decoder = model.decoder
     reference = None
@@ -50,9 +66,7 @@ def train_grpo(
     if stage.lora:
         add_lora(decoder, stage.lora, stage.lora_alpha, seed)
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
-    samples = min(stage.prompts * stage.group, MAX_BATCH)
-    cache_tokens = samples * (stage.max_new_tokens + 32) + stage.prompts * PROMPT_TOKENS
-    engine = model.engine(samples, cache_tokens, record_routing=True)
+    engine = model.engine(stage.sampled_at_once, stage.cache_tokens, record_routing=True)
     stream = Mixture(stage.tasks, seed).stream(exclude=held_out)
     roller = Roller(stage, model, engine, stream, pool, meter, seed)
     state = {"cursor": 0}

@@ -1,8 +1,8 @@
-"""Training from scratch: data, tokenizer and an untrained model first, then tokens.
+"""Training from scratch: prepare data, a tokenizer and an untrained model, then train.
 
-What is prepared is kept in the stage's folder and made once:
+What is prepared stays in the stage's folder and is made once:
 
-    data/lessons-N.jsonl      worked solutions, where the recipe asks for some
+    data/lessons-N.jsonl      worked solutions, if the recipe asks for any
     data/tokenizer/           the tokenizer, if it is trained here
     data/train, validation    the documents as tokens
     start/                    the untrained model, a model folder like any other
@@ -10,13 +10,14 @@ What is prepared is kept in the stage's folder and made once:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.base.files import new_folder
+from farthing.cost.flops import parameters
 from farthing.cost.meter import Meter
 from farthing.data.bpe import SPECIAL, train_tokenizer
 from farthing.data.corpus import Corpus
@@ -27,12 +28,12 @@ from farthing.engine import Model
 from farthing.model import Decoder
 from farthing.recipe import Pretrain, Source
 from farthing.recipe.dial import Dialled, dial
+from farthing.stages.at import At, Say
 from farthing.stages.sources import (
-    Say,
-    kept_apart,
-    quiet,
+    silent,
     source_paths,
     training_documents,
+    validation_digests,
     validation_documents,
 )
 from farthing.train.lm import train_lm
@@ -44,8 +45,8 @@ MTP_FULL = 2 / 3  # of the tokens at mtp_weight, the rest at a third of it: V3's
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a pretraining stage has prepared."""
+class Prepared:
+    """What a pretraining stage trains, and on what."""
 
     start: Path
     """The untrained model's folder."""
@@ -54,58 +55,80 @@ class Material:
     dialled: Dialled
 
     def facts(self) -> dict[str, Any]:
-        """What done.json says of the data: counts, and hashes of the text."""
+        """Counts and hashes of the text, for done.json."""
         return {
             name: {"documents": c.documents, "tokens": c.tokens, "bytes": c.bytes, "sha256": c.sha256}
             for name, c in (("train", self.train), ("validation", self.validation))
         }
 
 
-def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[str], say: Say) -> Material:
-    """Read the data, train the tokenizer, and write the untrained model; what is there already is taken.
+def run(spec: Pretrain, start: Path | None, at: At) -> Path:
+    """As `stages.Kind.run`."""
+    assert start is None
+    with at.meter.span("load"):
+        prepared = prepare_pretrain(spec, at.folder, seed=at.seed, held_out=at.held_out, say=at.say)
+    model = at.load(prepared.start)
+    dialled, counted = prepared.dialled, parameters(model.hf_config)
+    at.say(
+        f"{at.folder.name}: {counted.total:,} parameters ({counted.active:,} a token), {dialled.tokens:,} tokens in "
+        f"{dialled.steps} steps of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
+    )
+    with at.view(dialled.steps) as view:
+        train_pretrain(spec, prepared, model, at.folder, seed=at.seed, meter=at.meter, on_metrics=view.update)
+    return at.finish(
+        model,
+        dialled.steps,
+        parameters=counted.total,
+        active=counted.active,
+        tokens=dialled.tokens,
+        data=prepared.facts(),
+    )
+
+
+def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[str], say: Say) -> Prepared:
+    """Read the data, train the tokenizer and write the untrained model, each unless it is there already.
 
     Args:
-        held_out: normalised texts of questions that worked solutions must not be of.
-        say: told of every document that cannot be used.
+        held_out: keys of questions that worked solutions must not show.
+        say: called with a sentence for every document that cannot be used.
 
     Raises:
-        UserError: for data that cannot be read or is too little, a validation without documents, a tokenizer
-            without an end mark, and a model that cannot be.
+        UserError: for data that cannot be read or is too little, a validation set without documents, a tokenizer
+            without an end-of-text mark, and a model that cannot be built.
     """
     data = folder / "data"
     paths = source_paths(stage.data, data, seed, held_out)
     share = stage.validation if isinstance(stage.validation, float) else 0.0
-    tell = say if not (data / "train").exists() else quiet
-    elsewhere = kept_apart(stage.validation, stage.data[0].field, stage.policy)
+    excluded = validation_digests(stage.validation, stage.data[0].field, stage.policy)
 
-    def training(tell: Say) -> Iterator[Document]:
-        return training_documents(paths, share, stage.policy, tell, elsewhere)
+    def training(report: Say) -> Iterator[Document]:
+        return training_documents(paths, share, stage.policy, report, excluded)
 
-    told = (data / "tokenizer").exists() or stage.tokenizer is not None
-    tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(tell))
-    tell = tell if told else quiet
+    # Faults are reported in the first pass over the data only: the tokenizer's, or else the corpus's.
+    report = silent if (data / "train").exists() else say
+    first_pass = stage.tokenizer is None and not (data / "tokenizer").exists()
+    tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(report))
     dialled = dial(stage, len(tokenizer), tokenizer.bos_id, tokenizer.eos_id)
-
-    train = corpus_of(lambda: training(tell), tokenizer, data / "train")
-    if isinstance(stage.validation, str):
-        apart = [(Source(path=stage.validation, field=stage.data[0].field), stage.validation)]
+    train = corpus_of(lambda: training(silent if first_pass else report), tokenizer, data / "train")
+    if isinstance(path := stage.validation, str):
+        own = Source(path=path, field=stage.data[0].field)
         validation = corpus_of(
-            lambda: (d for d in training_documents(apart, 0.0, stage.policy, say)),
+            lambda: training_documents([(own, path)], 0.0, stage.policy, say),
             tokenizer,
             data / "validation",
         )
     else:
-        documents = validation_documents(paths, share, stage.policy, quiet)
+        documents = validation_documents(paths, share, stage.policy, silent)
         validation = _validation_share(documents, tokenizer, data / "validation", share)
     write_start(dialled, folder / "start", tokenizer, seed)
-    return Material(folder / "start", train, validation, dialled)
+    return Prepared(folder / "start", train, validation, dialled)
 
 
 def tokenizer_of(stage: Pretrain, folder: Path, documents: Callable[[], Iterator[Document]]) -> Tokenizer:
-    """The tokenizer that the stage names, or the one in `folder`, trained on `documents` if it is not there.
+    """The tokenizer that the stage names, or the one in `folder`, trained on `documents` unless it is there.
 
     Raises:
-        UserError: for one without an end mark, and for too little text.
+        UserError: for one without an end-of-text mark, and for too little text.
     """
     if stage.tokenizer is None:
         if not folder.exists():
@@ -115,13 +138,13 @@ def tokenizer_of(stage: Pretrain, folder: Path, documents: Callable[[], Iterator
         tokenizer = Tokenizer(model_folder(stage.tokenizer))
     if tokenizer.eos_id is None:
         raise UserError(
-            f"the tokenizer of {tokenizer.folder} has no eos_token, which ends a document; name one"
+            f"the tokenizer of {tokenizer.folder} has no eos_token to end documents with; name another"
         )
     return tokenizer
 
 
 def write_start(dialled: Dialled, folder: Path, tokenizer: Tokenizer, seed: int) -> None:
-    """Write the untrained model, if it is not there."""
+    """Write the untrained model, unless it is there."""
     if not folder.exists():
         decoder = Decoder(decoder_config(dialled.config))
         decoder.init_weights(seed, dialled.init_std)
@@ -130,7 +153,7 @@ def write_start(dialled: Dialled, folder: Path, tokenizer: Tokenizer, seed: int)
 
 def train_pretrain(
     stage: Pretrain,
-    material: Material,
+    prepared: Prepared,
     model: Model,
     folder: Path,
     *,
@@ -138,14 +161,14 @@ def train_pretrain(
     meter: Meter,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Train `model`, loaded from `material.start`, in place; metrics and checkpoints go to `folder`.
+    """Train `model`, loaded from `prepared.start`, in place; metrics and checkpoints go to `folder`.
 
     Raises:
         Diverged: when the gradient says that training is broken.
     """
-    dialled = material.dialled
+    dialled = prepared.dialled
     packer = Packer(
-        material.train,
+        prepared.train,
         stage.length,
         seed,
         cross_document=stage.cross_document,
@@ -167,7 +190,7 @@ def train_pretrain(
         warmup=dialled.warmup,
         mtp_weight=mtp_weight,
         next_batch=lambda cursor: packer.batch(cursor, rows),
-        validation=material.validation,
+        validation=prepared.validation,
         validate_every=stage.validate_every,
         meter=meter,
         on_metrics=on_metrics,
@@ -175,8 +198,6 @@ def train_pretrain(
 
 
 def _train_tokenizer(stage: Pretrain, documents: Iterator[Document], folder: Path) -> None:
-    partial = folder.with_name(".tokenizer.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     special = (*SPECIAL, *FIM) if stage.fim_rate else SPECIAL
 
     def texts() -> Iterator[str]:
@@ -187,12 +208,12 @@ def _train_tokenizer(stage: Pretrain, documents: Iterator[Document], folder: Pat
             if left <= 0:
                 return
 
-    train_tokenizer(texts(), stage.vocab_size, partial, special=special)
-    partial.rename(folder)
+    with new_folder(folder) as partial:
+        train_tokenizer(texts(), stage.vocab_size, partial, special=special)
 
 
 def corpus_of(documents: Callable[[], Iterator[Document]], tokenizer: Tokenizer, folder: Path) -> Corpus:
-    """The corpus in `folder`, made of `documents` if it is not there."""
+    """The corpus in `folder`, built from `documents` unless it is there."""
     if folder.exists():
         return Corpus.open(folder)
     assert tokenizer.eos_id is not None
@@ -209,7 +230,11 @@ def corpus_of(documents: Callable[[], Iterator[Document]], tokenizer: Tokenizer,
 def _validation_share(
     documents: Iterator[Document], tokenizer: Tokenizer, folder: Path, share: float
 ) -> Corpus:
-    """The validation corpus; a share that falls on no document is the user's to mend."""
+    """The validation corpus.
+
+    Raises:
+        UserError: for a share so small that it falls on no document.
+    """
     if folder.exists():
         return Corpus.open(folder)
     first = next(documents, None)

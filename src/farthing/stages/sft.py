@@ -19,10 +19,31 @@ from farthing.data.text import Problems
 from farthing.data.tokenizer import Message, Tokenizer
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, Source
-from farthing.stages.sources import Say, source_paths, taken
+from farthing.stages.at import At, Say
+from farthing.stages.sources import copies, source_paths
 from farthing.tasks.mixture import question_key
 from farthing.train.lm import train_lm
 from farthing.train.optim import add_lora
+
+
+def run(spec: Sft, start: Path | None, at: At) -> Path:
+    """As `stages.Kind.run`."""
+    assert start is not None
+    model = at.load(start)
+    with at.meter.span("load"):
+        packer, steps = prepare_sft(
+            spec,
+            model.tokenizer,
+            at.folder,
+            seed=at.seed,
+            asks=at.asks,
+            held_out=at.held_out,
+            say=at.say,
+        )
+    at.say(f"{at.folder.name}: {len(packer.examples):,} conversations, {steps} steps")
+    with at.view(steps) as view:
+        train_sft(spec, packer, steps, model, at.folder, seed=at.seed, meter=at.meter, on_metrics=view.update)
+    return at.finish(model, steps, merged=bool(spec.lora), conversations=len(packer.examples))
 
 
 def prepare_sft(
@@ -35,12 +56,12 @@ def prepare_sft(
     held_out: set[str],
     say: Say,
 ) -> tuple[ConversationPacker, int]:
-    """The conversations, ready to train on, and how many steps that takes.
+    """Pack the conversations, and count the steps.
 
     Args:
-        asks: how the recipe asks its questions; worked solutions are put in the same words.
-        held_out: normalised texts of questions; a conversation in which the user asks one is left out.
-        say: told of every conversation that cannot be used.
+        asks: how the recipe asks its questions; worked solutions use the same words.
+        held_out: keys of questions; a conversation in which the user asks one is left out.
+        say: called with a sentence for every conversation that cannot be used.
 
     Raises:
         UserError: when the chat template cannot be trained with, or no conversation is left.
@@ -65,7 +86,7 @@ def _conversations(
         ):
             asked = (question_key(m["content"]) for m in messages if m["role"] == "user")
             if held_out.isdisjoint(asked):
-                yield from itertools.repeat((messages, place), taken(number, source.weight))
+                yield from itertools.repeat((messages, place), copies(number, source.weight))
 
 
 def train_sft(

@@ -30,14 +30,18 @@ _CODE = (
 
 
 class VerifierPool:
-    """`workers` processes that verify, `timeout` seconds at most for each item. A context manager.
+    """`workers` processes that verify (one a core but one), at most `timeout` seconds an item. A context manager.
 
     `function` is the dotted name of what they call: (item, text, convention) -> Verdict.
     """
 
     def __init__(
-        self, workers: int = 1, timeout: float = 2.0, function: str = "farthing.tasks.verify.verify"
+        self,
+        workers: int | None = None,
+        timeout: float = 2.0,
+        function: str = "farthing.tasks.verify.verify",
     ) -> None:
+        workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
         assert workers > 0
         assert timeout > 0
         self._timeout = timeout

@@ -14,8 +14,8 @@ from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Model
 from farthing.model.moe import routers
 from farthing.recipe import Pretrain, validate
-from farthing.stages.pretrain import Material, prepare_pretrain, train_pretrain
-from farthing.stages.sources import is_validation, taken
+from farthing.stages.pretrain import Prepared, prepare_pretrain, train_pretrain
+from farthing.stages.sources import copies, is_validation
 from farthing.tasks.mixture import Mixture, question_key
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
@@ -52,7 +52,7 @@ def stage(text: Path) -> Callable[..., Pretrain]:
     return make
 
 
-def prepare(stage: Pretrain, folder: Path, held_out: set[str] | None = None) -> tuple[Material, list[str]]:
+def prepare(stage: Pretrain, folder: Path, held_out: set[str] | None = None) -> tuple[Prepared, list[str]]:
     said: list[str] = []
     return prepare_pretrain(stage, folder, seed=3, held_out=held_out or set(), say=said.append), said
 
@@ -167,8 +167,8 @@ def test_worked_solutions_leave_out_what_is_held_out(stage: Callable[..., Pretra
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0, 2.0, 2.5])
-def test_a_weight_is_how_often_a_document_is_taken(weight: float) -> None:
-    times = [taken(number, weight) for number in range(40)]
+def test_a_weight_is_how_often_a_document_is_copies(weight: float) -> None:
+    times = [copies(number, weight) for number in range(40)]
     assert sum(times) == 40 * weight
     assert max(times) - min(times) <= 1
 
@@ -188,7 +188,9 @@ def test_documents_of_a_validation_path_never_train(
     assert (material.train.documents, material.validation.documents) == (293, 7)
 
 
-def test_a_given_tokenizer_is_taken(stage: Callable[..., Pretrain], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_given_tokenizer_is_copies(
+    stage: Callable[..., Pretrain], tiny_model: Path, tmp_path: Path
+) -> None:
     material, _ = prepare(stage(tokenizer=str(tiny_model)), tmp_path)
     assert (material.start / "tokenizer.json").read_bytes() == (tiny_model / "tokenizer.json").read_bytes()
     assert material.dialled.config["vocab_size"] == 304

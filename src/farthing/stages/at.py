@@ -1,0 +1,100 @@
+"""What a run hands to a stage: where it writes, what it computes on, and who is told of its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from farthing.base.device import Place
+from farthing.base.files import write_json
+from farthing.cost.meter import Meter
+from farthing.engine import Model, at_place
+from farthing.recipe import Asks
+from farthing.tasks.pool import VerifierPool
+
+Say = Callable[[str], None]
+
+
+class View(Protocol):
+    """Shows the progress of training."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        """Show a line of metrics.jsonl."""
+
+
+class Models:
+    """The one model in memory, so that a model just loaded or trained is not loaded again to be evaluated."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._held: tuple[Path, Model] | None = None
+        self._trained = False
+
+    def to_train(self, folder: Path) -> Model:
+        """The model of a folder, as it is there; the caller may change it."""
+        model = None if self._trained else self._in_memory(folder)
+        self._held = None  # its memory is needed for the next
+        return model or at_place(folder, self.place)
+
+    def to_ask(self, folder: Path) -> Model:
+        """The model of a folder; the caller must not change it."""
+        model = self._in_memory(folder)
+        if model is None:
+            self._held = None
+            model = at_place(folder, self.place)
+            self._held, self._trained = (folder.resolve(), model), False
+        return model
+
+    def keep(self, folder: Path, model: Model) -> None:
+        """Remember a trained model that was saved in this folder."""
+        self._held, self._trained = (folder.resolve(), model), True
+
+    def _in_memory(self, folder: Path) -> Model | None:
+        return self._held[1] if self._held is not None and self._held[0] == folder.resolve() else None
+
+
+@dataclass(frozen=True)
+class At:
+    """The surroundings of a stage."""
+
+    folder: Path
+    """The stage's own: metrics.jsonl, state/, data/, and in the end model/ and done.json."""
+    seed: int
+    models: Models
+    meter: Meter
+    pool: VerifierPool
+    held_out: set[str]
+    """Keys (`question_key`) of the questions that no stage may train on."""
+    asks: Asks
+    """How the recipe asks its questions."""
+    say: Say
+    view: Callable[[int], View]
+    """A view of so many steps."""
+
+    def load(self, folder: Path) -> Model:
+        """The model to train, booked as loading."""
+        with self.meter.span("load"):
+            return self.models.to_train(folder)
+
+    def finish(self, model: Model, steps: int, *, merged: bool = False, **facts: Any) -> Path:
+        """Write the model and done.json, which says that the stage is complete.
+
+        Args:
+            merged: adapters are merged into what is written, so the model in memory is another.
+            facts: further entries of done.json.
+        """
+        folder = self.folder / "model"
+        with self.meter.span("checkpoint"):
+            model.save(folder)
+            kind = self.folder.name.partition("-")[2]
+            done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts}
+            write_json(self.folder / "done.json", done)
+        if not merged:
+            self.models.keep(folder, model)
+        return folder
