@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from side_by_side import Phase, options, profile, report, say, timed
 
-from farthing.base.device import choose
+from farthing.base.device import Alone, choose
 from farthing.cost import devices
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.cost.meter import Meter
@@ -132,9 +132,11 @@ class _Ours:
         longest, samples = stage.max_new_tokens + 1024, stage.prompts * stage.group
         self.engine = self.model.engine(max_batch=samples, cache_tokens=samples * longest)
         self.stop_ids, self.engine.stop_ids = self.engine.stop_ids, frozenset()
-        self.roller = Roller(stage, self.model, self.engine, stream, pool, meter, seed=0)
+        self.roller = Roller(stage, self.model, self.engine, stream, pool, meter, 0, Alone("cpu"))
         weights = MasterWeights(self.model.decoder, "adamw", stage.lr, stage.betas, stage.weight_decay)
-        self.learner = Learner(stage, self.model.decoder, None, weights, self.model.hf_config, meter)
+        self.learner = Learner(
+            stage, self.model.decoder, None, weights, self.model.hf_config, meter, Alone("cpu")
+        )
         self.done = self.cursor = 0
 
     def step(self) -> None:

@@ -21,7 +21,7 @@ from side_by_side import Phase, compare, options, profile, say, timed
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from farthing.base.device import choose
+from farthing.base.device import Alone, choose
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.data.packing import PackedBatch, ragged_batch
 from farthing.train.lm import lm_step
@@ -91,7 +91,7 @@ class _Ours:
         self.hf, self.lr = hf, lr
 
     def step(self, ids: Tensor) -> float:
-        done = lm_step(self.decoder, _packed(ids), self.hf, tokens_at_once=ids.numel())
+        done = lm_step(self.decoder, _packed(ids), self.hf, tokens_at_once=ids.numel(), ranks=Alone("cpu"))
         self.weights.clip(CLIP)
         self.weights.step(self.lr)
         return done.loss

@@ -143,14 +143,6 @@ def test_nothing_is_tied_to_a_machine_or_a_registry(pattern: re.Pattern[str]) ->
     assert found == []
 
 
-def test_what_is_looked_for_would_be_found() -> None:
-    for line in ("/" + "work/main", "open('/" + "home/me/x')", "PATH=/" + "root/bin"):
-        assert MACHINE.search(line)
-    for line in ("https://host/home/page", "~/home/x", "src/farthing/work/x"):
-        assert not MACHINE.search(line)
-    assert REGISTRY.search("https://" + "pypi" + ".org/simple")
-
-
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "src")))
 def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
     text = path.read_text()
@@ -171,22 +163,7 @@ def test_planning_and_reporting_load_without_torch() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", farthing.__all__)
-def test_the_public_face_is_there(name: str) -> None:
-    assert callable(getattr(farthing, name))
-
-
 # ---- benchmarks ----
-
-
-@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
-def test_a_benchmark_compiles_and_does_nothing_when_imported(path: Path) -> None:
-    text = path.read_text()
-    compile(text, path.name, "exec")
-    assert text.startswith('"""')
-    if path.name != "side_by_side.py":
-        assert 'if __name__ == "__main__":' in text
-        assert "from side_by_side import" in text, "side_by_side prints the line of JSON"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from farthing.base.device import keep_freed_memory
+from farthing.base.device import Alone, keep_freed_memory
 from farthing.cost.devices import Device
 from farthing.cost.meter import Meter
 from farthing.data.packing import PackedBatch
@@ -59,7 +59,7 @@ def train_text(case: dict, decoder: Decoder) -> None:
     data = batch(case, decoder.config.vocab_size, device)
     for _ in range(STEPS):
         mtp = 0.3 if decoder.config.mtp_depth else 0.0
-        lm_step(decoder, data, case["config"], case["micro_tokens"], mtp_weight=mtp)
+        lm_step(decoder, data, case["config"], case["micro_tokens"], mtp_weight=mtp, ranks=Alone("cpu"))
         weights.clip(1.0)
         weights.step(1e-4)
 
@@ -83,7 +83,7 @@ def train_policy(case: dict, decoder: Decoder) -> None:
         weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, 0.0)
         answers = stage.prompts * stage.group
         engine = Engine(decoder, max_batch=answers, cache_tokens=answers * case["length"])
-        learner = Learner(stage, decoder, None, weights, case["config"], meter)
+        learner = Learner(stage, decoder, None, weights, case["config"], meter, Alone("cpu"))
         learner.budget = case["micro_tokens"]
         draw = random.Random(0)
         for step in range(STEPS):

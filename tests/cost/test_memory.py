@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
+from farthing.base.sizes import SHORT_LENGTH
 from farthing.cost.flops import parameters
-from farthing.cost.memory import CHUNK_BYTES, SHORT_LENGTH, Layout, cache_bytes_per_token, layer_bytes, memory
+from farthing.cost.memory import Layout, cache_bytes_per_token, layer_bytes, memory, tokens_per_pass
 from farthing.cost.shapes import shapes
 
 GIB = 2**30
@@ -126,13 +127,20 @@ def test_states_are_what_the_optimizer_holds(name, kind, optimizer, precision):
     assert predicted.optimizer == pytest.approx(states, rel=0.01)
 
 
-def test_figures_that_stand_twice_are_equal():
-    pytest.importorskip("torch")
-    from farthing.model.kernels import attention
-    from farthing.train import losses
+@pytest.mark.parametrize("config", [LLAMA_3_1_8B, V3], ids=["llama", "v3"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("lora", [0, 8])
+def test_a_pass_fills_its_memory_and_no_more(config, precision, lora):
+    how = {"precision": precision, "code": "farthing-cpu"}
+    tokens = tokens_per_pass(config, 8.0, length=128, lora=lora, **how)
 
-    assert CHUNK_BYTES == losses.CHUNK_BYTES
-    assert SHORT_LENGTH == attention.SHORT_LENGTH
+    def used(count):
+        kind = "lora" if lora else "pretrain"
+        found = memory(config, kind=kind, micro_tokens=count, seq_len=128, lora_rank=lora, **how)
+        return found.activations + found.logits
+
+    assert used(tokens) <= 8e9 < used(tokens + 1)
+    assert tokens_per_pass(config, 1e-12, length=128, lora=lora, **how) == 1
 
 
 def test_eighteen_bytes_a_parameter():

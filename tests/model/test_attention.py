@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from farthing.model.kernels.attention import SHORT_LENGTH, fused, plain, short
+from farthing.base.sizes import SHORT_LENGTH
+from farthing.model.kernels.attention import fused, plain, short
 
 
 def tensors(length: int, heads: int, groups: int, width: int, value: int) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from farthing.base.device import Alone
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.tokenizer import Tokenizer
@@ -71,7 +72,9 @@ def train(stage: Callable[..., Pretrain], meter: Meter, tmp_path: Path) -> Train
             if line["step"] == stop_at:
                 raise KeyboardInterrupt
 
-        train_pretrain(made, material, model, folder, seed=3, meter=meter, on_metrics=watch)
+        train_pretrain(
+            made, material, model, folder, seed=3, meter=meter, ranks=Alone("cpu"), on_metrics=watch
+        )
         return model, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     return run

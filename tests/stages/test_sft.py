@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from farthing.base.device import Alone
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.packing import NO_LOSS
@@ -68,7 +69,9 @@ def train(stage: Callable[..., Sft], tiny_model: Path, meter: Meter, tmp_path: P
             if line["step"] == stop_at:
                 raise KeyboardInterrupt
 
-        train_sft(made, packer, steps, model, folder, seed=3, meter=meter, on_metrics=watch)
+        train_sft(
+            made, packer, steps, model, folder, seed=3, meter=meter, ranks=Alone("cpu"), on_metrics=watch
+        )
         return model, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     return run

@@ -11,6 +11,7 @@ import torch
 
 import farthing.engine.engine
 import farthing.train.grpo
+from farthing.base.device import Alone
 from farthing.cost.meter import Meter
 from farthing.engine import Engine, Model
 from farthing.recipe import Grpo
@@ -51,6 +52,7 @@ def train(tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, 
             held_out=set(),
             pool=pool,
             meter=meter,
+            ranks=Alone("cpu"),
             on_metrics=watch,
         )
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()

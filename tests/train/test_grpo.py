@@ -5,6 +5,7 @@ import copy
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from farthing.base.device import Alone
+from farthing.cost.devices import Device
 from farthing.cost.meter import Meter
 from farthing.engine import Sample
 from farthing.model import Decoder
@@ -78,7 +81,7 @@ def learn(meter: Meter, make_stage: Make) -> Callable[..., tuple[list[dict[str, 
     ) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
         settings = make_stage(**{"max_grad_norm": 1e9, "grad_clip": 1e9} | stage)
         weights = MasterWeights(decoder, "adamw", settings.lr, (0.9, 0.95), 0.0)
-        learner = Learner(settings, decoder, reference, weights, HF, meter)
+        learner = Learner(settings, decoder, reference, weights, HF, meter, Alone("cpu"))
         learner.budget = budget or learner.budget
         steps: list[dict[str, Tensor]] = []
         names = [name for name, parameter in decoder.named_parameters() if parameter.requires_grad]
@@ -124,6 +127,33 @@ def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor], atol: floa
     for name, grad in got.items():
         where = f"the gradients of {name} differ"
         torch.testing.assert_close(grad, expected[name], atol=atol, rtol=1e-3, msg=where)
+
+
+@pytest.mark.parametrize("loss", ["token", "sample", "constant"])
+def test_two_ranks_together_learn_what_one_does(
+    decoder: Decoder, make_stage: Make, on_two: Callable[..., Any], tmp_path: Path, loss: str
+) -> None:
+    groups = make_groups(decoder, ["rw", "rrww", "wwwwr"])
+    stage = make_stage(max_grad_norm=1e9, grad_clip=1e9, loss=loss)
+
+    def work(rank: Any, own: Decoder) -> tuple[list[Tensor], dict[str, Any]]:
+        weights = MasterWeights(own, "adamw", stage.lr, (0.9, 0.95), 0.0)
+        mine = groups[rank.share(len(groups))]
+        device = Device(name="cpu: test", kind="cpu")
+        ledger = tmp_path / f"{rank.count}-{rank.index}.jsonl"
+        with Meter(ledger, stage="01-grpo", device=device, rate=(0.0, "test")) as meter:
+            metrics = Learner(stage, own, None, weights, HF, meter, rank).learn(Batch(mine, mine), 0)
+        assert '"activity": "train"' in ledger.read_text()
+        return [
+            master.copy.grad.clone() for master in weights.masters if master.copy.grad is not None
+        ], metrics
+
+    expected, alone = work(Alone("cpu"), copy.deepcopy(decoder))
+    (ours, first), (theirs, second) = on_two(work, decoder)
+    assert first["clip_fraction"] == second["clip_fraction"] == alone["clip_fraction"]
+    assert len(ours) == len(theirs) == len(expected) > 5
+    for mine, other, whole in zip(ours, theirs, expected, strict=True):
+        torch.testing.assert_close(mine + other, whole, atol=1e-6, rtol=1e-4)
 
 
 # ---- layout ----
@@ -210,7 +240,7 @@ def test_many_passes_make_the_step_of_one(
 ) -> None:
     decoder = small_decoder(tied=tied)
     groups = make_groups(decoder, ["rwww", "rrww", "wrrr"])
-    assert len(list(passes(prepare(groups, make_stage()), budget))) > 1
+    assert len(list(passes(prepare(groups, make_stage(), Alone("cpu")), budget))) > 1
     (one,), metrics = learn(copy.deepcopy(decoder), groups, budget=10_000)
     (many,), again = learn(copy.deepcopy(decoder), groups, budget=budget)
     assert_equal(many, one, atol=1e-5)
@@ -352,7 +382,7 @@ def test_samples_of_another_policy_stop_the_run(
 def test_the_proof_is_made_every_so_many_steps(decoder: Decoder, meter: Meter, make_stage: Make) -> None:
     stage = make_stage(sync_every=3, max_grad_norm=1e9)
     weights = MasterWeights(decoder, "adamw", 0.0, (0.9, 0.95), 0.0)
-    learner = Learner(stage, decoder, None, weights, HF, meter)
+    learner = Learner(stage, decoder, None, weights, HF, meter, Alone("cpu"))
     weights.step = lambda lr: [o.zero_grad() for o in weights.optimizers]  # type: ignore[assignment]
     groups = make_groups(decoder, ["rwww"])
     proved = [learner.learn(Batch(groups, groups), step)["sync_mean"] is not None for step in range(7)]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farthing.base.device import Alone
 from farthing.cost.flops import forward_flops, mtp_flops
 from farthing.data.corpus import Corpus
 from farthing.data.packing import NO_LOSS, PackedBatch, ragged_batch
@@ -21,7 +22,7 @@ from farthing.model.moe import Routing, routers
 from farthing.recipe import validate
 from farthing.recipe.dial import dial
 from farthing.train import losses
-from farthing.train.lm import bits_per_byte, further, lm_step, passes
+from farthing.train.lm import Step, bits_per_byte, further, lm_step, passes
 from farthing.train.losses import next_token_losses
 from farthing.weights import decoder_config
 
@@ -81,7 +82,7 @@ def test_a_step_is_the_mean_over_its_targets_of_each_texts_own_loss(
 ) -> None:
     decoder, config = network(family)
     packed = batch(*ROWS, masked=masked)
-    done = lm_step(decoder, packed, config, 10**6)
+    done = lm_step(decoder, packed, config, 10**6, ranks=Alone("cpu"))
     ours = gradients(decoder)
     terms = []
     for ids, targets in zip(
@@ -104,8 +105,14 @@ def test_how_a_step_is_cut_in_passes_changes_nothing_but_rounding(network: Make,
     decoder, config = network(mtp_depth=2)
     packed = batch(*ROWS, masked=True)
     settings: dict[str, Any] = {"mtp_weight": 0.3, "balance": 0.1}
-    whole, together = lm_step(decoder, packed, config, 10**6, **settings), gradients(decoder)
-    parts, apart = lm_step(decoder, packed, config, at_once, **settings), gradients(decoder)
+    whole, together = (
+        lm_step(decoder, packed, config, 10**6, **settings, ranks=Alone("cpu")),
+        gradients(decoder),
+    )
+    parts, apart = (
+        lm_step(decoder, packed, config, at_once, **settings, ranks=Alone("cpu")),
+        gradients(decoder),
+    )
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert parts.mtp_losses == pytest.approx(whole.mtp_losses, rel=1e-5)
     assert parts.loads.keys() == whole.loads.keys() == {1, 2, 3}  # the mixture's layer and both modules
@@ -116,11 +123,37 @@ def test_how_a_step_is_cut_in_passes_changes_nothing_but_rounding(network: Make,
         torch.testing.assert_close(apart[name], expected, atol=5e-6, rtol=1e-3, msg=name)
 
 
+def test_two_ranks_together_do_the_step_of_one(network: Make, on_two: Callable[..., Any]) -> None:
+    decoder, config = network(mtp_depth=2)
+    packed = batch(*ROWS, [7, 2, 6], masked=True)  # five rows, so that the shares differ
+    settings: dict[str, Any] = {"mtp_weight": 0.3, "balance": 0.1}
+    alone = lm_step(decoder, packed, config, 10**6, **settings, ranks=Alone("cpu"))
+    expected = gradients(decoder)
+
+    def work(rank: Any, own: Decoder) -> tuple[Step, dict[str, torch.Tensor]]:
+        rows = rank.share(packed.rows)
+        part = packed.slice_rows(rows.start, rows.stop)
+        return lm_step(own, part, config, 20, **settings, ranks=rank), gradients(own)
+
+    (first, ours), (second, theirs) = on_two(work, decoder)
+    assert first.loss + second.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert first.flops + second.flops == alone.flops
+    assert first.targets == second.targets == alone.targets
+    for layer, load in alone.loads.items():  # every rank moves its routers' biases alike
+        assert torch.equal(first.loads[layer], load)
+        assert torch.equal(second.loads[layer], load)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name] + theirs[name], gradient, atol=5e-6, rtol=1e-3, msg=name)
+
+
 def test_the_balance_loss_reaches_the_router_and_not_the_reported_loss(network: Make) -> None:
     decoder, config = network("moe")
     packed = batch(*ROWS)
-    plain, without = lm_step(decoder, packed, config, 10**6), gradients(decoder)
-    balanced, with_it = lm_step(decoder, packed, config, 10**6, balance=1.0), gradients(decoder)
+    plain, without = lm_step(decoder, packed, config, 10**6, ranks=Alone("cpu")), gradients(decoder)
+    balanced, with_it = (
+        lm_step(decoder, packed, config, 10**6, balance=1.0, ranks=Alone("cpu")),
+        gradients(decoder),
+    )
     assert balanced.loss == plain.loss
     name = "layers.1.feedforward.router.weight"
     assert not torch.allclose(without[name], with_it[name])
@@ -136,7 +169,7 @@ def test_the_balance_loss_reaches_the_router_and_not_the_reported_loss(network: 
 def test_the_modules_predict_further_ahead_and_never_past_a_document(network: Make, masked: bool) -> None:
     decoder, config = network(mtp_depth=2)
     packed = batch(*ROWS, masked=masked)
-    done = lm_step(decoder, packed, config, 10**6, mtp_weight=0.5)
+    done = lm_step(decoder, packed, config, 10**6, mtp_weight=0.5, ranks=Alone("cpu"))
     sums, counts = [0.0, 0.0], [0, 0]
     for ids, targets in zip(
         packed.ids_N.split(packed.segments), packed.targets_N.split(packed.segments), strict=True
@@ -160,7 +193,7 @@ def test_the_modules_predict_further_ahead_and_never_past_a_document(network: Ma
 
 def test_without_a_weight_the_modules_are_left_alone(network: Make) -> None:
     decoder, config = network(mtp_depth=1)
-    done = lm_step(decoder, batch(*ROWS), config, 10**6)
+    done = lm_step(decoder, batch(*ROWS), config, 10**6, ranks=Alone("cpu"))
     assert done.mtp_losses == []
     assert not [name for name in gradients(decoder) if name.startswith("mtp.")]
 
@@ -199,8 +232,8 @@ def test_both_ways_to_the_loss_agree(dtype: torch.dtype, monkeypatch: pytest.Mon
     targets = torch.randint(0, VOCAB, (50,), generator=generator)
     exact = F.cross_entropy(hidden.detach().float() @ head.detach().float().T, targets, reduction="none")
     found = []
-    for limit in (losses.CHUNK_BYTES, 1):
-        monkeypatch.setattr(losses, "CHUNK_BYTES", limit)
+    for limit in (losses.LOGIT_BYTES, 1):
+        monkeypatch.setattr(losses, "LOGIT_BYTES", limit)
         each = next_token_losses(hidden, head, targets)
         assert each.dtype == torch.float32
         tolerance = 1e-5 if dtype == torch.float32 else 0.05

@@ -12,9 +12,8 @@ from torch import nn
 from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.cost.meter import Meter
-from farthing.model import Mla, ModelConfig, Moe
 from farthing.train import checkpoint
-from farthing.train.loop import Diverged, check_norm, tokens_per_pass, train
+from farthing.train.loop import Diverged, check_norm, train
 from farthing.train.optim import MasterWeights
 
 Step = Callable[[int], dict[str, Any]]
@@ -181,41 +180,6 @@ def test_loading_and_checkpoints_are_booked(tmp_path: Path, meter: Meter) -> Non
     assert sum(line["activity"] == "load" for line in lines) == 1
 
 
-def test_tokens_per_pass_follow_the_memory() -> None:
-    def config(layers: int) -> ModelConfig:
-        return ModelConfig(
-            vocab_size=61, hidden_size=32, intermediate_size=48, num_layers=layers, num_heads=4,
-            num_kv_heads=2, head_dim=8,
-        )  # fmt: skip
-
-    one = tokens_per_pass(config(2), 1.0, 2)
-    assert tokens_per_pass(config(2), 3.0, 2) == pytest.approx(3 * one, abs=3)
-    assert tokens_per_pass(config(8), 1.0, 2) == pytest.approx(one / 4, abs=1)
-    assert tokens_per_pass(config(2), 1.0, 4) == pytest.approx(one / 2, abs=1)
-    assert tokens_per_pass(config(2), 1e-12, 2) == 1
-
-
-def test_a_mixture_and_a_latent_take_their_own_share_of_the_memory() -> None:
-    def tokens(**more: Any) -> int:
-        sizes = {
-            "vocab_size": 61,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_layers": 2,
-            "num_heads": 4,
-        }
-        return tokens_per_pass(ModelConfig(**{**sizes, "num_kv_heads": 4, "head_dim": 8, **more}), 1.0, 2)
-
-    dense = tokens()
-    same = Moe(
-        experts=1, top_k=1, shared=1, expert_size=24, bias=False
-    )  # together as wide as the dense layer
-    assert tokens(moe=same) == pytest.approx(dense, rel=0.02)
-    assert tokens(moe=Moe(experts=8, top_k=4, shared=1, expert_size=24)) < 0.8 * dense
-    assert tokens(mla=Mla(None, 16, 8, 4, 8)) < dense
-    assert tokens(mtp_depth=2) == pytest.approx(dense / 2, abs=1)
-
-
 def test_what_a_step_moves_besides_the_weights_comes_back(tmp_path: Path, meter: Meter) -> None:
     def bias(stop_at: int | None) -> torch.Tensor:
         layer = nn.Linear(2, 1, bias=False)
@@ -231,7 +195,7 @@ def test_what_a_step_moves_besides_the_weights_comes_back(tmp_path: Path, meter:
 
         train(
             tmp_path, 4, weights, {}, step, meter=meter, checkpoint_every=2, on_metrics=lambda _: None,
-            moved={"bias": moved},
+            buffers={"bias": moved},
         )  # fmt: skip
         return moved
 

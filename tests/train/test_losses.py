@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from farthing.base.device import Alone
 from farthing.train import losses
 from farthing.train.losses import advantages, clipped_objective, k3, token_logprobs, token_weights
 
@@ -35,7 +36,7 @@ def plain(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> 
 def test_token_logprobs_and_gradients_equal_log_softmax(
     monkeypatch: pytest.MonkeyPatch, rows_a_chunk: int, temperature: float
 ) -> None:
-    monkeypatch.setattr(losses, "CHUNK_BYTES", rows_a_chunk * 4 * VOCAB)
+    monkeypatch.setattr(losses, "LOGIT_BYTES", rows_a_chunk * 4 * VOCAB)
     hidden, head, targets, above = problem(17)
     expected = plain(hidden, head, targets, temperature)
     want = torch.autograd.grad(expected, (hidden, head), above)
@@ -157,16 +158,16 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=20)
 
 @given(lengths)
 def test_token_weights_add_up_as_promised(lengths: list[int]) -> None:
-    by_token = token_weights(lengths, "token", 40)
+    by_token = token_weights(lengths, "token", 40, Alone("cpu"))
     assert len(set(by_token)) == 1
     assert sum(w * n for w, n in zip(by_token, lengths, strict=True)) == pytest.approx(1)
-    by_sample = token_weights(lengths, "sample", 40)
+    by_sample = token_weights(lengths, "sample", 40, Alone("cpu"))
     for weight, length in zip(by_sample, lengths, strict=True):
         assert weight * length == pytest.approx(1 / len(lengths))
-    constant = token_weights(lengths, "constant", 40)
+    constant = token_weights(lengths, "constant", 40, Alone("cpu"))
     assert constant == [1 / (40 * len(lengths))] * len(lengths)
 
 
 @pytest.mark.parametrize("kind", ["token", "sample", "constant"])
 def test_no_answers_have_no_weights(kind: str) -> None:
-    assert token_weights([], kind, 40) == []
+    assert token_weights([], kind, 40, Alone("cpu")) == []

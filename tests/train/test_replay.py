@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from farthing.base.device import Alone
 from farthing.cost.meter import Meter
 from farthing.engine import Engine, Model, Request, Sampling
 from farthing.model import Decoder, ModelConfig
@@ -59,7 +60,9 @@ def learn(meter: Meter, make_stage: Make) -> Callable[..., dict[str, Any]]:
         chosen = make_stage(**{"max_new_tokens": 24, "max_grad_norm": 1e9, "sync_tolerance": 9.0} | stage)
         weights = MasterWeights(decoder, "adamw", 0.0, (0.9, 0.95), 0.0)
         try:
-            return Learner(chosen, decoder, None, weights, hf, meter).learn(Batch(groups, groups), 0)
+            return Learner(chosen, decoder, None, weights, hf, meter, Alone("cpu")).learn(
+                Batch(groups, groups), 0
+            )
         finally:
             for hook in weights.hooks:
                 hook.remove()
@@ -179,7 +182,7 @@ def test_a_stage_on_a_mixture_of_experts(
     before = {name: p.detach().clone() for name, p in model.decoder.named_parameters()}
     stage = make_stage(steps=3, prompts=2, group=4, drop_silent=False, optimizer="muon", max_new_tokens=12)
     train_grpo(
-        stage, model, tmp_path / "run", seed=3, held_out=set(), pool=Judge(), meter=meter,  # type: ignore[arg-type]
+        stage, model, tmp_path / "run", seed=3, held_out=set(), pool=Judge(), meter=meter, ranks=Alone("cpu"),  # type: ignore[arg-type]
         on_metrics=lambda line: None,
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from farthing.base.device import Alone
 from farthing.cost import ledger
 from farthing.cost.meter import Meter
 from farthing.engine import Model, Sample
 from farthing.recipe import Grpo
 from farthing.tasks import Item, Verdict
 from farthing.tasks.mixture import Mixture
-from farthing.train.rollout import Batch, Group, Roller, outcome
+from farthing.train.rollout import Batch, Group, Roller
 
 Make = Callable[..., Grpo]
 
@@ -41,7 +42,7 @@ def roll(model: Model, meter: Meter) -> Callable[..., Roller]:
         tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
         stream, pool = Mixture(tasks, seed).stream(set()), Judge(script)
         return Roller(
-            stage, model, model.engine(), stream, pool, meter, seed  # type: ignore[arg-type]
+            stage, model, model.engine(), stream, pool, meter, seed, Alone("cpu")  # type: ignore[arg-type]
         )  # fmt: skip
 
     return make
@@ -128,9 +129,9 @@ def test_what_runs_out_of_tokens_is_cut_off_whatever_it_says(
 
 def test_outcomes_and_rewards() -> None:
     cut, whole = Sample([1], finish_reason="length"), Sample([1], finish_reason="stop")
-    assert outcome(Verdict("right"), cut) == "cut_off"
-    assert outcome(Verdict("right"), whole) == "right"
-    assert outcome(Verdict("timeout"), whole) == "timeout"
+    assert Verdict("right").outcome_of(cut.finish_reason) == "cut_off"
+    assert Verdict("right").outcome_of(whole.finish_reason) == "right"
+    assert Verdict("timeout").outcome_of(whole.finish_reason) == "timeout"
     item = Item("chain_sum", 0, 0, "1 + 1 =", "2", {"scorer": "integer"})
     group = Group(item, [1], [whole] * 6, ["right", "wrong", "unparsed", "cut_off", "timeout", "bad_gold"])
     assert group.rewards == [1, 0, 0, 0, 0, 0]

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from farthing.base import processor
 from farthing.base.errors import UserError
@@ -59,6 +59,48 @@ class Place:
 
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+
+Amount = TypeVar("Amount", "int", "float", "torch.Tensor")
+
+
+class Ranks(Protocol):
+    """The processes that train one model together, seen from one of them.
+
+    Whatever divides a loss, decides for all or is booked is a total over them; each works on its own share of a batch.
+    """
+
+    @property
+    def index(self) -> int:
+        """Of this process, from 0."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def device(self) -> str:
+        """What this process computes on, as torch reads it."""
+
+    def share(self, items: int) -> slice:
+        """This process's part of so many items; the parts of all processes are disjoint and cover them."""
+
+    def total(self, amount: Amount) -> Amount:
+        """The sum of every process's amount. All of them must call it, in the same order."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One process, which has every item and is every total."""
+
+    device: str
+    index: int = 0
+    count: int = 1
+
+    def share(self, items: int) -> slice:
+        return slice(0, items)
+
+    def total(self, amount: Amount) -> Amount:
+        return amount
 
 
 def choose(device: str = "auto", dtype: str = "auto") -> Place:

@@ -16,19 +16,23 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from farthing.base.errors import UserError
+from farthing.base.sizes import LOGIT_BYTES, SHORT_LENGTH
 from farthing.cost.flops import Recompute
 from farthing.cost.shapes import Layer, Matrix, Shapes, shapes
 
 Kind = Literal["pretrain", "sft", "lora", "grpo", "serve"]
 Optimizer = Literal["adamw", "muon"]
+Code = Literal["usual", "farthing-cpu", "farthing-gpu"]
+Precision = Literal["fp32", "bf16", "fp8"]
 
-CHUNK_BYTES = 256 << 20  # of logits at a time; train.losses has the same figure, and a test compares them
+WIDTH = {"fp32": 4, "bf16": 2, "fp8": 2}  # bytes of a number that is neither a weight nor read by a product
+
 # Measured in 2026-11 with torch 2.13 and glibc 2.36 on x86-64 Linux: what is resident after importing the package;
 # what oneDNN's buffers and the heap's holes add to the tensors, as a constant and as a share of them; and what they
 # add besides under LoRA, where each linear map makes its result three times: a constant, a share of activations.
 CPU_IMPORTS, CPU_BUFFERS, CPU_WASTE = 245 << 20, 120 << 20, 0.1
 CPU_LORA_BUFFERS, CPU_LORA_WASTE = 100 << 20, 0.2
-_FLOAT = 4
+_INDEX, _FLOAT = 8, 4  # bytes of an int64 and of a float32
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,59 @@ def memory(
             waste += CPU_LORA_BUFFERS + CPU_LORA_WASTE * (fullest.activations + fullest.logits)
         fullest = replace(fullest, runtime=CPU_IMPORTS + CPU_BUFFERS + int(waste))
     return fullest
+
+
+def tokens_per_pass(
+    config: Mapping[str, Any],
+    memory_gb: float,
+    *,
+    length: int,
+    precision: Precision,
+    code: Code,
+    kind: Kind = "pretrain",
+    lora: int = 0,
+) -> int:
+    """The most tokens whose activations and logits, forward and backward, take `memory_gb` GB; at least one.
+
+    Trainer and planner both cut their batches by it.
+
+    Args:
+        length: tokens of a sequence.
+        lora: rank of the adapters; 0 trains every parameter.
+    """
+    if lora and kind != "grpo":
+        kind = "lora"
+
+    def fits(tokens: int) -> bool:
+        used = memory(
+            config,
+            kind=kind,
+            micro_tokens=tokens,
+            seq_len=length,
+            precision=precision,
+            code=code,
+            lora_rank=lora,
+        )
+        return used.activations + used.logits <= memory_gb * 1e9
+
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2  # fits; high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return max(1, low)
+
+
+def precision_of(dtype: object) -> Precision:
+    """The precision of torch's bfloat16 or float32, or of a dtype's name."""
+    return "fp32" if str(dtype).endswith("float32") else "bf16"
+
+
+def code_of(device: str) -> Code:
+    """Whose activations this package keeps on a kind of device: `cpu` or `cuda`."""
+    return "farthing-cpu" if device == "cpu" else "farthing-gpu"
 
 
 def cache_bytes_per_token(config: Mapping[str, Any], precision: Precision = "bf16") -> int:
@@ -277,10 +334,10 @@ def _head(s: Shapes, at: _Settings, b: int) -> float:
     if at.code == "usual":  # logits, their float32 copy, its gradient
         return numbers * (1 + s.mtp_depth) * (b + 2 * _FLOAT) / at.layout.tensor
     table = 0 if at.lora else s.vocab * s.embed
-    if at.kind != "grpo" and numbers * b <= CHUNK_BYTES:
+    if at.kind != "grpo" and numbers * b <= LOGIT_BYTES:
         # logits, log-probabilities and the gradient of one loss, and the log-probabilities that others keep
         return numbers * (3 + s.mtp_depth) * b + table * b
-    chunk = min(CHUNK_BYTES, numbers * _FLOAT)
+    chunk = min(LOGIT_BYTES, numbers * _FLOAT)
     # logits and their softmax; or its rounded copy beside the gradient's sum so far and its next term
     return max(2 * chunk, chunk * (1 + b / _FLOAT) + table * (b + 2 * _FLOAT))
 
@@ -297,21 +354,6 @@ def check_latent(config: Mapping[str, Any]) -> None:
             f"kv_lora_rank {s.mla.kv_lora}: the latent cache of {latent} numbers a token and layer is larger than "
             f"the {replaced} of the keys and values it replaces; lower it to {max(1, replaced - s.mla.rope)} or less"
         )
-
-
-Code = Literal["usual", "farthing-cpu", "farthing-gpu"]
-
-
-Precision = Literal["fp32", "bf16", "fp8"]
-
-
-WIDTH = {"fp32": 4, "bf16": 2, "fp8": 2}  # bytes of a number that is neither a weight nor read by a product
-
-
-SHORT_LENGTH = 512  # model.kernels.attention has the same figure, and a test compares them
-
-
-_INDEX, _FLOAT = 8, 4  # bytes of an int64 and of a float32
 
 
 def layer_bytes(

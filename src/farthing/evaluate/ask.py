@@ -70,7 +70,7 @@ def judge(
             "question": item.question,
             "gold": item.answer,
             "text": text,
-            "outcome": "cut_off" if sample.finish_reason == "length" else verdict.outcome,
+            "outcome": verdict.outcome_of(sample.finish_reason),
             "answer": verdict.answer,
             "tokens": len(sample.ids),
         }

@@ -9,11 +9,7 @@ from typing import Any
 
 import numpy as np
 
-OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "timeout", "bad_gold")
-
-
-PARSED = ("right", "wrong")
-
+from farthing.tasks.item import OUTCOMES, READABLE
 
 Record = dict[str, Any]
 """A line of evaluations/*.jsonl: index, task, question, gold, text, outcome, answer, tokens."""
@@ -52,12 +48,12 @@ def gain(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
     if [r["question"] for r in before] != [r["question"] for r in after]:
         raise ValueError("the two evaluations asked different questions")
     pairs = list(zip(before, after, strict=True))
-    readable = [pair for pair in pairs if pair[0]["outcome"] in PARSED]
-    unreadable = [pair for pair in pairs if pair[0]["outcome"] not in PARSED]
+    readable = [pair for pair in pairs if pair[0]["outcome"] in READABLE]
+    unreadable = [pair for pair in pairs if pair[0]["outcome"] not in READABLE]
     out = _difference(pairs)
     out["mcnemar_p"] = mcnemar(*_right(pairs))
     out["on_parseable"] = {"n": len(readable), **(_difference(readable) if readable else {})}
-    found = [after for _, after in unreadable if after["outcome"] in PARSED]
+    found = [after for _, after in unreadable if after["outcome"] in READABLE]
     out["format"] = {
         "n": len(unreadable),
         "now_parsed": len(found),

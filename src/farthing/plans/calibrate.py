@@ -23,11 +23,11 @@ from farthing.base.errors import UserError
 from farthing.base.processor import isa
 from farthing.cost import devices
 from farthing.cost.flops import forward_flops, parameters
-from farthing.cost.memory import WIDTH
+from farthing.cost.memory import WIDTH, precision_of
 from farthing.cost.meter import process_started
 from farthing.plans import measured as machine
 from farthing.plans.measured import Calibration, Pace
-from farthing.plans.speed import ENOUGH, LAUNCHES, PRECISION
+from farthing.plans.speed import ENOUGH, LAUNCHES
 
 if TYPE_CHECKING:
     from farthing.engine import Request
@@ -388,7 +388,7 @@ def worked_out(dtype: str, rate: float, copied: float, small: float) -> tuple[di
         small: seconds of an operation on next to nothing.
     """
     layer = parameters(SIZES[0].config(2)).total - parameters(SIZES[0].config(1)).total
-    weights = WIDTH[PRECISION[dtype]] * layer / copied
+    weights = WIDTH[precision_of(dtype)] * layer / copied
     flop, launches = sum(USUAL) / 2 / rate, LAUNCHES * small
     paces = {
         kind: Pace(launches + times * weights, flop, launches, flop)

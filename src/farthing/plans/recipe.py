@@ -13,10 +13,10 @@ from farthing.base.figures import Range, range_text, with_letter
 from farthing.cost import devices
 from farthing.cost.devices import Device
 from farthing.cost.flops import parameters
-from farthing.cost.memory import WIDTH
+from farthing.cost.memory import WIDTH, precision_of
 from farthing.plans.measured import Calibration
 from farthing.plans.sampling import MEASURED, MEASURED_SOURCE, StagePlan, halved_and_doubled, plan_stages
-from farthing.plans.speed import LAUNCH, LAUNCHES, PRECISION, READ, Catalogued, Measured, Speed
+from farthing.plans.speed import LAUNCH, LAUNCHES, READ, Catalogued, Measured, Speed
 from farthing.plans.training import Assumption
 from farthing.recipe import Recipe
 from farthing.recipe.work import Config
@@ -263,7 +263,7 @@ def _assumptions(
             )
     else:
         yield Assumption(
-            f"computed in {dtype}: weights and activations of {WIDTH[PRECISION[dtype]]} bytes, masters of 4",
+            f"computed in {dtype}: weights and activations of {WIDTH[precision_of(dtype)]} bytes, masters of 4",
             "assumed" if recipe.dtype == "auto" else "the recipe",
         )
         yield Assumption(

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from farthing.cost.devices import Device
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
-from farthing.cost.memory import Code, Memory, check_latent, memory
-from farthing.plans.speed import PRECISION, Speed
+from farthing.cost.memory import Memory, check_latent, code_of, memory, precision_of, tokens_per_pass
+from farthing.plans.speed import Speed
 from farthing.recipe import Recipe
 from farthing.recipe.work import EVALUATED_AT_ONCE, Answers, Config, Guess, StageWork
 
@@ -164,23 +164,21 @@ def _saves(work: StageWork, speed: Speed) -> float:
 
 def _memory(work: StageWork, device: Device, dtype: str) -> Memory:
     """Memory of a stage on a device; float32 weights, activations and cache stand beside float32 masters."""
-    code: Code = "farthing-cpu" if device.kind == "cpu" else "farthing-gpu"
-    precision = PRECISION[dtype]
-    some = memory(
+    code, precision = code_of(device.kind), precision_of(dtype)
+    at_once = tokens_per_pass(
         work.config,
-        kind="pretrain",
-        micro_tokens=work.length,
-        seq_len=work.length,
+        work.memory_gb,
+        length=work.length,
         precision=precision,
         code=code,
+        kind=work.memory_kind,
+        lora=work.lora,
     )
-    each = max(1.0, some.activations / work.length)
-    at_once = max(work.length, int(work.memory_gb * 1e9 / each))
     answer = work.sampling.mean + work.sampling.prompt if work.sampling else 0
     return memory(
         work.config,
         kind=work.memory_kind,
-        micro_tokens=min(round(max(work.tokens, answer)), at_once),
+        micro_tokens=min(round(max(work.tokens, answer)), max(work.length, at_once)),
         seq_len=work.length,
         precision=precision,
         code=code,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from farthing.cost.devices import Device, peak
 from farthing.cost.flops import flops_per_token, forward_flops, parameters
-from farthing.cost.memory import WIDTH, Precision, cache_bytes_per_token
+from farthing.cost.memory import WIDTH, cache_bytes_per_token, precision_of
 from farthing.cost.shapes import shapes
 from farthing.plans.efficiency import conditions, efficiency
 from farthing.plans.measured import Calibration
@@ -21,7 +21,6 @@ from farthing.recipe.work import Config
 LAUNCHES = 14  # operations that one layer launches, forward
 LAUNCH = 8e-6  # seconds each from Python; assumed, not measured
 READ = 0.7  # of a GPU's bandwidth that decoding reaches; assumed
-PRECISION: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # as memory is counted
 ENOUGH = 400  # tokens of a pass that was timed, to tell what larger ones take; assumed
 DISK = 1e9  # bytes a second, where no disk was measured; assumed
 
@@ -100,7 +99,7 @@ class Catalogued:
 
     def decode(self, config: Config, rows: float, context: float) -> float:
         inside, head = _work(config, rows, rows * (context + 1), rows, absorbed=True)
-        precision = PRECISION[self.dtype]
+        precision = precision_of(self.dtype)
         read = float(WIDTH[precision] * parameters(config).active)
         read += rows * context * cache_bytes_per_token(config, precision)
         bound = max(read / (READ * self.device.bytes_per_second), (inside + head) / self._rate(config))

@@ -180,7 +180,7 @@ class Grpo(StageSpec):
             tokens=groups * prompt + scored,
             pairs=groups * (own + self.group * (mean * prompt + causal_pairs(round(mean)))),
             scored=scored,
-            length=round(prompt + self.max_new_tokens),
+            length=self.max_new_tokens,
             save_every=self.checkpoint_every,
             memory_gb=self.memory_gb,
             forwards=3.0 + bool(self.kl),

@@ -67,7 +67,7 @@ class StageWork:
     scored: float
     """Tokens whose logits are computed."""
     length: int
-    """Tokens of the longest sequence."""
+    """Tokens of a row, or of the longest answer."""
     save_every: int
     """Steps between checkpoints."""
     memory_gb: float

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from farthing.base import figures
 from farthing.report import charts
-from farthing.report.run import OUTCOMES, PARSEABLE, Json, Outcomes, Run, mapping, number, outcome, pair, text
+from farthing.report.run import SHOWN, Json, Outcomes, Run, mapping, number, outcome, pair, text
+from farthing.tasks.item import READABLE
 
 OUTCOME_NAMES = {
     "right": "right",
@@ -101,8 +102,8 @@ def _shares(run: Run) -> list[Share]:
         after = sum(outcome(second) == "right" for _, second in some)
         return Share(name, len(some), before, after, (after - before) / max(1, len(both)))
 
-    readable = [one for one in both if outcome(one[0]) in PARSEABLE]
-    unread = [one for one in both if outcome(one[0]) not in PARSEABLE]
+    readable = [one for one in both if outcome(one[0]) in READABLE]
+    unread = [one for one in both if outcome(one[0]) not in READABLE]
     return [
         share(f"the {run.first} already gave a readable answer", readable),
         share(f"the {run.first} gave none", unread),
@@ -153,7 +154,7 @@ def _outcome_row(when: str, counts: Outcomes) -> OutcomeRow:
             OUTCOME_NAMES[kind],
             figures.percent(counts.counts[kind] / counts.n, 0),
         )
-        for kind in OUTCOMES
+        for kind in SHOWN
     ]
     said = ", ".join(f"{segment.name} {segment.text}" for segment in segments if segment.share)
     return OutcomeRow(when, counts, charts.stacked(segments, f"{counts.name}, {when}: {said}"))

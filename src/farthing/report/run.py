@@ -16,15 +16,10 @@ from typing import Any
 
 import yaml
 
+from farthing.tasks.item import OUTCOMES
+
 Json = dict[str, Any]
-OUTCOMES = (
-    "right",
-    "wrong",
-    "unparsed",
-    "cut_off",
-    "other",
-)  # other: the verifier timed out or the gold is bad
-PARSEABLE = ("right", "wrong")  # the outcomes in which an answer could be read
+SHOWN = (*OUTCOMES[:4], "other")  # other: the verifier timed out or the gold is bad
 LARGEST = 200_000_000  # bytes; a file beyond this is no file of ours
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -185,17 +180,17 @@ def _steps(lines: Sequence[Json]) -> list[Json]:
 
 
 def _outcomes(entry: Mapping[str, object], name: str) -> Outcomes:
-    counts = {outcome: max(0, int(number(entry.get(outcome)) or 0)) for outcome in OUTCOMES}
+    counts = {outcome: max(0, int(number(entry.get(outcome)) or 0)) for outcome in SHOWN}
     counts["other"] = max(counts["other"], int(number(entry.get("n")) or 0) - sum(counts.values()))
     return Outcomes(name, counts, pair(entry.get("ci95")))
 
 
 def outcome(line: Json) -> str:
-    """The outcome of one answer, one of OUTCOMES."""
+    """The outcome of one answer, one of SHOWN."""
     found = line.get("outcome")
-    return found if isinstance(found, str) and found in OUTCOMES else "other"
+    return found if isinstance(found, str) and found in SHOWN else "other"
 
 
 def _tally(lines: Sequence[Json], name: str) -> Outcomes:
     found = Counter(outcome(line) for line in lines)
-    return Outcomes(name, {kind: found[kind] for kind in OUTCOMES})
+    return Outcomes(name, {kind: found[kind] for kind in SHOWN})

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from farthing import __version__, plans
 from farthing.base import processor
-from farthing.base.device import choose, reference_only
+from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import human_seconds
 from farthing.base.files import link, read_lines, write, write_json
@@ -154,6 +154,7 @@ class _Work:
             folder=folder,
             seed=self.recipe.seed,
             models=self.models,
+            ranks=Alone(self.place.device),
             meter=self.meter,
             pool=pool,
             held_out={question_key(item.question) for item in items},

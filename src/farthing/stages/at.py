@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from farthing.base.device import Place
+from farthing.base.device import Place, Ranks
 from farthing.base.files import write_json
 from farthing.cost.meter import Meter
 from farthing.engine import Model, at_place
@@ -67,6 +67,7 @@ class At:
     """The stage's own: metrics.jsonl, state/, data/, and in the end model/ and done.json."""
     seed: int
     models: Models
+    ranks: Ranks
     meter: Meter
     pool: VerifierPool
     held_out: set[str]

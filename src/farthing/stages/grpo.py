@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from farthing.base.device import Ranks
 from farthing.cost.meter import Meter
 from farthing.engine import Model
 from farthing.recipe import Grpo
@@ -33,6 +34,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             held_out=at.held_out,
             pool=at.pool,
             meter=at.meter,
+            ranks=at.ranks,
             on_metrics=view.update,
         )
     return at.finish(model, spec.steps, merged=bool(spec.lora))
@@ -47,6 +49,7 @@ def train_grpo(
     held_out: set[str],
     pool: VerifierPool,
     meter: Meter,
+    ranks: Ranks,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
     """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
@@ -68,9 +71,9 @@ def train_grpo(
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
     engine = model.engine(stage.sampled_at_once, stage.cache_tokens, record_routing=True)
     stream = Mixture(stage.tasks, seed).stream(exclude=held_out)
-    roller = Roller(stage, model, engine, stream, pool, meter, seed)
+    roller = Roller(stage, model, engine, stream, pool, meter, seed, ranks)
     state = {"cursor": 0}
-    learner = Learner(stage, decoder, reference, weights, model.hf_config, meter)
+    learner = Learner(stage, decoder, reference, weights, model.hf_config, meter, ranks)
 
     def one_step(step: int) -> dict[str, Any]:
         started, before = time.monotonic(), dict(meter.totals().seconds)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from farthing.base.device import Ranks
 from farthing.base.errors import UserError
 from farthing.base.files import new_folder
 from farthing.cost.flops import parameters
@@ -74,7 +75,16 @@ def run(spec: Pretrain, start: Path | None, at: At) -> Path:
         f"{dialled.steps} steps of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
     )
     with at.view(dialled.steps) as view:
-        train_pretrain(spec, prepared, model, at.folder, seed=at.seed, meter=at.meter, on_metrics=view.update)
+        train_pretrain(
+            spec,
+            prepared,
+            model,
+            at.folder,
+            seed=at.seed,
+            meter=at.meter,
+            ranks=at.ranks,
+            on_metrics=view.update,
+        )
     return at.finish(
         model,
         dialled.steps,
@@ -159,6 +169,7 @@ def train_pretrain(
     *,
     seed: int,
     meter: Meter,
+    ranks: Ranks,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
     """Train `model`, loaded from `prepared.start`, in place; metrics and checkpoints go to `folder`.
@@ -193,6 +204,7 @@ def train_pretrain(
         validation=prepared.validation,
         validate_every=stage.validate_every,
         meter=meter,
+        ranks=ranks,
         on_metrics=on_metrics,
     )
 

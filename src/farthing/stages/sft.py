@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from farthing.base.device import Ranks
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.conversations import ConversationPacker, examples, lint_template, placed_conversations
@@ -42,7 +43,17 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
         )
     at.say(f"{at.folder.name}: {len(packer.examples):,} conversations, {steps} steps")
     with at.view(steps) as view:
-        train_sft(spec, packer, steps, model, at.folder, seed=at.seed, meter=at.meter, on_metrics=view.update)
+        train_sft(
+            spec,
+            packer,
+            steps,
+            model,
+            at.folder,
+            seed=at.seed,
+            meter=at.meter,
+            ranks=at.ranks,
+            on_metrics=view.update,
+        )
     return at.finish(model, steps, merged=bool(spec.lora), conversations=len(packer.examples))
 
 
@@ -98,6 +109,7 @@ def train_sft(
     *,
     seed: int,
     meter: Meter,
+    ranks: Ranks,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
     """Train `model` in place; metrics and checkpoints go to `folder`.
@@ -121,5 +133,6 @@ def train_sft(
         validation=None,
         validate_every=1,
         meter=meter,
+        ranks=ranks,
         on_metrics=on_metrics,
     )

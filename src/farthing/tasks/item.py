@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["right", "wrong", "unparsed", "timeout", "bad_gold"]
+OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "timeout", "bad_gold")  # of a sampled answer
+READABLE = ("right", "wrong")  # an answer was read
 Convention = Literal["final", "tag", "boxed"]
 CONVENTIONS: tuple[Convention, ...] = ("final", "tag", "boxed")
 
@@ -42,3 +44,7 @@ class Verdict:
     def reward(self) -> float:
         """1.0 for a right answer, 0.0 for everything else; there is no partial credit."""
         return 1.0 if self.outcome == "right" else 0.0
+
+    def outcome_of(self, finish_reason: str) -> str:
+        """One of OUTCOMES for a sampled answer; one that ran out of tokens is cut_off whatever it says."""
+        return "cut_off" if finish_reason == "length" else self.outcome

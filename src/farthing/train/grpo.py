@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from farthing.base.device import Ranks
 from farthing.cost.flops import forward_flops
+from farthing.cost.memory import code_of, precision_of, tokens_per_pass
 from farthing.cost.meter import Meter
 from farthing.model import Decoder, ModelConfig, Segments
 from farthing.model.moe import Routing
 from farthing.recipe import Grpo
-from farthing.train.loop import Diverged, check_norm, tokens_per_pass
+from farthing.train.loop import Diverged, check_norm
 from farthing.train.losses import advantages, clipped_objective, k3, token_logprobs, token_weights
 from farthing.train.optim import MasterWeights, learning_rate
 from farthing.train.rollout import Batch, Group
@@ -64,10 +66,20 @@ class Learner:
         weights: MasterWeights,
         hf_config: dict[str, Any],
         meter: Meter,
+        ranks: Ranks,
     ) -> None:
         self.stage, self.decoder, self.reference = stage, decoder, reference
-        self.weights, self.hf_config, self.meter = weights, hf_config, meter
-        self.budget = tokens_per_pass(decoder.config, stage.memory_gb, decoder.embed.weight.element_size())
+        self.weights, self.hf_config, self.meter, self.ranks = weights, hf_config, meter, ranks
+        weight = decoder.embed.weight
+        self.budget = tokens_per_pass(
+            hf_config,
+            stage.memory_gb,
+            length=stage.max_new_tokens,
+            precision=precision_of(weight.dtype),
+            code=code_of(weight.device.type),
+            kind="grpo",
+            lora=stage.lora or 0,
+        )
 
     def learn(self, batch: Batch, step: int) -> dict[str, Any]:
         """One optimizer step for each of `updates` equal parts of the batch's groups.
@@ -79,14 +91,18 @@ class Learner:
         lr = learning_rate(step, stage.steps, stage.lr, stage.warmup, stage.schedule)
         log = _Log()
         for part in _parts(batch.groups, stage.updates):
-            answers = prepare(part, stage)
-            if not any(answer.advantage for _, group in answers for answer in group):
+            answers = prepare(part, stage, self.ranks)
+            signal = sum(answer.advantage != 0 for _, group in answers for answer in group)
+            if not self.ranks.total(signal):
                 continue  # nothing here says which way to go
             with self.meter.span("train", step=step) as span:
+                flops, tokens = 0, 0
                 for one_pass in passes(answers, self.budget):
-                    span.flops += self._backward(one_pass, log)
-                    span.tokens_in += sum(len(prompt) for prompt, _ in one_pass.prompts)
-                    span.tokens_in += sum(len(answer.ids) for answer in one_pass.answers)
+                    flops += self._backward(one_pass, log)
+                    tokens += sum(len(prompt) for prompt, _ in one_pass.prompts)
+                    tokens += sum(len(answer.ids) for answer in one_pass.answers)
+                span.flops += self.ranks.total(flops)
+                span.tokens_in += self.ranks.total(tokens)
                 if log.updates == 0 and step % stage.sync_every == 0:
                     self._prove_sync(log)
                 norm = self.weights.clip(stage.grad_clip)
@@ -94,7 +110,7 @@ class Learner:
                 self.weights.step(lr)
                 log.norms.append(norm)
                 log.updates += 1
-        return {"lr": lr, **log.metrics(proved=step % stage.sync_every == 0)}
+        return {"lr": lr, **log.metrics(self.ranks, proved=step % stage.sync_every == 0)}
 
     def _backward(self, one_pass: Pass, log: _Log) -> int:
         """Forward and backward of one pass; returns its FLOPs."""
@@ -144,7 +160,7 @@ class Learner:
 
 @dataclass
 class _Log:
-    """What a step's passes add up to."""
+    """Sums over the passes of a step, of this rank."""
 
     updates: int = 0
     tokens: int = 0
@@ -165,12 +181,14 @@ class _Log:
     def sync_mean(self) -> float:
         return self.sync_sum / max(1, self.sync_tokens)
 
-    def metrics(self, proved: bool) -> dict[str, Any]:
+    def metrics(self, ranks: Ranks, proved: bool) -> dict[str, Any]:
         proved = proved and self.sync_tokens > 0
+        tokens, held = ranks.total(self.tokens), ranks.total(self.held)
+        kl = None if self.kl_sum is None else ranks.total(self.kl_sum)
         return {
             "grad_norm": max(self.norms, default=None),
-            "clip_fraction": self.held / self.tokens if self.tokens else None,
-            "kl": self.kl_sum / self.tokens if self.kl_sum is not None else None,
+            "clip_fraction": held / tokens if tokens else None,
+            "kl": kl / tokens if kl is not None else None,
             "sync_mean": self.sync_mean if proved else None,
             "sync_max": self.sync_max if proved else None,
         }
@@ -184,7 +202,7 @@ def _parts(groups: Sequence[Group], count: int) -> Iterator[Sequence[Group]]:
             yield part
 
 
-def prepare(groups: Iterable[Group], stage: Grpo) -> list[tuple[list[int], list[Answer]]]:
+def prepare(groups: Iterable[Group], stage: Grpo, ranks: Ranks) -> list[tuple[list[int], list[Answer]]]:
     """Every group's prompt with the answers that train, their advantages and token weights."""
     prepared: list[tuple[list[int], list[Answer]]] = []
     for group in groups:
@@ -197,7 +215,7 @@ def prepare(groups: Iterable[Group], stage: Grpo) -> list[tuple[list[int], list[
         if answers:
             prepared.append((group.prompt, answers))
     everyone = [answer for _, answers in prepared for answer in answers]
-    weights = token_weights([len(a.ids) for a in everyone], stage.loss, stage.max_new_tokens)
+    weights = token_weights([len(a.ids) for a in everyone], stage.loss, stage.max_new_tokens, ranks)
     for answer, weight in zip(everyone, weights, strict=True):
         answer.weight = weight
     return prepared

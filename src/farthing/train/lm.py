@@ -20,21 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from farthing.base.device import Ranks
 from farthing.cost.flops import forward_flops, mtp_flops
+from farthing.cost.memory import code_of, precision_of, tokens_per_pass
 from farthing.cost.meter import Meter
 from farthing.data.corpus import Corpus
 from farthing.data.packing import NO_LOSS, PackedBatch, validation_batches
 from farthing.model import Decoder, Segments
 from farthing.model.moe import Routing, routers, update_biases
 from farthing.recipe import Pretrain, Sft
-from farthing.train.loop import check_norm, tokens_per_pass, train
+from farthing.train.loop import check_norm, train
 from farthing.train.losses import next_token_losses
 from farthing.train.optim import MasterWeights, learning_rate
 
 
 @dataclass
 class Step:
-    """What the passes of one step add up to; losses are means over the tokens that have a target, in nats."""
+    """Sums over the passes of one step; losses are means over the tokens that have a target, in nats."""
 
     loss: float = 0.0
     targets: int = 0
@@ -61,16 +63,23 @@ def lm_step(
     *,
     mtp_weight: float = 0.0,
     balance: float = 0.0,
+    ranks: Ranks,
 ) -> Step:
-    """Forward and backward over a batch; gradients are left where backward puts them.
+    """Forward and backward over this rank's rows of a batch; gradients are left where backward puts them.
+
+    Each rank's losses are its part of the means over the whole batch: their sum over the ranks, like that of the
+    gradients, is the batch's.
 
     Args:
         tokens_at_once: the most tokens of a pass, though never less than a row.
         mtp_weight: of the mean over the modules of their losses (lambda, arXiv:2412.19437 eq. 25).
         balance: of the sequence-wise balance loss (alpha, eq. 17).
     """
-    out = Step(targets=batch.loss_tokens, mtp_losses=[0.0] * len(decoder.mtp) if mtp_weight else [])
-    ahead = [int((further(batch, k)[1] != NO_LOSS).sum()) for k in range(len(out.mtp_losses))]
+    out = Step(
+        targets=ranks.total(batch.loss_tokens), mtp_losses=[0.0] * len(decoder.mtp) if mtp_weight else []
+    )
+    ahead = [ranks.total(int((further(batch, k)[1] != NO_LOSS).sum())) for k in range(len(out.mtp_losses))]
+    rows = ranks.total(batch.rows)
     for part in passes(batch, tokens_at_once):
         routing = Routing(lengths=part.row_lengths, balance=balance)
         hidden, losses, segments = _forward(decoder, part, routing)
@@ -86,10 +95,11 @@ def lm_step(
         if out.mtp_losses:
             work += mtp_flops(hf_config, tokens, pairs, len(losses))
         if routing.loss is not None:  # a mean over its rows
-            total = total + routing.loss * (part.rows / batch.rows)
+            total = total + routing.loss * (part.rows / rows)
         total.backward()
         out.add_loads(routing)
         out.flops += 3 * work
+    out.loads = {layer: ranks.total(load) for layer, load in out.loads.items()}
     return out
 
 
@@ -171,6 +181,7 @@ def train_lm(
     validation: Corpus | None,
     validate_every: int,
     meter: Meter,
+    ranks: Ranks,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
     """Train the network in place; metrics and checkpoints go to `folder`. A killed run continues from its
@@ -184,7 +195,15 @@ def train_lm(
         Diverged: when the gradient says that training is broken.
     """
     weights = MasterWeights(decoder, stage.optimizer, lr, stage.betas, stage.weight_decay)
-    at_once = tokens_per_pass(decoder.config, stage.memory_gb, decoder.embed.weight.element_size())
+    weight = decoder.embed.weight
+    at_once = tokens_per_pass(
+        hf_config,
+        stage.memory_gb,
+        length=stage.length,
+        precision=precision_of(weight.dtype),
+        code=code_of(weight.device.type),
+        lora=getattr(stage, "lora", None) or 0,
+    )
     state = {"cursor": 0, "tokens": 0}
     biases = {f"bias.{r.layer}": r.bias for r in routers(decoder) if r.bias is not None}
 
@@ -193,28 +212,40 @@ def train_lm(
         rate = learning_rate(step, steps, lr, warmup, stage.schedule)
         with meter.span("train", step=step) as span:
             batch, state["cursor"] = next_batch(state["cursor"])
+            own = ranks.share(batch.rows)
             done = lm_step(
-                decoder, batch, hf_config, at_once, mtp_weight=mtp_weight(step), balance=stage.balance
+                decoder,
+                batch.slice_rows(own.start, own.stop),
+                hf_config,
+                at_once,
+                mtp_weight=mtp_weight(step),
+                balance=stage.balance,
+                ranks=ranks,
             )
             norm = weights.clip(stage.grad_clip)
             check_norm(norm, stage.max_grad_norm)
             weights.step(rate)
             update_biases(decoder, done.loads, stage.bias_rate)
-            span.flops += done.flops
+            flops = ranks.total(done.flops)
+            span.flops += flops
             span.tokens_in += len(batch.ids_N)
         seconds = time.monotonic() - started
         cpu = time.process_time() - cpu
         state["tokens"] += len(batch.ids_N)
         line = {
             "step": step + 1,
-            "loss": done.loss,
+            "loss": ranks.total(done.loss),
             "tokens": state["tokens"],
             "lr": rate,
             "grad_norm": norm,
-            **({"mtp_loss": sum(done.mtp_losses) / len(done.mtp_losses)} if done.mtp_losses else {}),
+            **(
+                {"mtp_loss": ranks.total(sum(done.mtp_losses)) / len(done.mtp_losses)}
+                if done.mtp_losses
+                else {}
+            ),
             **done.imbalance(),
             "tokens_per_second": len(batch.ids_N) / seconds,
-            "flops": done.flops,
+            "flops": flops,
             "cores_had": cpu / seconds,
         }
         if validation is not None and ((step + 1) % validate_every == 0 or step + 1 == steps):
@@ -241,5 +272,5 @@ def train_lm(
         meter=meter,
         checkpoint_every=stage.checkpoint_every,
         on_metrics=on_metrics,
-        moved=biases,
+        buffers=biases,
     )

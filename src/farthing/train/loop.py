@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from farthing.base.errors import UserError
+from farthing.base.files import write
 from farthing.cost.meter import Meter
-from farthing.model import ModelConfig
 from farthing.train import checkpoint
 from farthing.train.optim import MasterWeights
 
@@ -37,14 +37,14 @@ def train(
     meter: Meter,
     checkpoint_every: int,
     on_metrics: Callable[[dict[str, Any]], None],
-    moved: Mapping[str, Tensor] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Run steps 0..steps-1, or those that are left after the newest whole checkpoint in `folder`/state.
 
     Args:
         state: what `one_step` reads and updates besides the weights; JSON, saved with each checkpoint.
         one_step: does one step and returns its metrics.
-        moved: tensors that `one_step` changes besides the weights; saved and restored in place.
+        buffers: tensors that `one_step` changes besides the weights; saved and restored in place.
 
     Raises:
         Diverged: when a step found NaN or an exploding gradient; says why and where the last good checkpoint
@@ -58,7 +58,7 @@ def train(
         if found is not None:
             done, tensors, saved = found
             weights.restore(tensors)
-            for name, tensor in (moved or {}).items():
+            for name, tensor in (buffers or {}).items():
                 tensor.data.copy_(tensors[name])
             state.update(saved)
     metrics = _MetricsFile(folder / "metrics.jsonl", keep=done)
@@ -79,7 +79,7 @@ def train(
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
                 with meter.span("checkpoint", step=step):
                     metrics.sync()
-                    tensors = {**weights.state(), **{name: t.detach() for name, t in (moved or {}).items()}}
+                    tensors = {**weights.state(), **{name: t.detach() for name, t in (buffers or {}).items()}}
                     checkpoint.save(folder / "state", step + 1, tensors, state)
     finally:
         metrics.close()
@@ -99,33 +99,6 @@ def check_norm(norm: float, limit: float) -> None:
         )
 
 
-def tokens_per_pass(config: ModelConfig, memory_gb: float, bytes_per_element: int) -> int:
-    """How many tokens go through forward and backward at once within `memory_gb` of activations.
-
-    Counts what the layers keep for the backward pass: the inputs of both norms and both projections that
-    follow, q, k and v before and after rotation, attention's output, gate and up, and their product. Latent
-    attention keeps its latents besides; a mixture of experts keeps the rows of the experts a token goes through.
-    """
-    layers = config.num_layers + config.mtp_depth
-    dense = layers if config.moe is None else min(layers, config.moe.first_dense)
-    inner = 3 * dense * config.intermediate_size
-    if config.moe is not None:
-        chosen = config.moe.top_k + config.moe.shared
-        inner += (layers - dense) * (3 * chosen * config.moe.expert_size + 2 * config.moe.experts)
-    elements = layers * (4 * config.hidden_size + _attention_elements(config)) + inner
-    return max(1, int(memory_gb * 1e9 / (elements * bytes_per_element)))
-
-
-def _attention_elements(config: ModelConfig) -> int:
-    """What a layer's attention keeps for each token."""
-    mla = config.mla
-    if mla is None:
-        return config.head_dim * 3 * (config.num_heads + config.num_kv_heads)
-    return (
-        config.num_heads * (4 * mla.qk_dim + 3 * mla.v_dim) + 3 * mla.cache_dim + 2 * (mla.q_lora_rank or 0)
-    )
-
-
 class _MetricsFile:
     """metrics.jsonl, cut back to the steps a checkpoint covers: the steps after it will be done again."""
 
@@ -140,9 +113,7 @@ class _MetricsFile:
                 if line.get("step", math.inf) > keep:
                     break
                 self.kept.append(line)
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
-        temporary.replace(path)
+        write(path, "".join(json.dumps(line) + "\n" for line in self.kept))
         self._file = path.open("a")
 
     def append(self, line: dict[str, Any]) -> None:

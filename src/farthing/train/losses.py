@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from farthing.base.device import Ranks
+from farthing.base.sizes import LOGIT_BYTES
 from farthing.model.kernels import cross_entropy
-
-CHUNK_BYTES = 256 << 20  # of float32 logits at a time; fewer chunks means fewer sums over the head's gradient
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -48,7 +48,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _chunks(count: int, weight: Tensor) -> list[slice]:
-    size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    size = max(1, LOGIT_BYTES // (4 * weight.shape[0]))
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
@@ -70,7 +70,7 @@ def next_token_losses(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor) -> 
     torch's fused loss keeps the logits for the backward pass, which is faster as long as they are few; else, and where
     there is none, they are computed twice.
     """
-    few = len(targets_M) * head_VC.shape[0] * head_VC.element_size() <= CHUNK_BYTES
+    few = len(targets_M) * head_VC.shape[0] * head_VC.element_size() <= LOGIT_BYTES
     if few and cross_entropy.KERNEL.on(hidden_MC):
         return cross_entropy.fused(hidden_MC, head_VC, targets_M).float()
     return -token_logprobs(hidden_MC, head_VC, targets_M)
@@ -112,15 +112,16 @@ def advantages(rewards_PG: Tensor, kind: str) -> Tensor:
     return centred / (rewards_PG.std(1, correction=0, keepdim=True) + 1e-6)
 
 
-def token_weights(lengths: list[int], kind: str, max_new_tokens: int) -> list[float]:
-    """The weight of every token of each sample in the batch's loss.
+def token_weights(lengths: list[int], kind: str, max_new_tokens: int, ranks: Ranks) -> list[float]:
+    """The weight of every token of each of this rank's samples in the loss of the whole batch.
 
     `token`: each token counts alike (DAPO arXiv:2503.14476 section 3.3). `sample`: each sample counts alike,
     long ones spread thin (arXiv:2402.03300). `constant`: divided by the longest length allowed, so that
     length changes nothing (Dr. GRPO arXiv:2503.20783).
     """
+    tokens, samples = ranks.total(sum(lengths)), ranks.total(len(lengths))
     if kind == "token":
-        return [1 / sum(lengths) for _ in lengths]
+        return [1 / tokens for _ in lengths]
     if kind == "sample":
-        return [1 / (length * len(lengths)) for length in lengths]
-    return [1 / (max_new_tokens * len(lengths)) for _ in lengths]
+        return [1 / (length * samples) for length in lengths]
+    return [1 / (max_new_tokens * samples) for _ in lengths]

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from farthing.base.device import Ranks
 from farthing.cost.meter import Meter, book_sampling
 from farthing.data.tokenizer import question_ids
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.engine.generator import Generator
 from farthing.recipe import Grpo
-from farthing.tasks import Item, Verdict
+from farthing.tasks import Item
 from farthing.tasks.mixture import Stream
 from farthing.tasks.pool import VerifierPool
 
@@ -24,7 +25,7 @@ class Group:
     item: Item
     prompt: list[int]
     samples: list[Sample]
-    outcomes: list[str]  # right, wrong, unparsed, cut_off, timeout or bad_gold
+    outcomes: list[str]  # each one of tasks.item.OUTCOMES
 
     @property
     def rewards(self) -> list[float]:
@@ -61,11 +62,6 @@ class Batch:
         }
 
 
-def outcome(verdict: Verdict, sample: Sample) -> str:
-    """A verdict as one word; a text that ran out of tokens is `cut_off` whatever stands in it."""
-    return "cut_off" if sample.finish_reason == "length" else verdict.outcome
-
-
 class Roller:
     """Collects batches: takes questions from a stream, samples, verifies, drops and refills."""
 
@@ -78,9 +74,10 @@ class Roller:
         pool: VerifierPool,
         meter: Meter,
         seed: int,
+        ranks: Ranks,
     ) -> None:
         self.stage, self.model, self.generator = stage, model, generator
-        self.stream, self.pool, self.meter, self.seed = stream, pool, meter, seed
+        self.stream, self.pool, self.meter, self.seed, self.ranks = stream, pool, meter, seed, ranks
 
     def collect(self, step: int, cursor: int) -> tuple[Batch, int]:
         """The batch of a step and the cursor after the questions it took. Depends on the weights, the step
@@ -88,12 +85,16 @@ class Roller:
         # every step is a version, for a continued run starts without prefixes, and rounding would tell the difference
         self.generator.take_weights(self.model.decoder, step + 1)
         batch, stage = Batch(), self.stage
+        asked, kept = 0, 0
         for _ in range(1 + stage.refill):
-            items, cursor = self.stream.take(cursor, stage.prompts - len(batch.groups))
-            groups = self._ask(items, step, first_sample=len(batch.sampled) * stage.group)
+            items, cursor = self.stream.take(cursor, stage.prompts - kept)
+            own = self.ranks.share(len(items))
+            groups = self._ask(items[own], step, first_sample=(asked + own.start) * stage.group)
+            asked += len(items)
             batch.sampled += groups
             batch.groups += [group for group in groups if not (stage.drop_silent and group.silent)]
-            if len(batch.groups) >= stage.prompts:
+            kept = self.ranks.total(len(batch.groups))
+            if kept >= stage.prompts:
                 break
         return batch, cursor
 
@@ -118,6 +119,6 @@ class Roller:
             ]
             verdicts = iter(self.pool.verify(pairs, stage.answer))
         return [
-            Group(item, prompt, samples, [outcome(next(verdicts), sample) for sample in samples])
+            Group(item, prompt, samples, [next(verdicts).outcome_of(s.finish_reason) for s in samples])
             for item, prompt, samples in zip(items, prompts, answers, strict=True)
         ]
