@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from farthing.report import charts
 
 HOSTILE = '"><script>alert(1)</script>'
-sane = st.floats(-1e90, 1e90).map(lambda value: value if abs(value) > 1e-90 else 0.0)  # as gather gives them
+sane = st.floats(-1e90, 1e90).map(
+    lambda value: value if abs(value) > 1e-90 else 0.0
+)  # as read_run gives them
 
 
 def drawn(svg: str) -> ET.Element:

@@ -101,7 +101,7 @@ def test_two_runs_are_needed_and_what_is_left_out_is_named(tmp_path):
     (good / "evaluations" / "after.jsonl").unlink()
     with pytest.raises(UserError, match="not evaluated"):
         compare([good, tmp_path / "b"])
-    with pytest.raises(UserError, match="no directory"):
+    with pytest.raises(UserError, match="not a directory"):
         compare([tmp_path / "nobody", good])
 
 

@@ -155,8 +155,9 @@ def link(path: Path, target: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, that is at every moment absent, the old one or the new one."""
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

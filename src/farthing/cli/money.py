@@ -252,13 +252,16 @@ def compare(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN RUN...", help="Run directories, or names under runs/.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Write the comparison as a page, with the plot.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the comparison as a page, with the plots.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The recipe whose learning curve the others are compared with.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare what runs cost with what they can do."""
+    """Compare what runs cost with what they can do, and how they learned."""
     from farthing.report import compare as comparing
 
-    found = comparing.compare([_run_folder(run) for run in runs])
+    found = comparing.compare([_run_folder(run) for run in runs], baseline)
     if out is not None:
         comparing.write_html(found, out)
         log(f"written: {out}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.resources
 import itertools
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,9 +20,11 @@ from markupsafe import Markup
 
 from farthing.base import figures
 from farthing.base.errors import UserError
+from farthing.base.files import write
 from farthing.cost import spend
+from farthing.report import learning, learning_text
 from farthing.report.charts import Dot, best_for_the_money, frontier
-from farthing.report.run import Json, gather, mapping, number, outcome, pair, text
+from farthing.report.run import Json, mapping, number, outcome, pair, read_run, text
 
 _Key = tuple[str, str, int]
 FEW = 30  # questions in common; with fewer an interval says little
@@ -74,11 +75,13 @@ class Comparison:
     runs: list[Contender]
     pairs: list[Pair]
     left_out: list[str]
+    learning: Json | None = None
+    """Learning curves compared, where runs share a validation set; see `learning.compare`."""
 
     @property
     def caution(self) -> str:
         """Said where the runs were not all asked the same tasks."""
-        if len({run.tasks for run in self.runs}) == 1:
+        if len({run.tasks for run in self.runs}) <= 1:
             return ""
         return (
             "The runs were not asked the same tasks, so their accuracies are not on one scale: "
@@ -86,31 +89,53 @@ class Comparison:
         )
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare run directories.
+def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
+    """Compare run directories: cost against quality of those that were evaluated, and the learning curves of those
+    that share a validation set with the first that has one.
 
-    Raises UserError when a directory is no run, or fewer than two have both a ledger and an evaluation.
+    Args:
+        baseline: the variant that learning curves are compared with; the first one's if None.
+
+    Raises:
+        UserError: when a directory does not exist, or there are not two runs to compare in either way.
     """
-    found: list[tuple[Contender, dict[_Key, bool]]] = []
-    left_out = []
+    evaluated: list[tuple[Contender, dict[_Key, bool]]] = []
+    reasons: dict[Path, str] = {}
+    trained: list[learning.Trained] = []
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no directory; give run directories")
-        read = _contender(folder)
-        if isinstance(read, str):
-            left_out.append(read)
+            raise UserError(f"{folder} is not a directory; give run directories")
+        contender = _contender(folder)
+        if isinstance(contender, str):
+            reasons[folder] = contender
         else:
-            found.append(read)
-    if len(found) < 2:
+            evaluated.append(contender)
+        curve = learning.read(folder)
+        if curve is not None and (not trained or curve.validation == trained[0].validation):
+            trained.append(curve)
+    curves = learning.compare(trained, baseline)
+    if curves is None and baseline is not None:
+        raise UserError(
+            "--baseline: no two of these runs share a validation set, so there are no curves to compare"
+        )
+    if curves is not None:
+        shown = {run.name for run in trained}
+        reasons = {folder: why for folder, why in reasons.items() if text(str(folder)) not in shown}
+    left_out = list(reasons.values())
+    if len(evaluated) < 2 and curves is None:
         why = f" ({'; '.join(left_out)})" if left_out else ""
-        raise UserError(f"two runs with a ledger and an evaluation are needed to compare{why}")
-    found = [
-        (replace(run, name=name), answers) for (run, answers), name in zip(found, _names(found), strict=True)
+        raise UserError(
+            "to compare, give two runs with a ledger and an evaluation, or two trained from scratch that share a "
+            f"validation set{why}"
+        )
+    names = _names(evaluated)
+    evaluated = [
+        (replace(run, name=name), answers) for (run, answers), name in zip(evaluated, names, strict=True)
     ]
-    found.sort(key=lambda each: each[0].usd)
-    runs = _with_frontier([run for run, _ in found])
-    pairs = [_pair(one, other) for one, other in itertools.combinations(found, 2)]
-    return Comparison(runs, pairs, left_out)
+    evaluated.sort(key=lambda each: each[0].usd)
+    runs = _with_frontier([run for run, _ in evaluated])
+    pairs = [_pair(one, other) for one, other in itertools.combinations(evaluated, 2)]
+    return Comparison(runs, pairs, left_out, curves)
 
 
 def _contender(folder: Path) -> tuple[Contender, dict[_Key, bool]] | str:
@@ -118,7 +143,7 @@ def _contender(folder: Path) -> tuple[Contender, dict[_Key, bool]] | str:
     booked = spend.read_run(folder)
     if booked is None or not booked.lines:
         return f"{folder} has no ledger"
-    run = gather(folder)
+    run = read_run(folder)
     after = run.evaluation("after")
     if after is None:
         return f"{folder} was not evaluated after training"
@@ -193,17 +218,31 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "pairs": [asdict(each) for each in found.pairs],
         "left_out": found.left_out,
         "caution": found.caution,
+        "learning": found.learning,
     }
 
 
 def as_text(found: Comparison) -> str:
     """A line a run, cheapest first, a line a pair, and which buys the most."""
-    width = max(len(run.name) for run in found.runs)
+    lines = [] if not found.runs else _table(found.runs)
+    lines += ["", *(pair_sentence(each) for each in found.pairs)] if found.pairs else []
+    lines += [found.caution] if found.caution else []
+    if found.learning is not None:
+        lines += [""] if lines else []
+        for table in learning_text.tables(found.learning)[:2]:
+            lines += [*_aligned(table), ""]
+        lines += learning_text.findings(found.learning)
+    lines += [f"left out: {why}" for why in found.left_out]
+    return "\n".join(lines)
+
+
+def _table(runs: Sequence[Contender]) -> list[str]:
+    width = max(len(run.name) for run in runs)
     head = (
         f"{'':{width}}  {'$':>10}  {'time':>10}  {'right':>6}  95% interval      gain             points a $"
     )
     lines = [head]
-    for run in found.runs:
+    for run in runs:
         gained = figures.points(run.gain) if run.gain is not None else figures.MISSING
         per = figures.significant(run.points_per_dollar, 3) if run.points_per_dollar else figures.MISSING
         mark = "  best for the money" if run.on_frontier else ""
@@ -211,10 +250,20 @@ def as_text(found: Comparison) -> str:
             f"{run.name:{width}}  {figures.money(run.usd):>10}  {figures.duration(run.seconds):>10}  "
             f"{figures.percent(run.accuracy):>6}  {figures.interval(run.ci95):<16}  {gained:<15}  {per:>10}{mark}"
         )
-    lines += ["", *(pair_sentence(each) for each in found.pairs)]
-    lines += [found.caution] if found.caution else []
-    lines += [f"left out: {why}" for why in found.left_out]
-    return "\n".join(lines)
+    return lines
+
+
+def _aligned(table: learning_text.Table) -> list[str]:
+    rows = [table.head, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *rest = (
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return [table.caption, head, *rest]
 
 
 def pair_sentence(found: Pair) -> str:
@@ -253,10 +302,13 @@ def write_html(found: Comparison, target: Path) -> None:
         found=found,
         plot=frontier(dots) if dots else None,
         sentences=[pair_sentence(each) for each in found.pairs],
+        findings=learning_text.findings(found.learning) if found.learning else [],
+        tables=learning_text.tables(found.learning) if found.learning else [],
+        drawings=[learning_text.drawing(found.learning, axis) for axis in found.learning["equal"]]
+        if found.learning
+        else [],
     )
-    partial = target.with_name(f".{target.name}.part")
     try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, target)
+        write(target, page)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; give another --out") from error

@@ -16,7 +16,7 @@ from farthing.base import figures
 from farthing.base.errors import UserError
 from farthing.report import answers, training
 from farthing.report.money import Bill, CostPage, bill, cost_page
-from farthing.report.run import Run, gather, number, rows, text
+from farthing.report.run import Run, number, read_run, rows, text
 
 
 def write_report(run_dir: Path) -> Path:
@@ -32,7 +32,7 @@ def write_report(run_dir: Path) -> Path:
     known = ("recipe.yaml", "run.json", "ledger.jsonl", "results.json", "stages")
     if not any((run_dir / name).exists() for name in known):
         raise UserError(f"{run_dir} holds no run (none of {', '.join(known)}); give a run directory.")
-    run = gather(run_dir)
+    run = read_run(run_dir)
     page = render(run, bill(run_dir, run.results), cost_page(run_dir, run.results))
     target = run_dir / "report.html"
     partial = run_dir / ".report.html.part"

@@ -120,28 +120,28 @@ class Run:
         return Evaluation(_tally(lines, "all tasks"), tasks)
 
 
-def gather(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
     """Everything the report needs from a run directory but its ledger."""
     recipe_text = _read(folder / "recipe.yaml")
     try:
         recipe = mapping(yaml.safe_load(recipe_text)) if len(recipe_text) < 1_000_000 else {}
     except (yaml.YAMLError, ValueError, RecursionError):
         recipe = {}
-    results = _json(folder / "results.json")
+    results = read_json(folder / "results.json")
     return Run(
         folder=folder,
         name=text(results.get("name") or recipe.get("name") or folder.resolve().name),
         recipe=recipe,
         recipe_text=text(recipe_text),
-        facts=_json(folder / "run.json"),
+        facts=read_json(folder / "run.json"),
         results=results,
-        lineage=_json(folder / "lineage.json"),
+        lineage=read_json(folder / "lineage.json"),
         metrics={
             text(path.parent.name): lines
             for path in sorted(folder.glob("stages/*/metrics.jsonl"))
             if (lines := _steps(_lines(path)))
         },
-        audit=_json(folder / "audit.json"),
+        audit=read_json(folder / "audit.json"),
         before=_lines(folder / "evaluations" / "before.jsonl"),
         after=_lines(folder / "evaluations" / "after.jsonl"),
     )
@@ -163,7 +163,8 @@ def _loads(line: str) -> object:
         return None
 
 
-def _json(path: Path) -> Json:
+def read_json(path: Path) -> Json:
+    """The JSON object in a file; empty for anything else."""
     return mapping(_loads(_read(path)))
 
 

@@ -6,6 +6,7 @@ the same directory goes on from where it was stopped, at any moment and by any m
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -48,6 +49,8 @@ from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
 from farthing.weights.folder import read_config
 from farthing.weights.sources import Source, model_folder, resolve
+
+_ATTEMPTS = itertools.count()  # in this process
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,16 @@ class _Work:
         path = folder / "run.json"
         self.earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self.place = place_of(recipe, self.earlier, folder)
+        self.began = (
+            time.time() if next(_ATTEMPTS) else process_started()
+        )  # the first run loaded the libraries
         self.device = devices.detect(self.place.device)
         self.meter = Meter(
             folder / "ledger.jsonl",
             stage="00-base",
             device=self.device,
             rate=devices.rate(self.device, recipe.rates),
-            started=process_started(),
+            started=self.began,
         )
         self.models = Models(self.place)
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
@@ -236,9 +242,9 @@ class _Work:
 
     def _conclude(self) -> None:
         lines, _ = ledger.read(self.folder / "ledger.jsonl")
-        # earlier attempts by the ledger's own clock, this one by the process's, which no line can hide from
+        # earlier attempts by the ledger's own clock, this one by the clock, which no line can hide from
         ended = [line for line in lines if line["attempt"] != self.meter.attempt]
-        wall = (ledger.summarise(ended).wall_seconds if ended else 0.0) + time.time() - process_started()
+        wall = (ledger.summarise(ended).wall_seconds if ended else 0.0) + time.time() - self.began
         summary = ledger.summarise(lines, wall)
         stages = [json.loads(path.read_text()) for path in sorted(self.folder.glob("stages/*/done.json"))]
         for stage in stages:  # all attempts at it together

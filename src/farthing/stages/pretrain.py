@@ -145,7 +145,8 @@ def tokenizer_of(stage: Pretrain, folder: Path, documents: Callable[[], Iterator
             _train_tokenizer(stage, documents(), folder)
         tokenizer = Tokenizer(folder)
     else:
-        tokenizer = Tokenizer(model_folder(stage.tokenizer))
+        own = Path(stage.tokenizer)
+        tokenizer = Tokenizer(own if (own / "tokenizer.json").is_file() else model_folder(stage.tokenizer))
     if tokenizer.eos_id is None:
         raise UserError(
             f"the tokenizer of {tokenizer.folder} has no eos_token to end documents with; name another"

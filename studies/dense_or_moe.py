@@ -1,0 +1,366 @@
+"""Is a mixture of experts cheaper than a dense network at the size one can train at home?
+
+Trains four networks with the same depth, width and active parameters on the same text in the same order, with AdamW and
+with Muon and several seeds, and compares them at equal FLOPs, seconds, dollars and tokens (docs/dense-or-moe.md):
+
+    python studies/dense_or_moe.py --data books.jsonl --tokens 800K
+
+Every training is an ordinary run directory in OUT, so the same command continues an interrupted study, and
+`farthing compare` compares any of its runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import farthing
+from farthing.base.errors import UserError
+from farthing.base.figures import parse_amount
+from farthing.base.files import new_folder, write
+from farthing.cost.flops import parameters
+from farthing.data.bpe import SPECIAL, train_tokenizer
+from farthing.data.text import Document, documents
+from farthing.data.tokenizer import Tokenizer
+from farthing.recipe import Pretrain, Recipe, validate
+from farthing.recipe.dial import ASPECT, TOKENS_PER_PARAMETER, best_batch, best_rate, dial, training_flops
+from farthing.report import compare, learning_text
+from farthing.stages.sources import is_validation
+
+# Name, family of networks, prediction modules: each has one more of DeepSeek's parts than the one before.
+FAMILIES = {"dense": ("llama", 0), "moe": ("moe", 0), "mla": ("deepseek", 0), "mtp": ("deepseek", 1)}
+OPTIMIZERS = ("adamw", "muon")
+TOLERANCE = 0.02  # of the active parameters around the size asked for
+EXPERT_STEP, DENSE_STEP = 16, 8  # feed-forward widths are multiples of these
+PASSAGE = 32  # characters of a passage for each token of a row: about ten rows of English
+ENOUGH = 10  # characters of training text for each token trained on: more than any tokenizer's, so no text comes twice
+PARTS = 8  # documents at least that the validation set is of, if there are as many
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all trainings share."""
+
+    out: Path
+    size: int
+    vocab_size: int
+    length: int
+    tokens: int
+    batch_tokens: int | None
+    warmup: int
+    validate_every: int
+    rates: dict[str, float | None]
+    """Learning rate by optimizer; None takes DeepSeek LLM's law."""
+
+    def stage(self, family: str, depth: int, width: int, **widths: int) -> Pretrain:
+        """A family's pretraining at a shape."""
+        network, modules = FAMILIES[family]
+        stage = {
+            "kind": "pretrain",
+            "data": [str(self.out / "data" / "train.jsonl")],
+            "validation": str(self.out / "data" / "validation.jsonl"),
+            "tokenizer": str(self.out / "data" / "tokenizer"),
+            "family": network,
+            "depth": depth,
+            "mtp_depth": modules,
+            "model": {"hidden_size": width, "tie_word_embeddings": True, **widths},
+            "length": self.length,
+            "schedule": "constant",  # so that every point of a curve is the end of a run of that length
+            "warmup": self.warmup,
+            "validate_every": self.validate_every,
+            "checkpoint_every": 10 * self.validate_every,
+        }
+        made = validate({"name": "study", "stages": [stage]}).stages[0]
+        assert isinstance(made, Pretrain)
+        return made
+
+
+# ---- the text ----
+
+
+def prepare(study: Study, path: str, field: str, share: float, characters: int) -> None:
+    """Write the training passages, the validation set and the tokenizer into OUT/data, each unless it is there.
+
+    Raises:
+        UserError: for text that cannot be read, and a share that falls on no document.
+    """
+    data = study.out / "data"
+    data.mkdir(parents=True, exist_ok=True)
+
+    def source(wanted: bool) -> Iterator[Document]:
+        found = documents(
+            path, field=field, policy="stop", on_problem=lambda text: print(text, file=sys.stderr)
+        )
+        return (document for document in found if is_validation(document.text, share) is wanted)
+
+    if not (data / "validation.jsonl").exists():
+        kept = list(slices(source(True), characters))
+        if not kept:
+            raise UserError(f"--validation {share:g} falls on none of the documents of {path}; raise it")
+        write_documents(data / "validation.jsonl", kept)
+    if not (data / "train.jsonl").exists():
+        found = passages(source(False), PASSAGE * study.length)
+        write_documents(data / "train.jsonl", sample(found, ENOUGH * study.tokens))
+    if not (data / "tokenizer").exists():
+        texts = (json.loads(line)["text"] for line in (data / "train.jsonl").open(encoding="utf-8"))
+        with new_folder(data / "tokenizer") as folder:
+            train_tokenizer(texts, study.vocab_size, folder, special=SPECIAL)
+
+
+def write_documents(path: Path, found: Iterable[Document]) -> None:
+    """One JSON object a line."""
+    write(path, "".join(json.dumps({"text": document.text}) + "\n" for document in found))
+
+
+def slices(found: Iterable[Document], characters: int) -> Iterator[Document]:
+    """About `characters` of text in all: from the middle of each document, at most an eighth of that."""
+    left, most = characters, max(1, characters // PARTS)
+    for document in found:
+        if left <= 0:
+            return
+        length = min(len(document.text), most, left)
+        start = (len(document.text) - length) // 2
+        text = document.text[start : start + length]
+        if text.strip():
+            left -= length
+            yield Document(text, document.place)
+
+
+def passages(found: Iterable[Document], characters: int) -> Iterator[Document]:
+    """The documents cut into passages of about so many characters, at a line's end where there is one.
+
+    Over whole books a short run would read three of them, and seeds would differ by which.
+    """
+    for document in found:
+        text, start = document.text, 0
+        while start < len(text):
+            stop = len(text)
+            if stop - start > 1.5 * characters:
+                line = text.rfind("\n", start + characters // 2, start + characters)
+                stop = start + characters if line < 0 else line + 1
+            if text[start:stop].strip():
+                yield Document(text[start:stop], document.place)
+            start = stop
+
+
+def sample(found: Iterable[Document], characters: int) -> Iterator[Document]:
+    """About so many characters of the documents, chosen and ordered by a hash of their text."""
+    ranked = sorted(found, key=lambda document: hashlib.sha256(document.text.encode()).digest())
+    for document in ranked:
+        if characters <= 0:
+            return
+        characters -= len(document.text)
+        yield document
+
+
+# ---- the networks ----
+
+
+def active(stage: Pretrain, vocab_size: int) -> int:
+    """Parameters a token passes through, embedding and head apart; prediction modules do not count."""
+    counted = parameters(dial(stage, vocab_size).config)
+    return counted.active - counted.embedding - counted.head
+
+
+def recipes(study: Study, families: Iterable[str], vocab_size: int) -> dict[str, dict[str, Any]]:
+    """The recipes by name, without a seed: every family with every optimizer. All have the same depth, width and active
+    parameters, and the batch and the rate of the first family.
+
+    Raises:
+        UserError: for a size that has no networks of equal active parameters.
+    """
+    depth, width = shape(study, vocab_size)
+    sized = {family: fitted(study, family, depth, width, vocab_size) for family in families}
+    first = dial(next(iter(sized.values())), vocab_size).config
+    compute = training_flops(first, study.length) * study.tokens
+    batch = study.batch_tokens or max(study.length, round(best_batch(compute)))
+    made = {}
+    for optimizer, rate in study.rates.items():
+        for family, stage in sized.items():
+            learning = {"optimizer": optimizer, "lr": rate or best_rate(compute)}
+            learning |= {"tokens": study.tokens, "batch_tokens": batch}
+            name = f"{family}-{optimizer}"
+            said = stage.model_dump(mode="json", exclude_defaults=True, exclude={"size"}) | learning
+            made[name] = {"name": name, "stages": [said | {"kind": "pretrain"}]}
+    return made
+
+
+def shape(study: Study, vocab_size: int) -> tuple[int, int]:
+    """Depth and width: of the shapes whose dense network is near the size, the one nearest to the dial's aspect."""
+    best, width = (math.inf, 0, 0), 0
+    while True:
+        width += ASPECT
+        one, two = (active(study.stage("dense", layers, width), vocab_size) for layers in (1, 2))
+        middle = width / ASPECT
+        first, last = max(1, math.ceil(0.75 * middle)), max(2, int(1.5 * middle))
+        for depth in range(first, last + 1):
+            off = abs(math.log((one + (depth - 1) * (two - one)) / study.size))
+            # Within a fifth of the size the shape decides: the feed-forward width makes up for the rest.
+            best = min(best, (max(off, 0.2) + 0.01 * abs(math.log(depth / middle)), depth, width))
+        if one + (first - 1) * (two - one) > 2 * study.size:
+            return best[1], best[2]
+
+
+def fitted(study: Study, family: str, depth: int, width: int, vocab_size: int) -> Pretrain:
+    """The family's stage at this shape, with the feed-forward widths that give it the size."""
+
+    def count(**widths: int) -> int:
+        return active(study.stage(family, depth, width, **widths), vocab_size)
+
+    widths: dict[str, int] = {}
+    if family != "dense" and depth > 1:  # experts together as wide as the dense layer, as in the dial
+        config = dial(study.stage(family, depth, width), vocab_size).config
+        chosen = config["num_experts_per_tok"] + config["n_shared_experts"]
+        widths["moe_intermediate_size"] = solve(
+            lambda expert: count(moe_intermediate_size=expert, intermediate_size=chosen * expert),
+            study.size,
+            EXPERT_STEP,
+        )
+    widths["intermediate_size"] = solve(
+        lambda dense: count(**widths | {"intermediate_size": dense}), study.size, DENSE_STEP
+    )
+    total = count(**widths)
+    if abs(total / study.size - 1) > TOLERANCE:
+        raise UserError(
+            f"--size: no {family} network of {depth} layers and width {width} comes within {TOLERANCE:.0%} of "
+            f"{study.size:,} active parameters (embedding and head apart); the nearest has {total:,}: change --size"
+        )
+    return study.stage(family, depth, width, **widths)
+
+
+def solve(count: Callable[[int], int], size: int, step: int) -> int:
+    """The multiple of `step`, at least one, at which `count`, which is linear, comes nearest to `size`."""
+    at_one, at_two = count(step), count(2 * step)
+    return max(step, step * round(1 + (size - at_one) / (at_two - at_one)))
+
+
+# ---- the runs ----
+
+
+def in_turn(names: list[str], seeds: int) -> Iterator[tuple[str, int]]:
+    """The trainings in order, (name, seed): families take turns within a seed, and each seed begins with another, so
+    that a disturbance of the machine does not fall on one family alone."""
+    for seed in range(seeds):
+        for optimizer in OPTIMIZERS:
+            mine = [name for name in names if name.endswith(f"-{optimizer}")]
+            turn = seed % len(mine) if mine else 0
+            for name in mine[turn:] + mine[:turn]:
+                yield name, seed
+
+
+def train(study: Study, made: dict[str, dict[str, Any]], seeds: int) -> list[Path]:
+    """Run what is missing; the run directories in order."""
+    order = list(in_turn(list(made), seeds))
+    folders = [study.out / f"{name}-{seed + 1}" for name, seed in order]
+    if not all((folder / "results.json").exists() for folder in folders):
+        warm_up(study, made)
+    for number, ((name, seed), folder) in enumerate(zip(order, folders, strict=True), 1):
+        if not (folder / "results.json").exists():
+            print(f"{number} of {len(order)}: {folder.name}", file=sys.stderr, flush=True)
+            farthing.run(recipe(made[name], seed), folder, quiet=True)
+    return folders
+
+
+def warm_up(study: Study, made: dict[str, dict[str, Any]]) -> None:
+    """Throw-away runs of a step, so that what a kernel does once is on no run's clock."""
+    with tempfile.TemporaryDirectory(dir=study.out) as place:
+        for name, data in made.items():
+            [stage] = data["stages"]
+            short = {**data, "stages": [stage | {"tokens": stage["batch_tokens"]}]}
+            farthing.run(recipe(short, 0), Path(place) / name, quiet=True)
+
+
+def recipe(data: dict[str, Any], seed: int) -> Recipe:
+    """A recipe with its seed."""
+    return validate({**data, "seed": seed})
+
+
+def conclude(study: Study, folders: list[Path]) -> str:
+    """Compare the families under each optimizer; the text of OUT/study.md, beside which the curves are drawn."""
+    parts = []
+    for optimizer in study.rates:
+        mine = sorted((f for f in folders if f"-{optimizer}-" in f.name), key=lambda f: family_order(f.name))
+        found = compare.compare(mine).learning
+        assert found is not None
+        for axis in ("flops", "seconds"):
+            drawn = learning_text.drawing(found, axis)
+            write(study.out / f"{optimizer}-{axis}.svg", f"{drawn}\n")
+        write(study.out / f"{optimizer}.json", json.dumps(found, indent=1) + "\n")
+        parts.append(f"## {optimizer}\n\n{learning_text.markdown(found)}")
+    text = "\n".join(parts)
+    write(study.out / "study.md", text)
+    return text
+
+
+def family_order(name: str) -> int:
+    """Place of a run's family in the order of the parts it has."""
+    return list(FAMILIES).index(name.partition("-")[0])
+
+
+def amount(text: str, name: str) -> int:
+    """A whole number as people write it: 360K, 1M."""
+    return round(parse_amount(text, name))
+
+
+def main(
+    data: Annotated[
+        str, typer.Option(help="Text: a .jsonl, .parquet or .txt file, a folder, or hf:owner/name.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/dense-or-moe"),
+    size: Annotated[str, typer.Option(help="Active parameters, embedding and head apart.")] = "1M",
+    tokens: Annotated[str | None, typer.Option(help="Tokens of each training; 20 a parameter.")] = None,
+    batch_tokens: Annotated[str | None, typer.Option(help="Tokens a step; DeepSeek LLM's law.")] = "8192",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each network and optimizer.")] = 3,
+    families: Annotated[str, typer.Option(help="Which of them, by comma.")] = ",".join(FAMILIES),
+    adamw: Annotated[float, typer.Option(help="AdamW's learning rate; 0 takes DeepSeek LLM's law.")] = 2e-3,
+    muon: Annotated[float, typer.Option(help="Muon's learning rate; 0 takes DeepSeek LLM's law.")] = 4e-3,
+    vocab_size: Annotated[int, typer.Option(min=270, help="Entries of the tokenizer.")] = 2048,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in a row.")] = 256,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps of linear warm-up.")] = 10,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 5,
+    validate_on: Annotated[str, typer.Option(help="Characters of validation text.")] = "48K",
+    validation: Annotated[float, typer.Option(help="Share of the documents kept for validation.")] = 0.1,
+    field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
+) -> None:
+    """Train dense networks and mixtures of experts of equal active parameters, and compare them."""
+    chosen = [name.strip() for name in families.split(",")]
+    unknown = [name for name in chosen if name not in FAMILIES]
+    if unknown or len(set(chosen)) < len(chosen):
+        raise UserError(f"--families {families}: name each of {', '.join(FAMILIES)} at most once")
+    if not 0 < validation < 1:
+        raise UserError(f"--validation {validation:g}: must be a share above 0 and below 1")
+    parameters_asked = amount(size, "--size")
+    study = Study(
+        out=out,
+        size=parameters_asked,
+        vocab_size=vocab_size,
+        length=length,
+        tokens=amount(tokens, "--tokens") if tokens else TOKENS_PER_PARAMETER * parameters_asked,
+        batch_tokens=amount(batch_tokens, "--batch-tokens") if batch_tokens else None,
+        warmup=warmup,
+        validate_every=validate_every,
+        rates={"adamw": adamw or None, "muon": muon or None},
+    )
+    prepare(study, data, field, validation, amount(validate_on, "--validate-on"))
+    made = recipes(study, chosen, len(Tokenizer(out / "data" / "tokenizer")))
+    print(conclude(study, train(study, made, seeds)))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except UserError as mistake:
+        print(f"dense_or_moe: {mistake}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dense_or_moe: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
