@@ -32,7 +32,15 @@ from farthing.data.bpe import SPECIAL, train_tokenizer
 from farthing.data.text import Document, documents
 from farthing.data.tokenizer import Tokenizer
 from farthing.recipe import Pretrain, Recipe, validate
-from farthing.recipe.dial import ASPECT, TOKENS_PER_PARAMETER, best_batch, best_rate, dial, training_flops
+from farthing.recipe.dial import (
+    ASPECT,
+    TIED_BELOW,
+    TOKENS_PER_PARAMETER,
+    best_batch,
+    best_rate,
+    dial,
+    training_flops,
+)
 from farthing.report import compare, learning_text
 from farthing.stages.sources import is_validation
 
@@ -72,7 +80,7 @@ class Study:
             "family": network,
             "depth": depth,
             "mtp_depth": modules,
-            "model": {"hidden_size": width, "tie_word_embeddings": True, **widths},
+            "model": {"hidden_size": width, "tie_word_embeddings": self.size < TIED_BELOW, **widths},
             "length": self.length,
             "schedule": "constant",  # so that every point of a curve is the end of a run of that length
             "warmup": self.warmup,

@@ -1,0 +1,164 @@
+"""The study: networks of equal active parameters whatever the size, text that is never in both sets, runs done once."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from farthing.base.errors import UserError
+from farthing.cost.flops import parameters
+from farthing.data.text import Document
+from farthing.recipe import Pretrain, validate
+from farthing.recipe.dial import dial
+
+SCRIPT = Path(__file__).parents[2] / "studies" / "dense_or_moe.py"
+spec = importlib.util.spec_from_file_location("dense_or_moe", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+module = importlib.util.module_from_spec(spec)
+sys.modules["dense_or_moe"] = module
+spec.loader.exec_module(module)
+
+
+def study(out: Path = Path("x"), **keys: Any) -> Any:
+    given_keys = {
+        "size": 1_000_000, "vocab_size": 2048, "length": 256, "tokens": 800_000, "batch_tokens": None, "warmup": 10,
+        "validate_every": 5, "rates": {"adamw": 2e-3, "muon": None},
+    }  # fmt: skip
+    return module.Study(out=out, **given_keys | keys)
+
+
+def stages(made: dict[str, dict[str, Any]]) -> dict[str, Pretrain]:
+    found = {name: validate(data).stages[0] for name, data in made.items()}
+    assert all(isinstance(stage, Pretrain) for stage in found.values())
+    return found  # type: ignore[return-value]
+
+
+@given(size=st.integers(300_000, 2_000_000_000))
+@settings(max_examples=10, deadline=None)
+def test_every_family_has_the_size_and_the_same_shape(size: int) -> None:
+    found = stages(module.recipes(study(size=size, rates={"muon": None}), module.FAMILIES, 2048))
+    assert list(found) == [f"{family}-muon" for family in module.FAMILIES]
+    dialled = [dial(stage, 2048) for stage in found.values()]
+    for stage in found.values():
+        assert module.active(stage, 2048) == pytest.approx(size, rel=module.TOLERANCE)
+    for key in ("num_hidden_layers", "hidden_size", "tie_word_embeddings", "vocab_size"):
+        assert len({one.config[key] for one in dialled}) == 1, key
+    assert len({(one.steps, one.batch_tokens, one.warmup, one.lr) for one in dialled}) == 1
+
+
+def test_the_families_differ_in_what_they_are_named_for() -> None:
+    found = stages(module.recipes(study(), module.FAMILIES, 2048))
+    configs = {name: dial(stage, 2048).config for name, stage in found.items()}
+    assert [configs[f"{family}-adamw"]["model_type"] for family in module.FAMILIES] == [
+        "llama", "glm4_moe", "deepseek_v3", "deepseek_v3",
+    ]  # fmt: skip
+    assert [configs[f"{family}-adamw"].get("num_nextn_predict_layers", 0) for family in module.FAMILIES] == [
+        0,
+        0,
+        0,
+        1,
+    ]
+    total = {name: parameters(config).total for name, config in configs.items()}
+    assert total["moe-adamw"] > 2 * total["dense-adamw"]  # the experts that wait
+    assert found["moe-adamw"].lr == 2e-3
+    assert 1e-4 < (found["moe-muon"].lr or 0) < 1e-2  # the law's
+
+
+def test_a_size_that_no_network_has_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--size: no \w+ network of .* change --size"):
+        module.recipes(study(size=4000), module.FAMILIES, 2048)
+
+
+def test_families_take_turns() -> None:
+    order = list(module.in_turn(["dense-adamw", "moe-adamw", "dense-muon", "moe-muon"], 2))
+    assert order == [
+        ("dense-adamw", 0), ("moe-adamw", 0), ("dense-muon", 0), ("moe-muon", 0),
+        ("moe-adamw", 1), ("dense-adamw", 1), ("moe-muon", 1), ("dense-muon", 1),
+    ]  # fmt: skip
+
+
+@given(texts=st.lists(st.text(max_size=200), max_size=5), characters=st.integers(1, 50))
+def test_passages_are_the_text_and_slices_are_short(texts: list[str], characters: int) -> None:
+    documents = [Document(text, "x") for text in texts]
+    cut = list(module.passages(documents, characters))
+    assert "".join("".join(text.split()) for text in texts) == "".join("".join(d.text.split()) for d in cut)
+    assert all(len(document.text) <= 1.5 * characters for document in cut)
+    assert sum(len(document.text) for document in module.slices(documents, characters)) <= characters
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    path = tmp_path / "books.jsonl"
+    lines = [
+        {"text": f"Book {n}. " + " ".join(f"{n} and {k} make {n + k}." for k in range(60))} for n in range(40)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=900)
+
+
+def test_a_study_runs_what_is_missing_and_compares(books: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    how = ["--data", str(books), "--out", str(out), "--size", "40K", "--vocab-size", "271", "--tokens", "1K"]
+    how += [
+        "--batch-tokens",
+        "128",
+        "--length",
+        "32",
+        "--seeds",
+        "1",
+        "--families",
+        "dense,mla",
+        "--warmup",
+        "0",
+    ]
+    how += ["--validate-every", "2", "--validate-on", "2K"]
+    done = command(*how)
+    assert done.returncode == 0, done.stderr
+    assert "At equal tokens (" in done.stdout
+    names = ["dense-adamw-1", "dense-muon-1", "mla-adamw-1", "mla-muon-1"]
+    assert sorted(path.parent.name for path in out.glob("*/results.json")) == names
+    assert sorted(path.name for path in out.glob("*.svg")) == [
+        "adamw-flops.svg", "adamw-seconds.svg", "muon-flops.svg", "muon-seconds.svg",
+    ]  # fmt: skip
+    kept = {json.loads(line)["text"] for line in (out / "data" / "validation.jsonl").open()}
+    train = (out / "data" / "train.jsonl").read_text()
+    assert kept
+    assert not any(text in train for text in kept)
+    stamp = (out / "dense-adamw-1" / "results.json").stat().st_mtime_ns
+    (out / "mla-muon-1" / "results.json").unlink()  # as if killed before the end
+    again = command(*how)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout
+    assert "dense-adamw-1" not in again.stderr
+    assert (out / "dense-adamw-1" / "results.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (
+            ["--data", "x", "--families", "dense,moo"],
+            "--families dense,moo: name each of dense, moe, mla, mtp",
+        ),
+        (["--data", "x", "--validation", "2"], "--validation 2: must be a share"),
+        (["--data", "x", "--tokens", "many"], "--tokens: 'many'"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
+    done = command(*words, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("dense_or_moe: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
