@@ -33,7 +33,7 @@ from farthing.base import figures
         (figures.scientific, 1e-3, "10⁻³"),
         (figures.short, 0.25, "0.25"),
         (figures.short, 1500.0, "1,500"),
-        (figures.short, -41300.0, "−41.3 k"),
+        (figures.short, -41300.0, "−41.3K"),
         (figures.short, 0.0, "0"),
     ],
 )

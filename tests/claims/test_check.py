@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
-from farthing.base.figures import big
+from farthing.base.figures import exact
 from farthing.claims.agree import AGREE
 from farthing.claims.check import check
 from farthing.claims.claim import builtin, load, parse
@@ -235,4 +235,4 @@ def test_an_unknown_architecture_is_one_sentence():
     ],
 )
 def test_big_numbers_are_written_as_people_write_them(value, said):
-    assert big(value) == said
+    assert exact(value) == said

@@ -168,7 +168,7 @@ def test_plan_and_actual_stand_side_by_side():
     assert beside["actual"]["usd"] == 0.004
     assert beside["ratio"] == pytest.approx(found.wall_seconds.likely / 182)
     text = beside_text(beside)
-    assert "100 s" in text
+    assert "1.7 min" in text
     assert "planned" in text
 
 

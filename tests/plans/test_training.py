@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
-from farthing.base.figures import parse_amount, with_letter
+from farthing.base.figures import letters, parse_amount
 from farthing.cost import devices
 from farthing.cost.memory import check_latent
 from farthing.plans.published import published_runs
@@ -166,4 +166,4 @@ def test_what_is_no_amount_is_said(text):
 
 @given(st.floats(1, 1e18))
 def test_short_amounts_read_back(value):
-    assert parse_amount(with_letter(value), "x") == pytest.approx(value, rel=1e-3)
+    assert parse_amount(letters(value), "x") == pytest.approx(value, rel=1e-3)

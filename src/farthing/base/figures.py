@@ -1,22 +1,18 @@
-"""Numbers as a person would write them: 8.2 min, 31.2%, $0.013, +17.4 points.
+"""Numbers as people write them: 8.2 min, 31.2%, $0.013, 1.5B, +17.4 points. The one place that formats them.
 
-Every function takes a plain number and gives text; None and numbers that are not finite give an en dash, so a
-hole in a file shows as a hole. Negative numbers carry a true minus sign.
+Every function takes a number and returns text; None and numbers that are not finite become an en dash, so a hole in a
+file shows as a hole. Negative numbers carry a true minus sign.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from farthing.base.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
-from collections.abc import Callable
 
 Writer = Callable[[float | None], str]
 
@@ -44,7 +40,7 @@ def short(value: float | None) -> str:
     if abs(value) < 1e-3:
         return scientific(value)
     if abs(value) >= 1e4:
-        return human_count(value) if value > 0 else MINUS + human_count(-value)
+        return letters(float(f"{value:.3g}"))
     text = significant(value, 3)
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -62,8 +58,20 @@ def scientific(value: float | None, digits: int = 2) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """8.2 min, 3 h 12 min: as on the bill."""
-    return MISSING if seconds is None or not math.isfinite(seconds) else human_seconds(seconds)
+    """0.4 s, 42 s, 8.2 min, 118 min, 3 h 12 min, 2 d 5 h; a dash for no time at all."""
+    if seconds is None or not math.isfinite(seconds) or seconds <= 0:
+        return MISSING
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f} s" if round(seconds, 1) > 0 else "<0.1 s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if round(minutes, 1) < 10:
+        return f"{minutes:.1f} min"
+    if round(minutes) < 120:
+        return f"{minutes:.0f} min"
+    hours, rest = divmod(round(minutes), 60)
+    return f"{hours} h {rest} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def percent(share: float | None, decimals: int = 1) -> str:
@@ -148,49 +156,22 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-_NONE = "–"
-
-
-def human_seconds(seconds: float) -> str:
-    """0.4 s, 42 s, 8.2 min, 118 min, 3 h 12 min, 2 d 5 h."""
-    if seconds <= 0:
-        return _NONE
-    if round(seconds, 1) < 10:
-        return f"{seconds:.1f} s" if round(seconds, 1) > 0 else "<0.1 s"
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    if round(minutes, 1) < 10:
-        return f"{minutes:.1f} min"
-    if round(minutes) < 120:
-        return f"{minutes:.0f} min"
-    hours, rest = divmod(round(minutes), 60)
-    return f"{hours} h {rest} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def human_count(count: float) -> str:
-    """950, 12.3 k, 6.1 M, 14.8 T."""
-    if count <= 0:
-        return _NONE
-    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * scale:
-            return f"{count / scale:.{1 if count < 99.95 * scale else 0}f} {unit}"
-    return amount(count, 0)
+def letters(value: float | None) -> str:
+    """Parameters, tokens and other large counts, to four digits: 950, 12.3K, 134.5M, 14.8T."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for unit, size in reversed(_UNITS.items()):
+        if size > 1 and abs(value) >= 0.99995 * size:
+            return f"{value / size:.4g}{unit}".replace("-", MINUS)
+    return f"{value:.4g}".replace("-", MINUS)
 
 
 def amount(value: float, decimals: int) -> str:
     """A figure with so many decimals; one too small for them is not shown as zero."""
     if value <= 0:
-        return _NONE
+        return MISSING
     shown = f"{value:.{decimals}f}"  # rounds a tie to the even digit: 0.5 to 0
     return shown if float(shown) > 0 else f"<{10.0**-decimals:.{decimals}f}"
-
-
-def figure(value: float) -> str:
-    """8,400,000, 42, 3.75, 0.0042: without decimals from 10 on, below that three digits that say something."""
-    if value >= 10 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"
 
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -224,26 +205,13 @@ def parse_amount(text: str | float, what: str) -> float:
     return value
 
 
-def with_letter(value: float) -> str:
-    """1.5e13 -> 15T."""
-    for unit, size in reversed(_UNITS.items()):
-        if size > 1 and value >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
-
-
-def big(value: float) -> str:
-    """2,788,000 or 14.8T: exact up to a hundred million, then with a letter."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if value >= max(size, 1e8):
-            return f"{value / size:,.4g}{letter}"
+def exact(value: float) -> str:
+    """2,788,000 or 14.8T: every digit up to a hundred million, letters beyond."""
+    if value >= 1e8:
+        return letters(value)
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.4g}"
 
 
-def range_text(values: Range, unit: str = "") -> str:
+def range_text(values: Range, write: Callable[[float], str] = lambda value: significant(value, 3)) -> str:
     """The likely value, and the low and high one in brackets."""
-
-    def text(value: float) -> str:
-        return f"{unit}{value:,.0f}" if value >= 100 else f"{unit}{value:.3g}"
-
-    return f"{text(values.likely)}  ({text(values.low)} to {text(values.high)})"
+    return f"{write(values.likely)}  ({write(values.low)} to {write(values.high)})"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from farthing.base.errors import UserError
-from farthing.base.figures import big, figure
+from farthing.base.figures import exact, money
 from farthing.claims.claim import Claim, Figures
 from farthing.cost import devices
 from farthing.cost.devices import Device, peak
@@ -50,22 +50,22 @@ def _sums(claim: Claim, hours: float | None) -> Iterator[Check]:
         counted = from_devices(figures)
         if counted and figures.device_hours:
             time = f"{figures.hours:g} h" if figures.hours else f"{figures.days:g} days x 24 h"
-            left = f"{name}{figures.devices:,.0f} devices x {time} = {big(counted)} device-hours"
-            right = f"{big(figures.device_hours)} device-hours"
+            left = f"{name}{figures.devices:,.0f} devices x {time} = {exact(counted)} device-hours"
+            right = f"{exact(figures.device_hours)} device-hours"
             yield _agree("hours", left, counted, right, figures.device_hours)
         part_hours = device_hours(figures) if figures is not own else hours
         if part_hours and figures.price_per_device_hour and figures.dollars:
             computed = part_hours * figures.price_per_device_hour
-            left = f"{name}{big(part_hours)} device-hours x ${figures.price_per_device_hour:.2f} = ${figure(computed)}"
-            yield _agree("price", left, computed, f"${figure(figures.dollars)}", figures.dollars)
+            left = f"{name}{exact(part_hours)} device-hours x ${figures.price_per_device_hour:.2f} = {money(computed)}"
+            yield _agree("price", left, computed, f"{money(figures.dollars)}", figures.dollars)
         yield from _energy(name, figures, part_hours)
     for key, unit in (("device_hours", "device-hours"), ("dollars", "dollars")):
         total = getattr(own, key)
         parts = [device_hours(part) if key == "device_hours" else part.dollars for part in claim.parts]
         if total and parts and None not in parts:
             amounts = [amount for amount in parts if amount is not None]
-            left = f"parts: {' + '.join(map(big, amounts))} = {big(sum(amounts))} {unit}"
-            yield _agree("parts", left, sum(amounts), f"{big(total)} {unit}", total)
+            left = f"parts: {' + '.join(map(exact, amounts))} = {exact(sum(amounts))} {unit}"
+            yield _agree("parts", left, sum(amounts), f"{exact(total)} {unit}", total)
 
 
 def _rent(claim: Claim, hours: float | None) -> Iterator[Check]:
@@ -85,7 +85,7 @@ def _rent(claim: Claim, hours: float | None) -> Iterator[Check]:
     sums = (
         ""
         if own.price_per_device_hour
-        else f"${figure(own.dollars or 0)} / {big(hours or 0)} device-hours = "
+        else f"{money(own.dollars or 0)} / {exact(hours or 0)} device-hours = "
     )
     market = f"devices of this peak rent for ${low:.2f} to ${high:.2f} ({dates[0]} to {dates[-1]})"
     text = f"{sums}${price:.2f} an hour; {market}"
@@ -103,7 +103,7 @@ def _energy(name: str, figures: Figures, hours: float | None) -> Iterator[Check]
         watts = mwh * 1e6 / hours
         share = watts / limit
         inside = WATTS[0] <= share <= WATTS[1]
-        text = f"{name}{mwh:,.6g} MWh / {big(hours)} device-hours = {watts:,.0f} W a device, {share:.0%} of its limit"
+        text = f"{name}{mwh:,.6g} MWh / {exact(hours)} device-hours = {watts:,.0f} W a device, {share:.0%} of its limit"
         if abs(share - 1) < 0.01:
             text += ": that is the limit times the hours, an estimate and no measurement"
         if not inside:
@@ -112,7 +112,7 @@ def _energy(name: str, figures: Figures, hours: float | None) -> Iterator[Check]
     if figures.tonnes_co2e and (mwh or limit):
         used = mwh or hours * limit / 1e6
         grams = figures.tonnes_co2e * 1e6 / (used * 1e3)
-        basis = f"{mwh:,.6g} MWh" if mwh else f"{big(hours)} h x {limit:g} W = {figure(used)} MWh"
+        basis = f"{mwh:,.6g} MWh" if mwh else f"{exact(hours)} h x {limit:g} W = {exact(used)} MWh"
         inside = GRAMS[0] <= grams <= GRAMS[1]
         text = f"{name}{figures.tonnes_co2e:,.6g} t CO2e / {basis} = {grams:,.3g} g a kWh"
         text += "" if inside else f"; electricity is between {GRAMS[0]:g} (wind) and {GRAMS[1]:g} (coal)"
@@ -156,7 +156,7 @@ def _elsewhere(claim: Claim, computes: list[Compute]) -> Iterator[Check]:
         if own is None:
             continue
         apart = max(own, other.value) / min(own, other.value)
-        values = f"{big(own)} here, {big(other.value)} in {other.source} ({other.date})"
+        values = f"{exact(own)} here, {exact(other.value)} in {other.source} ({other.date})"
         text = f"{other.figure}: {values}, {apart:.1f} times"
         if other.figure == "device_hours" and computes:
             causal, full = computes[0].mfu
@@ -273,5 +273,5 @@ def _per_token(claim: Claim, figures: Figures) -> tuple[tuple[float, float] | No
         return (
             6 * claim.params,
             6 * claim.params,
-        ), f"6 x {big(claim.params)} parameters, attention not counted"
+        ), f"6 x {exact(claim.params)} parameters, attention not counted"
     return None, ""

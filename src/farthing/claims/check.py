@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from farthing.base.figures import big, figure
+from farthing.base.figures import exact, money
 from farthing.claims.agree import AGREE, Check, Compute, Verdict, computes, consistency, device_hours
 from farthing.claims.claim import Claim, Excluded
 from farthing.cost import devices
@@ -112,7 +112,7 @@ def _dollars(claim: Claim, hours: float | None) -> tuple[float | None, str]:
         price = reported.price_per_device_hour or (device.prices[0].usd if device.prices else None)
         if price:
             said = "the claim's price" if reported.price_per_device_hour else str(device.prices[0])
-            return hours * price, f"not claimed; {big(hours)} h at ${price:g} ({said})"
+            return hours * price, f"not claimed; {exact(hours)} h at ${price:g} ({said})"
     return None, "not claimed"
 
 
@@ -162,7 +162,7 @@ def _gap(excluded: Excluded, dollars: float | None) -> Gap:
         return Gap(
             excluded.what,
             (low * dollars, high * dollars),
-            f"{low:g} to {high:g} times ${figure(dollars)}",
+            f"{low:g} to {high:g} times {money(dollars)}",
             source,
         )
     return Gap(excluded.what, None, "", source)
@@ -199,11 +199,11 @@ def _judge(compute: Compute, peers: list[PublishedRun]) -> Check:
     work = f"{compute.flops[0]:.3g} FLOP ({compute.basis})"
     if compute.tokens and compute.per_token:
         work = (
-            f"{at_most}{big(compute.tokens)} tokens x {compute.per_token[0] / 1e9:,.4g} GFLOP "
+            f"{at_most}{exact(compute.tokens)} tokens x {compute.per_token[0] / 1e9:,.4g} GFLOP "
             f"= {compute.flops[0]:.3g} FLOP"
         )
     text = (
-        f"{work} in {big(compute.device_hours)} h x 3600 s x {top / 1e12:,.0f} TFLOP/s: "
+        f"{work} in {exact(compute.device_hours)} h x 3600 s x {top / 1e12:,.0f} TFLOP/s: "
         f"MFU {at_most}{causal:.1%} causal, {full:.1%} full"
     )
     if causal > 1 and not compute.at_most:
@@ -231,7 +231,7 @@ def _whole_line(gaps: list[Gap], dollars: float | None, whole: tuple[float, floa
     unknown = sum(gap.dollars is None for gap in gaps)
     rest = f"; {unknown} more without a published figure" if unknown else ""
     if whole and dollars and whole[1] > dollars:
-        text = f"${figure(dollars)} and what sources put a figure on is {dollar_range(whole)}{rest}"
+        text = f"{money(dollars)} and what sources put a figure on is {dollar_range(whole)}{rest}"
         return Check("whole cost", "implausible", text)
     if gaps:
         text = f"{len(gaps)} things are left out, none with a published figure"
@@ -241,5 +241,5 @@ def _whole_line(gaps: list[Gap], dollars: float | None, whole: tuple[float, floa
 
 def dollar_range(amounts: tuple[float, float]) -> str:
     """$8,400,000 to $31,000,000, or one figure where the two are the same."""
-    low, high = (f"${figure(amount)}" for amount in amounts)
+    low, high = (f"{money(amount)}" for amount in amounts)
     return low if low == high else f"{low} to {high}"

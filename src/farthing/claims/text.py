@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from farthing.base.figures import big, figure
+from farthing.base.figures import exact, money
 from farthing.claims.check import Finding, dollar_range
 from farthing.cost.devices import peak
 from farthing.cost.flops import CONVENTION
@@ -54,7 +54,7 @@ def _work(finding: Finding) -> Iterator[str]:
             causal, full = (f"{flops / 1e9:,.4g}" for flops in compute.per_token)
             yield (
                 f"{compute.name}: {causal} GFLOP a token causal, {full} full ({compute.basis}), "
-                f"x {at_most}{big(compute.tokens or 0)} tokens"
+                f"x {at_most}{exact(compute.tokens or 0)} tokens"
             )
         else:
             yield f"{compute.name}: FLOPs {compute.basis}"
@@ -62,13 +62,13 @@ def _work(finding: Finding) -> Iterator[str]:
         mfu = f"{compute.mfu[0]:.1%} causal, {compute.mfu[1]:.1%} full"
         share = f"; {compute.fp8_share:.1%} of its FP8 peak, causal" if compute.fp8_share else ""
         yield (
-            f"in {big(compute.device_hours)} hours of {compute.device.name} "
+            f"in {exact(compute.device_hours)} hours of {compute.device.name} "
             f"({peak(compute.device) / 1e12:,.0f} TFLOP/s): MFU {at_most}{mfu}{share}"
         )
         if compute.tokens_per_second:
             yield f"{at_most}{compute.tokens_per_second:,.0f} tokens a second on each device"
     if finding.device_hours and finding.price_per_device_hour:
-        yield f"{big(finding.device_hours)} device-hours in all, ${finding.price_per_device_hour:.2f} each"
+        yield f"{exact(finding.device_hours)} device-hours in all, ${finding.price_per_device_hour:.2f} each"
 
 
 def _peers(finding: Finding) -> Iterator[str]:
@@ -88,7 +88,7 @@ def _gaps(finding: Finding) -> Iterator[str]:
 def _today(finding: Finding) -> Iterator[str]:
     for price in finding.today:
         span = "" if price.low == price.high else f" ({dollar_range((price.low, price.high))})"
-        yield f"{price.device}: ${figure(price.usual)}{span}, {big(round(price.device_hours))} h at {price.source}"
+        yield f"{price.device}: {money(price.usual)}{span}, {exact(round(price.device_hours))} h at {price.source}"
 
 
 def _sources(finding: Finding) -> Iterator[str]:

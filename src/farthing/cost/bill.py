@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from farthing.base.figures import _NONE, amount, human_count, human_seconds
+from farthing.base.figures import MISSING, amount, duration, letters
 from farthing.cost.flops import CONVENTION
 from farthing.cost.ledger import LOST, Row, Summary
 
@@ -61,12 +61,12 @@ def bill_table(
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows:
         # What went in and what came out are added: both passed through the model.
-        table.add_row(*cells(row, name, tokens(row), human_seconds(row.seconds)))
+        table.add_row(*cells(row, name, tokens(row), duration(row.seconds)))
     for name, cost in bought:
-        table.add_row(*map(Text, (name, _NONE, _NONE, _NONE, _NONE, amount(cost, money))))
+        table.add_row(*map(Text, (name, MISSING, MISSING, MISSING, MISSING, amount(cost, money))))
     table.add_section()
     # No total of the tokens: the same ones are generated and then trained on.
-    total = cells(summary.total, "total", "", human_seconds(summary.total.seconds))
+    total = cells(summary.total, "total", "", duration(summary.total.seconds))
     table.add_row(*total[:-1], Text(amount(usd, money)), style="bold")
     return table
 
@@ -95,14 +95,15 @@ def foot(summary: Summary) -> list[str]:
         each = f" each for {rate.devices}x" if rate.devices > 1 else " for"
         lines.append(f"{rate.usd:.4g} $/h{each} {rate.device} ({rate.source})")
     if summary.rows:
-        wall = human_seconds(summary.wall_seconds)
+        wall = duration(summary.wall_seconds)
         lines.append(f"{summary.covered:.1%} of {wall} on the clock is in this bill")
         lines.append(f"energy {summary.total.joules_are}; {CONVENTION}")
     return lines
 
 
 def tokens(row: Row) -> str:
-    return human_count(row.tokens_in + row.tokens_out)
+    tokens = row.tokens_in + row.tokens_out
+    return letters(tokens) if tokens else MISSING
 
 
 def _decimals(total: float, digits: int = 3, least: int = 0) -> int:

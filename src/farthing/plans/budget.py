@@ -23,7 +23,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from farthing.base.figures import Range, figure, with_letter
+from farthing.base.figures import Range, exact, letters, money
 from farthing.cost.devices import Device, peak
 from farthing.plans.efficiency import Conditions, Efficiency, balance, default_devices, efficiency
 
@@ -174,7 +174,7 @@ def served_split(flops: float, inference_tokens: float | None, law: Law = REFIT)
 def budget_text(found: Budget) -> str:
     """What a person reads."""
     lines = [
-        f"${figure(found.dollars)} on {found.device.name}: {figure(found.device_hours)} device-hours at "
+        f"{money(found.dollars)} on {found.device.name}: {exact(found.device_hours)} device-hours at "
         f"${found.price:g} ({found.price_source}), "
         f"{found.flops.likely:.2g} FLOPs ({found.flops.low:.2g} to {found.flops.high:.2g})",
         f"  {'law':42} {'parameters':>24} {'tokens':>24}",
@@ -183,9 +183,7 @@ def budget_text(found: Budget) -> str:
         name = f"{choice.law} ({choice.source.split()[0]})"
         lines.append(f"  {name:42} {_range(choice.parameters):>24} {_range(choice.tokens):>24}")
     used = (
-        "as many as it is trained on"
-        if found.inference_tokens is None
-        else with_letter(found.inference_tokens)
+        "as many as it is trained on" if found.inference_tokens is None else letters(found.inference_tokens)
     )
     lines.append(f"  counting use: tokens read and written in use are {used}")
     lines.append("  the laws are extrapolated beyond about 1e22 FLOPs, and speak of their authors' data")
@@ -216,4 +214,4 @@ def _range(values: Range) -> str:
 
 
 def _short(value: float) -> str:
-    return with_letter(float(f"{value:.2g}"))
+    return letters(float(f"{value:.2g}"))

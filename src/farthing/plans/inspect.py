@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import with_letter
+from farthing.base.figures import letters
 from farthing.cost.flops import CONVENTION, decode_flops, flops_per_token, parameters
 from farthing.cost.memory import cache_bytes_per_token, check_latent, memory
 from farthing.weights import decoder_config
@@ -112,17 +112,17 @@ def inspection_text(found: dict[str, Any]) -> str:
         found[key] for key in ("parameters", "cache", "flops_per_token", "memory_bytes")
     )
     modules = (
-        f", and {with_letter(size['prediction_modules'])} in prediction modules"
+        f", and {letters(size['prediction_modules'])} in prediction modules"
         if size["prediction_modules"]
         else ""
     )
     rows = [
         ("model", f"{found['family']}, {found['layers']} layers, {_bytes(found['disk_bytes'])} on disk"),
-        ("parameters", f"{with_letter(size['total'])}{modules}"),
+        ("parameters", f"{letters(size['total'])}{modules}"),
         (
             "active",
-            f"{with_letter(size['active'])} (embedding {with_letter(size['embedding'])}, "
-            f"head {with_letter(size['head'])})",
+            f"{letters(size['active'])} (embedding {letters(size['embedding'])}, "
+            f"head {letters(size['head'])})",
         ),
         ("cache", f"{cache['bytes_per_token']:,} bytes a token in bf16, {cache['kind']}"),
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import Range, range_text, with_letter
+from farthing.base.figures import Range, duration, letters, money, range_text
 from farthing.cost import devices
 from farthing.cost.devices import Device
 from farthing.cost.flops import parameters
@@ -213,11 +213,11 @@ def beside_text(found: Mapping[str, Any]) -> str:
     actual = found["actual"]
     lines = [f"  {'':12}{'planned':>10}{'actual':>10}"]
     for name, planned in found["by_activity"].items():
-        lines.append(f"  {name:12}{_seconds(planned):>10}{_seconds(actual['by_activity'][name]):>10}")
+        lines.append(f"  {name:12}{duration(planned):>10}{duration(actual['by_activity'][name]):>10}")
     planned, low, high = (found["wall_seconds"][key] for key in ("likely", "low", "high"))
     lines.append(
-        f"  {'total':12}{_seconds(planned):>10}{_seconds(actual['wall_seconds']):>10}"
-        f"   planned {_seconds(low)} to {_seconds(high)}"
+        f"  {'total':12}{duration(planned):>10}{duration(actual['wall_seconds']):>10}"
+        f"   planned {duration(low)} to {duration(high)}"
     )
     return "\n".join(lines)
 
@@ -226,16 +226,16 @@ def recipe_text(plan: RecipePlan) -> str:
     """The plan as a person reads it."""
     counted = parameters(plan.config)
     lines = [f"{plan.recipe.name}   1 x {plan.device.name}, in {plan.dtype}"]
-    rows = [("model", f"{with_letter(counted.total)} parameters, {with_letter(counted.active)} active")]
+    rows = [("model", f"{letters(counted.total)} parameters, {letters(counted.active)} active")]
     rows += [
-        (name, f"{_seconds(s.likely):>9}   ({_seconds(s.low)} to {_seconds(s.high)})")
+        (name, f"{duration(s.likely):>9}   ({duration(s.low)} to {duration(s.high)})")
         for name, s in plan.by_activity().items()
         if s.likely
     ]
     total = plan.wall_seconds
     rows += [
-        ("total", f"{_seconds(total.likely):>9}   ({_seconds(total.low)} to {_seconds(total.high)})"),
-        ("dollars", range_text(plan.usd, "$")),
+        ("total", f"{duration(total.likely):>9}   ({duration(total.low)} to {duration(total.high)})"),
+        ("dollars", range_text(plan.usd, money)),
         ("energy", f"{range_text(plan.energy_kwh)} kWh"),
         ("memory", f"{plan.memory_bytes / 1e9:.1f} of {plan.device.memory_bytes / 1e9:.0f} GB"),
         ("limited by", plan.limited_by),
@@ -280,12 +280,6 @@ def _assumptions(
         )
     yield Assumption(f"${price:g} a device-hour", source)
     yield Assumption("downloading, preparing data and interruptions are not in it", "scope")
-
-
-def _seconds(value: float) -> str:
-    if value < 120:
-        return f"{value:.3g} s"
-    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
 
 
 def _sum(stages: Iterable[StagePlan]) -> dict[str, float]:

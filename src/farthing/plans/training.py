@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import Range, range_text, with_letter
+from farthing.base.figures import Range, letters, money, range_text
 from farthing.cost import devices
 from farthing.cost.devices import Device, peak
 from farthing.cost.flops import CONVENTION, Flops, Parameters, flops_per_token, parameters
@@ -331,13 +331,13 @@ def plan_text(plan: Plan) -> str:
     rows = [
         (
             "model",
-            f"{with_letter(plan.parameters.total)} parameters, {with_letter(plan.parameters.active)} active",
+            f"{letters(plan.parameters.total)} parameters, {letters(plan.parameters.active)} active",
         ),
-        ("tokens", f"{with_letter(plan.tokens)} in sequences of {plan.seq_len}"),
+        ("tokens", f"{letters(plan.tokens)} in sequences of {plan.seq_len}"),
         ("FLOPs", f"{plan.flops:.3g} (causal attention once)"),
         ("device-hours", range_text(plan.device_hours)),
         (f"days on {plan.count}", range_text(plan.wall_hours.times(1 / 24))),
-        ("dollars", range_text(plan.usd, "$") if plan.usd else "no price is known: give --price"),
+        ("dollars", range_text(plan.usd, money) if plan.usd else "no price is known: give --price"),
         ("energy", f"{range_text(plan.energy_kwh)} kWh, devices only"),
         (
             "utilisation",

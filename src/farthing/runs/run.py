@@ -22,7 +22,7 @@ from farthing import __version__, plans
 from farthing.base import processor
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
-from farthing.base.figures import human_seconds
+from farthing.base.figures import duration
 from farthing.base.files import link, read_lines, write, write_json
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
@@ -345,7 +345,7 @@ class _Work:
 def _show(finished: Run, console: Console) -> None:
     """The bill, the result and where to go from here."""
     results = finished.results
-    title = f"{results['name']} · {human_seconds(results['wall_seconds'])}"
+    title = f"{results['name']} · {duration(results['wall_seconds'])}"
     console.print(bill_table(ledger.summarise(finished.ledger), title))
     if results.get("plan"):
         console.print(beside_text(results["plan"]), highlight=False)
