@@ -50,8 +50,8 @@ def test_a_bill_reads_like_a_shop_s(tmp_path):
     assert lines[1].split() == ["time", "tokens", "PFLOP", "Wh", "$"]
     cells = {line.split("  ")[0]: line.split() for line in lines}
     assert cells["load"] == ["load", "4.0", "min", "–", "–", "20.0", "0.20"]
-    assert cells["generate"] == ["generate", "118", "min", "6.1", "M", "41.2", "590.0", "5.80"]
-    assert cells["train"][1:5] == ["52", "min", "5.4", "M"]
+    assert cells["generate"] == ["generate", "118", "min", "6.1M", "41.2", "590.0", "5.80"]
+    assert cells["train"][1:4] == ["52", "min", "5.4M"]
     assert cells["interrupted once"][-2:] == ["30.0", "0.29"]
     assert cells["total"] == ["total", "3", "h", "12", "min", "125.0", "960.0", "9.44"]
     assert "2.95 $/h for NVIDIA H100 SXM 80GB" in text

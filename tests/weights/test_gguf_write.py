@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import farthing
+from farthing.base import files
 from farthing.base.errors import UserError
 from farthing.base.files import write_json
 from farthing.weights import gguf_write, load_decoder
@@ -321,7 +322,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(gguf_write, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     assert "no room on the disk" in said(lambda: export_gguf(folder, path))
     assert path.read_bytes() == whole
     assert not list(tmp_path.glob(".*partial*"))

@@ -12,12 +12,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from farthing.base.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,19 +28,44 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name `path` when the block ends well and vanishes when it does not.
+
+    It is written beside its final place, flushed to disk and renamed, so that `path` is at every moment absent, the old
+    file or the new one. What a killed process leaves is overwritten by the next.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object as the ecosystem does: indented, UTF-8, a newline at the end."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON object as the ecosystem does: indented, UTF-8, a newline at the end; whole or not at all."""
+    write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def new_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """A folder to fill, which takes the name `folder` when the block ends well and vanishes when it does not.
 
-    It is filled beside its final place, flushed to disk file by file and then renamed, so that `folder` is at
-    every moment absent, the old model or the new one. Raises UserError when less than `needed_bytes` are
-    free, when the disk runs full, or when `folder` exists and is not a model folder (which alone may be
-    replaced).
+    It is filled beside its final place, flushed to disk file by file and renamed, so that `folder` is at every moment
+    absent, the old model or the new one.
+
+    Raises:
+        UserError: when less than `needed_bytes` are free, the disk runs full, or `folder` exists and is not a model
+            folder, which alone may be replaced.
     """
     folder = Path(folder).resolve()
     _check_replaceable(folder)
@@ -121,7 +143,7 @@ def _sweep(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -130,7 +152,7 @@ def sync(path: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the error means that a disk, or the share of it one may use, ran full."""
+    """Whether a disk, or the quota on it, ran full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors writes from Rust and raises an error of its own, with the system's in its text
@@ -154,21 +176,13 @@ def link(path: Path, target: Path) -> None:
     temporary.replace(path)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a text file, UTF-8, that is at every moment absent, the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a .jsonl file, one a line; empty if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def sha256(path: Path) -> str:
+    """Digest of a file, in hexadecimal. Raises UserError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.base.files import write_json
 
 DTYPES = ("float32", "bfloat16")
 _FORM = 2  # raised when the fields change, so that what an older version wrote is measured again
@@ -101,9 +102,7 @@ def save(calibration: Calibration, folder: Path | None = None) -> Path:
     file = path(calibration.dtype, folder)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(calibration.as_json(), indent=1) + "\n")
-        partial.replace(file)
+        write_json(file, calibration.as_json())
     except OSError as error:
         raise UserError(
             f"{file}: cannot be written ({error.strerror}); set FARTHING_CACHE to a folder"

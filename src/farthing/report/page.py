@@ -6,7 +6,6 @@ the page forbids scripts and any request should an escape ever be missed.
 """
 
 import importlib.resources
-import os
 from pathlib import Path
 
 import jinja2
@@ -14,6 +13,7 @@ from markupsafe import Markup
 
 from farthing.base import figures
 from farthing.base.errors import UserError
+from farthing.base.files import write
 from farthing.report import answers, training
 from farthing.report.money import Bill, CostPage, bill, cost_page
 from farthing.report.run import Run, number, read_run, rows, text
@@ -35,9 +35,7 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     page = render(run, bill(run_dir, run.results), cost_page(run_dir, run.results))
     target = run_dir / "report.html"
-    partial = run_dir / ".report.html.part"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    write(target, page)
     return target
 
 

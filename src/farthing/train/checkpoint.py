@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from farthing.base.errors import UserError
-from farthing.base.files import is_disk_full, sync
+from farthing.base.files import is_disk_full, sync, write
 
 KEEP = 2
 
@@ -34,8 +34,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
         sync(partial / "state.safetensors")
         digest = _hash(partial / "state.safetensors")
         manifest = {"step": step, "meta": meta, "sha256": {"state.safetensors": digest}}
-        (partial / "manifest.json").write_text(json.dumps(manifest))
-        sync(partial / "manifest.json")
+        write(partial / "manifest.json", json.dumps(manifest))
         if final.exists():  # the same step again after a restart from an older checkpoint
             shutil.rmtree(final)
         partial.rename(final)

@@ -7,10 +7,9 @@ or not at all.
 from __future__ import annotations
 
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from farthing.base.errors import UserError
-from farthing.base.files import is_disk_full, sync
+from farthing.base.files import is_disk_full, new_file
 from farthing.model import ModelConfig, Rope
 from farthing.model.rotary import frequencies
 from farthing.weights import decoder_config
@@ -133,36 +132,32 @@ def _write(
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise UserError(f"no room on the disk for {path}: it needs {needed:,} bytes and {free:,} are free")
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    writer = GGUFWriter(partial, architecture)
-    writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
-    for key, value in metadata.items():
-        _add(writer, key, value)
-    if divisors is not None:
-        writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
-    for planned, one, shape in zip(plan, types, shapes, strict=True):
-        writer.add_tensor_info(planned.name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=one)
     try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if divisors is not None:
-            writer.write_tensor_data(divisors)
-        for planned, one, shape in zip(plan, types, shapes, strict=True):
-            writer.write_tensor_data(_converted(planned, weights, one, shape))
-        writer.close()
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
+        with new_file(path) as partial:
+            writer = GGUFWriter(partial, architecture)
+            writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
+            for key, value in metadata.items():
+                _add(writer, key, value)
+            if divisors is not None:
+                writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
+            for planned, one, shape in zip(plan, types, shapes, strict=True):
+                writer.add_tensor_info(
+                    planned.name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=one
+                )
+            with closing(writer):
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+                if divisors is not None:
+                    writer.write_tensor_data(divisors)
+                for planned, one, shape in zip(plan, types, shapes, strict=True):
+                    writer.write_tensor_data(_converted(planned, weights, one, shape))
     except OSError as error:
         if is_disk_full(error):
             raise UserError(
                 f"no room on the disk for {path}; free some space or choose another place"
             ) from None
         raise
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

