@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from farthing.recipe import Grpo, Pretrain
 from farthing.runs.live import LiveView, sparkline
 
 
@@ -38,7 +39,7 @@ def console(terminal: bool, width: int = 90) -> tuple[Console, io.StringIO]:
 
 def test_without_a_terminal_each_step_is_one_plain_line() -> None:
     to, output = console(terminal=False, width=40)
-    with LiveView(5, to) as view:
+    with LiveView(5, Grpo.curves, to) as view:
         for step in (1, 2, 3):
             view.update(metrics(step))
         view.note("synced [bold]again[/bold]")
@@ -56,7 +57,7 @@ def test_without_a_terminal_each_step_is_one_plain_line() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_quiet_writes_nothing(terminal: bool) -> None:
     to, output = console(terminal)
-    with LiveView(5, to, quiet=True) as view:
+    with LiveView(5, Grpo.curves, to, quiet=True) as view:
         view.update(metrics(1))
         view.note("hello")
     assert output.getvalue() == ""
@@ -65,7 +66,7 @@ def test_quiet_writes_nothing(terminal: bool) -> None:
 @pytest.mark.parametrize("width", [30, 60, 90, 200])
 def test_a_terminal_shows_the_picture_within_its_width(width: int) -> None:
     to, output = console(terminal=True, width=width)
-    with LiveView(40, to) as view:
+    with LiveView(40, Grpo.curves, to) as view:
         for step in range(1, 31):
             view.update(metrics(step, reward=step / 30, right=step / 60))
         view.note("sync proof passed")
@@ -80,7 +81,7 @@ def test_a_terminal_shows_the_picture_within_its_width(width: int) -> None:
 
 
 def test_the_time_left_is_not_guessed_at_the_start() -> None:
-    view = LiveView(100, console(terminal=False)[0])
+    view = LiveView(100, Grpo.curves, console(terminal=False)[0])
     assert view.seconds_left() is None
     for step, seconds in ((1, 60.0), (2, 2.0)):  # the first step compiles
         view.update(metrics(step, seconds=seconds))
@@ -90,7 +91,7 @@ def test_the_time_left_is_not_guessed_at_the_start() -> None:
 
 
 def test_the_time_left_follows_a_change_of_pace_and_a_continued_run() -> None:
-    view = LiveView(100, console(terminal=False)[0])
+    view = LiveView(100, Grpo.curves, console(terminal=False)[0])
     for step in range(41, 81):
         view.update(metrics(step, seconds=1.0 if step <= 60 else 3.0))
     assert view.seconds_left() == 3.0 * 20
@@ -102,7 +103,7 @@ def test_the_cursor_comes_back_when_training_fails() -> None:
     to, output = console(terminal=True)
 
     def fail() -> None:
-        with LiveView(5, to) as view:
+        with LiveView(5, Grpo.curves, to) as view:
             view.update(metrics(1))
             raise RuntimeError
 
@@ -113,7 +114,7 @@ def test_the_cursor_comes_back_when_training_fails() -> None:
 
 def test_missing_and_odd_numbers_are_dashes() -> None:
     to, output = console(terminal=False)
-    with LiveView(5, to) as view:
+    with LiveView(5, Grpo.curves, to) as view:
         view.update({"step": 1, "reward": None, "right": float("nan"), "entropy": float("inf")})
     assert "reward –  right –  entropy –" in output.getvalue()
 
@@ -121,7 +122,7 @@ def test_missing_and_odd_numbers_are_dashes() -> None:
 def test_an_ascii_log_does_not_end_the_run() -> None:
     raw = io.BytesIO()
     output = io.TextIOWrapper(raw, encoding="ascii", errors="strict")
-    with LiveView(5, Console(file=output, width=80, _environ={})) as view:
+    with LiveView(5, Grpo.curves, Console(file=output, width=80, _environ={})) as view:
         view.update(metrics(1))
         view.note("café")
     output.flush()
@@ -143,19 +144,19 @@ def test_a_sparkline_has_one_character_a_value(values: list[float | None]) -> No
 
 def test_a_stage_that_predicts_text_shows_its_loss_in_a_hundred_lines_at_most() -> None:
     plain, out = console(False)
-    with LiveView(1000, plain) as view:
+    with LiveView(1000, Pretrain.curves, plain) as view:
         for step in range(1, 1001):
             line = {"step": step, "loss": 3.0, "tokens": step * 10, "tokens_per_second": 50.0, "seconds": 0.1}
             view.update(line | ({"val_bits_per_byte": 1.25} if step % 200 == 0 else {}))
     lines = out.getvalue().splitlines()
     assert len(lines) == 100
-    assert lines[-1].startswith("step 1000/1000  loss 3  bits per byte 1.25  tokens 10.0 k  tokens/s 50")
+    assert lines[-1].startswith("step 1000/1000  loss 3  bits per byte 1.25  tokens 10K  tokens/s 50")
     assert "reward" not in out.getvalue()
 
 
 def test_a_terminal_draws_the_loss() -> None:
     terminal, out = console(True)
-    with LiveView(2, terminal) as view:
+    with LiveView(2, Pretrain.curves, terminal) as view:
         view.update({"step": 1, "loss": 3.0})
         view.update({"step": 2, "loss": 1.5})
     assert "loss" in out.getvalue()

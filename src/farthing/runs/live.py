@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: one picture in a terminal, one line a step anywhere else."""
+"""Progress of training: one picture in a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ from rich.table import Table
 from rich.text import Text
 
 from farthing.base.figures import duration, money, percent, short
+from farthing.recipe import Curve
 
 HISTORY = 60  # steps a sparkline shows
 RECENT = 20  # steps the time left is judged by
-MIN_STEPS = 3  # before that many steps, nothing honest can be said of the time left
+MIN_STEPS = 3  # needed for an honest estimate of the time left
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 class LiveView:
-    """Show training as it goes on. Use as a context manager and `update` it with each line of metrics.jsonl.
+    """Show training as it goes. Use as a context manager and `update` it with each line of metrics.jsonl.
 
-    `total_steps` is the stage's number of steps; a line's "step" counts the steps done, from 1. With a
-    terminal the view redraws in place, without one each update and note is a plain line, and `quiet` writes
+    In a terminal the view redraws in place; elsewhere it writes about a hundred plain lines in all; `quiet` writes
     nothing.
+
+    Args:
+        total_steps: of the stage; a line's "step" counts the steps done, from 1.
+        curves: the stage's figures; those with a `live` name are shown.
     """
 
-    def __init__(self, total_steps: int, console: Console, quiet: bool = False) -> None:
+    def __init__(
+        self, total_steps: int, curves: Sequence[Curve], console: Console, quiet: bool = False
+    ) -> None:
         self._total, self._console, self._quiet = total_steps, console, quiet
+        self._curves = [curve for curve in curves if curve.live and curve.drawn]
+        self._figures = [curve for curve in curves if curve.live and not curve.drawn]
         self._latest: Mapping[str, Any] = {}
         self._history: deque[Mapping[str, Any]] = deque(maxlen=HISTORY)
         self._seconds: deque[float] = deque(maxlen=RECENT)
@@ -54,7 +62,7 @@ class LiveView:
             self._live = None
 
     def update(self, metrics: Mapping[str, Any]) -> None:
-        """Take in one finished step (a line of metrics.jsonl)."""
+        """Show a finished step, a line of metrics.jsonl."""
         self._latest = metrics
         self._history.append(metrics)
         self._steps_seen += 1
@@ -67,19 +75,16 @@ class LiveView:
             self._print(self._line())
 
     def _worth_a_line(self) -> bool:
-        """Every step of a stage of rewards; of one that predicts text, whose steps are short, a hundred in all."""
-        if "loss" not in self._latest:
-            return True
         step, every = self._done(), max(1, self._total // 100)
         return step % every == 0 or step == self._total
 
     def note(self, text: str) -> None:
-        """Say something once, above the picture."""
+        """Write a sentence above the picture."""
         if not self._quiet:
             self._print(text)
 
     def seconds_left(self) -> float | None:
-        """Median time of the last steps times the steps left; None while too few are known."""
+        """Seconds left: the median time of the last steps times the steps left; None while too few are known."""
         if self._steps_seen < MIN_STEPS or not self._seconds:
             return None
         return statistics.median(self._seconds) * max(0, self._total - self._done())
@@ -92,40 +97,17 @@ class LiveView:
         said = text.encode(encoding, "replace").decode(encoding)  # an ASCII log must not end a run
         self._console.print(Text(said), soft_wrap=True, highlight=False)
 
-    def _curves(self) -> list[tuple[str, str, tuple[float, float] | None]]:
-        """What is drawn: (key, name, bounds). A stage that predicts text has a loss, one of rewards has not."""
-        if "loss" in self._latest:
-            return [("loss", "loss", None)]
-        return [("reward", "reward", None), ("right", "right", (0.0, 1.0))]
-
-    def _value(self, key: str) -> str:
-        value = self._latest.get(key)
-        return percent(value) if key == "right" else short(value)
-
-    def _figures(self) -> list[tuple[str, str]]:
-        get = self._latest.get
-        if "loss" in self._latest:
-            bits = next(
-                (m["val_bits_per_byte"] for m in reversed(self._history) if "val_bits_per_byte" in m), None
-            )
-            return [
-                ("bits per byte", short(bits)),
-                ("tokens", short(get("tokens"))),
-                ("tokens/s", short(get("tokens_per_second"))),
-            ]
-        return [
-            ("entropy", short(get("entropy"))),
-            ("KL", short(get("kl"))),
-            ("length", short(get("length"))),
-            ("tokens/s", short(get("tokens_per_second"))),
-        ]
+    def _value(self, curve: Curve) -> str:
+        """The latest value; not every step has one of an optional figure."""
+        lines = reversed(self._history) if curve.optional else [self._latest]
+        value = next((line[curve.key] for line in lines if line.get(curve.key) is not None), None)
+        return percent(value) if curve.share else short(value)
 
     def _line(self) -> str:
         get = self._latest.get
         parts = [
             f"step {self._done()}/{self._total}",
-            *(f"{name} {self._value(key)}" for key, name, _ in self._curves()),
-            *(f"{name} {value}" for name, value in self._figures()),
+            *(f"{curve.live} {self._value(curve)}" for curve in (*self._curves, *self._figures)),
             f"step time {duration(get('seconds'))}",
             f"spent {money(get('usd_so_far'))}",
             f"left {duration(self.seconds_left())}",
@@ -146,16 +128,17 @@ class LiveView:
         curves.add_column(justify="right", no_wrap=True)
         curves.add_column(no_wrap=True, overflow="crop")
         room = min(HISTORY, max(1, width - 20))
-        for key, name, bounds in self._curves():
-            values = [line.get(key) for line in self._history][-room:]
-            curves.add_row(name, self._value(key), self._curve(values, bounds))
+        for curve in self._curves:
+            values = [line.get(curve.key) for line in self._history][-room:]
+            drawn = self._drawn(values, (0.0, 1.0) if curve.share else None)
+            curves.add_row(curve.live, self._value(curve), drawn)
         figures = Text(no_wrap=True, overflow="ellipsis")
-        for name, value in self._figures():
-            figures.append(f"{name} ", style="dim").append(f"{value}   ")
+        for curve in self._figures:
+            figures.append(f"{curve.live} ", style="dim").append(f"{self._value(curve)}   ")
         shares = Text(self._shares(), "dim", no_wrap=True, overflow="ellipsis")
         return Group(head, bar_line, curves, figures, shares)
 
-    def _curve(self, values: Sequence[float | None], bounds: tuple[float, float] | None) -> Text:
+    def _drawn(self, values: Sequence[float | None], bounds: tuple[float, float] | None) -> Text:
         plain = self._console.options.ascii_only
         return Text("" if plain else sparkline(values, bounds), style="cyan")
 
@@ -168,7 +151,7 @@ class LiveView:
 
 
 def sparkline(values: Sequence[float | None], bounds: tuple[float, float] | None = None) -> str:
-    """One character a value between `bounds` (the values' own when None); a gap where there is no number."""
+    """One character for each value between `bounds`, by default the values' own; a gap where there is no number."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return " " * len(values)

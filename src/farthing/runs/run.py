@@ -166,7 +166,7 @@ class _Work:
             held_out={question_key(item.question) for item in items},
             asks=self.recipe.asks(),
             say=self._say,
-            view=lambda steps: LiveView(steps, self.console, self.quiet),
+            view=lambda steps: LiveView(steps, stage.curves, self.console, self.quiet),
         )
 
     def _base(self) -> Path | None:
