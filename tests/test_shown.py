@@ -27,10 +27,9 @@ import yaml
 import farthing
 from farthing import cli, recipe
 from farthing.base.figures import parse_amount
-from farthing.base.schema import parse_text
+from farthing.base.schema import checked, parse_text
 from farthing.cost import devices
 from farthing.cost.spend import Entry
-from farthing.cost.written import validated
 from farthing.tasks.gym import SCORERS
 from farthing.weights.export import FORMATS, TYPES
 
@@ -196,7 +195,7 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         asked = COMMANDS[name].make_context(name, list(rest)).params
         assert all(is_source(each) for each in asked["runs"]), "no such run"
         for entry in [asked["add"]] if asked.get("add") else []:
-            validated(Entry, {"date": "2026", **parse_text(entry, "shown")}, "shown")
+            checked(Entry, {"date": "2026", **parse_text(entry, "shown")}, "shown")
         return None
     if name in ("export", "inspect") and "--help" not in rest:
         asked = COMMANDS[name].make_context(name, list(rest)).params

@@ -29,14 +29,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 def no_rapl(monkeypatch):
-    monkeypatch.setattr(energy, "_rapl", lambda now: None)
+    monkeypatch.setattr(energy, "package_counter", lambda now: None)
 
 
 @pytest.fixture
 def no_cpu(monkeypatch):
     """A host processor that draws nothing and is sure of it."""
     still = types.SimpleNamespace(joules_are="measured", joules=lambda now: 0.0)
-    monkeypatch.setattr(energy, "_rapl", lambda now: still)
+    monkeypatch.setattr(energy, "package_counter", lambda now: still)
 
 
 def burn(seconds: float) -> None:
@@ -76,8 +76,8 @@ def _burn_and_wait(connection) -> None:
 def test_the_work_of_a_living_child_counts_once(no_rapl, monkeypatch):
     monkeypatch.setattr(energy, "cpu_watts", lambda: 100.0)
     monkeypatch.setattr(energy, "cpu_cores", lambda: 1)
-    monkeypatch.setattr(energy, "_IDLE_SHARE", 0.0)
-    monkeypatch.setattr(energy, "_SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(energy, "IDLE_SHARE", 0.0)
+    monkeypatch.setattr(energy, "SCAN_SECONDS", 0.0)
     meter = EnergyMeter(CPU)
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_burn_and_wait, args=(theirs,))
@@ -100,8 +100,8 @@ def test_joules_never_fall(no_rapl, clock):
 
 
 def test_known_processors_have_their_design_power(monkeypatch):
-    monkeypatch.setattr(energy, "_is_virtual", lambda: False)
-    monkeypatch.setattr(energy, "_packages", lambda: 2)
+    monkeypatch.setattr(energy, "is_virtual", lambda: False)
+    monkeypatch.setattr(energy, "packages", lambda: 2)
     monkeypatch.setattr(energy, "cpu_cores", lambda: os.cpu_count())
     for model, watts in [
         ("Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz", 145),
@@ -117,7 +117,7 @@ def test_known_processors_have_their_design_power(monkeypatch):
     ("virtual", "model"), [(True, "AMD EPYC 7763 64-Core Processor"), (False, "Abacus 9000")]
 )
 def test_a_slice_of_a_processor_or_an_unknown_one_is_4_watts_a_core(monkeypatch, virtual, model):
-    monkeypatch.setattr(energy, "_is_virtual", lambda: virtual)
+    monkeypatch.setattr(energy, "is_virtual", lambda: virtual)
     monkeypatch.setattr(energy, "cpu_model", lambda: model)
     monkeypatch.setattr(energy, "cpu_cores", lambda: 6)
     assert energy.cpu_watts.__wrapped__() == 24

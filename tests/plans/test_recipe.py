@@ -280,16 +280,16 @@ def test_what_was_timed_little_is_less_certain():
 
 def test_a_run_is_planned_only_on_a_machine_that_was_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("FARTHING_CACHE", str(tmp_path))
-    recipe = load("quickstart", ["dtype=float32", "device=cpu"])
-    assert plans.for_run(recipe, SMOLLM) is None
+    recipe, place = load("quickstart", ["dtype=float32", "device=cpu"]), Place("cpu", "float32", "asked for")
+    assert plans.for_run(recipe, SMOLLM, place) is None
     save(here(device="cpu: another"))
-    assert plans.for_run(recipe, SMOLLM) is None
+    assert plans.for_run(recipe, SMOLLM, place) is None
     save(here())
-    found = plans.for_run(recipe, SMOLLM)
+    found = plans.for_run(recipe, SMOLLM, place)
     assert found is not None
     assert found.wall_seconds.likely > 0
     assert plans.for_run(recipe, SMOLLM, Place("cpu", "bfloat16", "as the run was started")) is None
-    assert plans.for_run(recipe, {"model_type": "unheard of"}) is None
+    assert plans.for_run(recipe, {"model_type": "unheard of"}, place) is None
 
 
 def test_a_run_too_large_for_its_device_is_refused_before_it_starts(monkeypatch):
@@ -299,9 +299,9 @@ def test_a_run_too_large_for_its_device_is_refused_before_it_starts(monkeypatch)
     with pytest.raises(
         UserError, match=r"quickstart does not fit on cpu: small: it needs \d\.\d GB of its 3; "
     ):
-        plans.check_fits(QUICKSTART, SMOLLM, place)
+        plans.for_run(QUICKSTART, SMOLLM, place)
     monkeypatch.setattr(devices, "detect", lambda _: dataclasses.replace(here, memory_bytes=int(30e9)))
-    plans.check_fits(QUICKSTART, SMOLLM, place)
+    plans.for_run(QUICKSTART, SMOLLM, place)
 
 
 def test_lora_is_advised_only_where_it_is_enough(monkeypatch):
@@ -311,7 +311,7 @@ def test_lora_is_advised_only_where_it_is_enough(monkeypatch):
         here = dataclasses.replace(devices.find("cpu"), memory_bytes=int(gigabytes * 1e9))
         monkeypatch.setattr(devices, "detect", lambda _: here)
         with pytest.raises(UserError) as said:
-            plans.check_fits(QUICKSTART, SMOLLM, place)
+            plans.for_run(QUICKSTART, SMOLLM, place)
         return str(said.value)
 
     whole = plan_recipe(QUICKSTART, SMOLLM, devices.find("cpu"), None, dtype="float32").memory_bytes

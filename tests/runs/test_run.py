@@ -33,7 +33,7 @@ MODULE = importlib.import_module("farthing.runs.run")
 DIES = """
 import importlib, os, signal, sys, time
 import farthing.cost.meter
-farthing.cost.meter._BEAT_SECONDS = 0.02
+farthing.cost.meter.BEAT_SECONDS = 0.02
 where, count = sys.argv[1], int(sys.argv[2])
 del sys.argv[1:3]
 module, _, path = where.partition(":")

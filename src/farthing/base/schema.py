@@ -1,4 +1,7 @@
-"""Says in a sentence what pydantic found wrong with a recipe: where, what is wanted, what was given."""
+"""Tables that people write by hand: recipes, claims, rates. Every mistake is one sentence that names the key.
+
+The sentence says where it is, what is wanted and what was given.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import difflib
 import re
 import types
 from collections.abc import Container, Iterator, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from farthing.base.errors import UserError
 
@@ -36,6 +40,37 @@ _BOUNDS = {
     "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "below"), "less_than_equal": ("le", "at most"),
 }  # fmt: skip
+
+
+MAX_BYTES = 1_000_000  # a file beyond this was not written by hand
+
+
+class Strict(BaseModel):
+    """A table that a person wrote: no unknown keys, no values that only look like the right type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def checked(model: type[M], data: Any, name: str = "") -> M:
+    """`data` as `model`.
+
+    Raises:
+        UserError: that begins with `name`, if one is given, and names up to three wrong keys.
+    """
+    head = f"{name}: " if name else ""
+    if not isinstance(data, dict):
+        raise UserError(f"{head}must be a table of keys, got {given(data)}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        # A misspelt key is often what makes another one missing, so those come first.
+        found = sorted(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
+        problems = [sentence(dict(problem), data, model).removeprefix(": ") for problem in found]
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(head + "; ".join(problems[:3]) + more) from None
 
 
 def sentence(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
@@ -268,3 +303,19 @@ def parse_value(text: str, name: str) -> Any:
 def dump_text(data: Any) -> str:
     """YAML that `parse_text` reads back to equal data, keys in their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def read_yaml(path: Path) -> Any:
+    """The YAML document in a file. Raises UserError that names the file, and the line where there is one."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({said}); give a YAML file") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: larger than 1 MB, so not written by hand; give a YAML file")
+    try:
+        return parse_text(content.decode("utf-8-sig"), str(path))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; give a YAML file") from None

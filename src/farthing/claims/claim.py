@@ -14,15 +14,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
-from farthing.base.schema import parse_text
+from farthing.base.schema import Strict, checked, parse_text, read_yaml
 from farthing.cost import devices
-from farthing.cost.written import MOST, Date, Positive, Text, Written, read_yaml, validated
+from farthing.cost.fields import MOST, Date, Positive, Text
 
 Evidence = Literal["read", "secondary", "recalled"]
 """The source itself was read; or somebody who quotes it; or it is from memory, to be checked first."""
 
 
-class Figures(Written):
+class Figures(Strict):
     """What is said of a run, or of a part of it. All of it as reported: nothing derived goes in here."""
 
     device: Text | None = None
@@ -64,7 +64,7 @@ class Part(Figures):
     name: Text
 
 
-class Source(Written):
+class Source(Strict):
     """Who says what, and when."""
 
     of: Annotated[list[Text], Field(min_length=1)]
@@ -74,7 +74,7 @@ class Source(Written):
     evidence: Evidence
 
 
-class Excluded(Written):
+class Excluded(Strict):
     """Something the claim's price does not hold, with a range where a source gives one."""
 
     what: Text
@@ -100,7 +100,7 @@ class Excluded(Written):
         return self
 
 
-class Elsewhere(Written):
+class Elsewhere(Strict):
     """The same figure as another source gives it."""
 
     figure: Literal["device_hours", "dollars", "tokens", "devices", "energy_mwh", "tonnes_co2e"]
@@ -110,7 +110,7 @@ class Elsewhere(Written):
     evidence: Evidence
 
 
-class Note(Written):
+class Note(Strict):
     """Something a reader should know that no check uses."""
 
     text: Text
@@ -118,7 +118,7 @@ class Note(Written):
     date: Date
 
 
-class Claim(Written):
+class Claim(Strict):
     """A claim, its sources and its gaps."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
@@ -183,7 +183,7 @@ def load(name_or_path: str) -> Claim:
 
 def parse(data: Any, name: str) -> Claim:
     """The claim in `data`. Raises UserError as `load`."""
-    claim = validated(Claim, data, name)
+    claim = checked(Claim, data, name)
     for _, figures in claim.runs():
         if figures.device is not None:
             devices.find(figures.device)

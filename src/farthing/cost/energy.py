@@ -33,10 +33,10 @@ from farthing.cost.devices import Device, cpu_cores, cpu_model
 
 JoulesAre = Literal["measured", "estimated"]
 
-_IDLE_SHARE = 0.1  # of the design power, drawn by a processor with nothing to do: codecarbon's floor
+IDLE_SHARE = 0.1  # of the design power, drawn by a processor with nothing to do: codecarbon's floor
 _WATTS_PER_CORE = 4.0  # of a processor that no table knows: codecarbon's default per hardware thread
 _WATTS_PER_BOARD = 300.0  # assumed for a board that nobody knows: better than a silent zero
-_SCAN_SECONDS = 5.0  # between two looks for new child processes, which cost a read of all of /proc
+SCAN_SECONDS = 5.0  # between two looks for new child processes, which cost a read of all of /proc
 
 
 class _Source(Protocol):
@@ -60,7 +60,7 @@ class EnergyMeter:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         now = monotonic()
-        self._sources: list[_Source] = [_rapl(now) or _ProcessTree(now)]
+        self._sources: list[_Source] = [package_counter(now) or _ProcessTree(now)]
         if device.kind == "gpu":
             self._sources += _gpus(device, devices, now)
         self._last = 0.0
@@ -76,7 +76,7 @@ class EnergyMeter:
 
 def estimate(seconds: float, cpu_seconds: float) -> float:
     """Estimated joules of the CPU over `seconds` in which `cpu_seconds` of its cores were used."""
-    return cpu_watts() * (_IDLE_SHARE * seconds + (1 - _IDLE_SHARE) * cpu_seconds / cpu_cores())
+    return cpu_watts() * (IDLE_SHARE * seconds + (1 - IDLE_SHARE) * cpu_seconds / cpu_cores())
 
 
 @functools.cache
@@ -88,12 +88,12 @@ def cpu_watts() -> float:
     thread.
     """
     default = _WATTS_PER_CORE * cpu_cores()
-    if _is_virtual():
+    if is_virtual():
         return default
     known = _design_powers().get(_plain(cpu_model()))
     if known is None:
         return default
-    return known * _packages() * cpu_cores() / (os.cpu_count() or 1)
+    return known * packages() * cpu_cores() / (os.cpu_count() or 1)
 
 
 @functools.cache
@@ -130,11 +130,11 @@ def _cpuinfo(field: str) -> list[str]:
         return []
 
 
-def _is_virtual() -> bool:
+def is_virtual() -> bool:
     return any("hypervisor" in flags.split() for flags in _cpuinfo("flags")[:1])
 
 
-def _packages() -> int:
+def packages() -> int:
     return max(1, len(set(_cpuinfo("physical id"))))
 
 
@@ -156,7 +156,7 @@ class _ProcessTree:
     def _read(self, now: float) -> float:
         import psutil
 
-        if now - self._scanned >= _SCAN_SECONDS:
+        if now - self._scanned >= SCAN_SECONDS:
             self._scanned = now
             self._children = psutil.Process().children(recursive=True)
         own = os.times()
@@ -193,7 +193,7 @@ class _Rapl:
         return self._joules
 
 
-def _rapl(now: float) -> _Rapl | None:
+def package_counter(now: float) -> _Rapl | None:
     """The RAPL counters where the kernel has them and lets us read them."""
     if not Path("/sys/class/powercap").is_dir():
         return None

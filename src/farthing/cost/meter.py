@@ -27,7 +27,7 @@ from farthing.cost.devices import Device, cpu_cores
 from farthing.cost.flops import forward_flops, mtp_flops
 from farthing.cost.ledger import ACTIVITIES, Line
 
-_BEAT_SECONDS = 1.0
+BEAT_SECONDS = 1.0
 _CLOCK_SECONDS = 1.0  # the wall clock may stray so far from the steady one before a line says it
 _IDLE_LINE_SECONDS = 0.25  # shorter gaps between spans are gathered, or they would double the ledger
 
@@ -298,7 +298,7 @@ class Meter:
         self._joules += line["joules"]
 
     def _beat_on(self) -> None:
-        while not self._stop.wait(_BEAT_SECONDS):
+        while not self._stop.wait(BEAT_SECONDS):
             # A full disk is for the run to notice when it writes; the heartbeat tries again.
             with contextlib.suppress(OSError):
                 self._beat()

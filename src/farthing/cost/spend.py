@@ -21,16 +21,16 @@ from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
 from farthing.base.figures import amount
-from farthing.base.schema import parse_value
+from farthing.base.schema import Strict, checked, parse_value, read_yaml
 from farthing.cost import devices, ledger
 from farthing.cost.devices import Device, Price, peak
+from farthing.cost.fields import MOST, Date, NotNegative, Positive, Text
 from farthing.cost.ledger import Line, Row, Summary
-from farthing.cost.written import MOST, Date, NotNegative, Positive, Text, Written, read_yaml, validated
 
 ENTRIES = "entries.jsonl"
 
 
-class Entry(Written):
+class Entry(Strict):
     """Something that was paid for and that no span could measure."""
 
     kind: Literal["teacher", "data", "storage", "staff", "other"]
@@ -146,7 +146,7 @@ def add_entry(run_dir: Path, data: Any) -> Entry:
         raise UserError(f"{run_dir} has no ledger to add to; give a run directory")
     if isinstance(data, dict):
         data = {"date": time.strftime("%Y-%m-%d"), **data}
-    entry = validated(Entry, data, "--add")
+    entry = checked(Entry, data, "--add")
     text = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False)
     path = run_dir / ENTRIES
     torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
@@ -165,7 +165,7 @@ def _read_entries(path: Path) -> tuple[list[Entry], int]:
     entries, bad = [], 0
     for text in texts:
         try:
-            entries.append(validated(Entry, json.loads(text), ENTRIES))
+            entries.append(checked(Entry, json.loads(text), ENTRIES))
         except (ValueError, RecursionError):  # a UserError is a ValueError
             bad += 1
     return entries, bad
@@ -276,7 +276,7 @@ def _cell(text: str) -> str:
 JOULES_PER_KWH = 3.6e6
 
 
-class Owned(Written):
+class Owned(Strict):
     """A device that is yours: straight-line depreciation over the hours it works, and its electricity."""
 
     price: Positive
@@ -303,7 +303,7 @@ class Owned(Written):
 Rates = Mapping[str, float | Owned]
 
 
-class _File(Written):
+class _File(Strict):
     rates: dict[str, Positive | Owned]
 
 
@@ -312,7 +312,7 @@ def read_rates(path: Path, more: Sequence[str] = ()) -> dict[str, float | Owned]
     data = read_yaml(path)
     if isinstance(data, dict) and "stages" in data and "rates" in data:
         data = {"rates": data["rates"]}  # a recipe
-    rates = dict(validated(_File, data, str(path)).rates)
+    rates = dict(checked(_File, data, str(path)).rates)
     for name in rates:
         devices.find(name)
     return rates

@@ -115,35 +115,28 @@ def _known(dtype: str) -> Calibration | None:
     return known
 
 
-def for_run(recipe: Recipe, base: Mapping[str, Any] | None, place: Place | None = None) -> RecipePlan | None:
-    """The plan of a run that is about to start on this machine, to be shown beside what it takes.
+def for_run(recipe: Recipe, base: Mapping[str, Any] | None, place: Place) -> RecipePlan | None:
+    """The plan of a run about to start on this machine, to be shown beside what it takes.
 
-    `base` is the config.json of its base, `place` where it computes and in what, by default as its recipe asks. None
-    where nothing was measured yet: a run measures nothing for this.
-    """
-    try:
-        place = place or choose(recipe.device, recipe.dtype)
-        here = devices.detect(place.device)
-        known = _known(place.dtype) if here.kind == "cpu" else None
-        if here.kind == "cpu" and known is None:
-            return None
-        return plan_recipe(recipe, base, here, known, dtype=place.dtype)
-    except UserError:  # the run itself says what is wrong, or knows better
-        return None
+    Args:
+        base: config.json of its base; None if it starts from nothing.
+        place: where it computes and in what.
 
-
-def check_fits(recipe: Recipe, base: Mapping[str, Any] | None, place: Place) -> None:
-    """Refuse a run that needs more memory than its device has, before any of it is taken. Arguments as `for_run`'s.
+    Returns:
+        None where nothing was measured yet (a run measures nothing for this), or nothing can be planned.
 
     Raises:
-        UserError: that says what it needs and what would fit.
+        UserError: if the run needs more memory than its device has; says what would fit.
     """
     try:
-        planned = plan_recipe(recipe, base, devices.detect(place.device), None, dtype=place.dtype)
-    except UserError:  # of what cannot be planned the run itself says more
-        return
+        here = devices.detect(place.device)
+        known = _known(place.dtype) if here.kind == "cpu" else None
+        planned = plan_recipe(recipe, base, here, known, dtype=place.dtype)
+    except UserError:  # the run itself says what is wrong, or knows better
+        return None
     if not planned.fits:
         raise UserError(_too_large(planned))
+    return planned if known or here.kind != "cpu" else None
 
 
 def _too_large(planned: RecipePlan) -> str:

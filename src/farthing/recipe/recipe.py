@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,20 +17,15 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
-    ValidationError,
     model_validator,
 )
 
 from farthing.base.device import check_device, check_dtype
 from farthing.base.errors import UserError
-from farthing.base.schema import UNKNOWN_KEY, dump_text, given, nearest, parse_text, parse_value, sentence
+from farthing.base.schema import MAX_BYTES, checked, dump_text, given, nearest, parse_text, parse_value
 from farthing.recipe.kinds import GONE, Stage
 from farthing.recipe.stage import Asks
 from farthing.recipe.types import Count, NotNegative, Positive, Strict, Tasks, TaskSetting, Text
-
-M = TypeVar("M", bound=Strict)
-
-MAX_BYTES = 1_000_000  # a recipe is a page of text; anything larger is some other file
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -138,7 +133,7 @@ def validate(data: dict[str, Any]) -> Recipe:
         kind = stage.get("kind") if isinstance(stage, dict) else None
         if isinstance(kind, str) and kind in GONE:
             raise UserError(f"stages.{number}.kind: {GONE[kind]}")
-    return _checked(Recipe, data)
+    return checked(Recipe, data)
 
 
 def parse_tasks(text: str) -> Any:
@@ -151,7 +146,7 @@ def parse_tasks(text: str) -> Any:
 
 def plain_asks(tasks: Any) -> Asks:
     """Plain questions from a recipe's `tasks`. Raises UserError as `validate`."""
-    return Asks(_checked(_Tasks, {"tasks": tasks}).tasks)
+    return Asks(checked(_Tasks, {"tasks": tasks}).tasks)
 
 
 def dump(recipe: Recipe) -> str:
@@ -166,18 +161,6 @@ def builtin() -> list[tuple[str, str]]:
 
 class _Tasks(Strict):
     tasks: Tasks
-
-
-def _checked(model: type[M], data: Any) -> M:
-    """The data as a model. Raises UserError naming up to three wrong keys."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        # A misspelt key is often what makes another one missing, so those come first.
-        found = sorted(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
-        problems = [sentence(dict(problem), data, model) for problem in found]
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError("; ".join(problems[:3]) + more) from None
 
 
 # ---- reading ----

@@ -6,30 +6,25 @@ sentences about mistakes are made of these.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     StringConstraints,
     model_validator,
 )
 
-from farthing.base.schema import given
+from farthing.base.errors import UserError
+from farthing.base.figures import parse_amount
+from farthing.base.schema import Strict, given
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TaskSetting(Strict):
@@ -54,10 +49,12 @@ Tasks = Annotated[dict[str, TaskSetting], Field(min_length=1)]
 def _amount(value: Any) -> Any:
     """A whole number, or one as people say it: 12M, 1.5B, 300K, 2T."""
     if isinstance(value, str):
-        said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMBT]?)", value.strip(), re.IGNORECASE)
-        if said is None:
-            raise ValueError(f"must be a whole number, or one such as 12M or 1.5B, got {given(value)}")
-        value = float(said[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[said[2].upper()]
+        try:
+            value = parse_amount(value, "")
+        except UserError:
+            raise ValueError(
+                f"must be a whole number, or one such as 12M or 1.5B, got {given(value)}"
+            ) from None
     return int(value) if isinstance(value, float) and value == int(value) else value
 
 

@@ -132,9 +132,7 @@ class _Work:
             self._record_run()
             with self.meter.span("load"):
                 current = self._base()
-                config = read_config(current) if current else None
-                plans.check_fits(recipe, config, self.place)
-                self.plan = plans.for_run(recipe, config, self.place)
+                self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
                 items = self._held_out()
             with VerifierPool() as pool:
                 self._audit(pool)
