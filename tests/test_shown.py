@@ -148,7 +148,7 @@ def check(words: list[str], folder: Path) -> str | None:
     elif program == "docker":
         check_docker(arguments, folder)
     elif program in ("python", "python3"):
-        check_benchmark(arguments)
+        check_script(arguments)
     elif program in ("cat", "head", "less", "ls", "open", "tail", "xdg-open"):
         for path in (word for word in arguments if not word.startswith("-")):
             known = (ROOT / path).exists() or (path.startswith("runs/") and f'"{Path(path).name}' in SOURCE)
@@ -267,12 +267,15 @@ def pinned() -> set[str]:
     return {line.partition("==")[0] for line in lines if not line.startswith("#")}
 
 
-def check_benchmark(arguments: list[str]) -> None:
+def check_script(arguments: list[str]) -> None:
     script, *options = arguments
-    assert script.startswith("benchmarks/")
+    assert script.startswith(("benchmarks/", "studies/"))
     known = {"--help"}
-    for file in (ROOT / script, ROOT / "benchmarks" / "side_by_side.py"):
-        known |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', file.read_text()))
+    if script.startswith("studies/"):
+        known |= set(re.findall(r"--[\w-]+", run([sys.executable, str(ROOT / script), "--help"], ROOT)))
+    else:
+        for file in (ROOT / script, ROOT / "benchmarks" / "side_by_side.py"):
+            known |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', file.read_text()))
     assert {option.partition("=")[0] for option in options if option.startswith("--")} <= known
 
 

@@ -56,7 +56,8 @@ def test_every_key_says_what_it_means() -> None:
         ("300k", 300_000),
         ("2 T", 2 * 10**12),
         (7, 7),
-        ("8e3", None),
+        ("8e3", 8000),
+        ("many", None),
     ],
 )
 def test_amounts_as_people_say_them(said: Any, meant: int | None) -> None:
