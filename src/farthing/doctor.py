@@ -1,4 +1,4 @@
-"""What this machine is, what was chosen for it, and what works: `farthing doctor`.
+"""`farthing doctor`: the machine, the choices made for it, and what works.
 
 Everything is looked at on its own, since a broken machine is what this is for: what cannot be found out is None, or
 an empty list. What is found can be pasted in public. It holds the home folder as `~`, and no name of a user or of the
@@ -75,7 +75,7 @@ def examine(*, offline: bool = False, runs: Path = Path("runs")) -> dict[str, An
 
 
 def _try(look: Callable[[], T]) -> T | None:
-    """What it finds, or None where that does not work, for whatever reason."""
+    """The function's result, or None if it fails for any reason."""
     try:
         return look()
     except Exception:

@@ -1,1 +1,1 @@
-"""What every floor above stands on: the machine, and what it is asked to do."""
+"""The ground floor: errors, files, schemas, figures, and the machine."""

@@ -1,4 +1,4 @@
-"""What this process computes on, and in which dtype: the one place that decides, and says why.
+"""Device and dtype of this process: the one place that chooses them, and says why.
 
 `choose` turns what a recipe or a flag asks for (`auto`, `cpu`, `cuda:1`; `auto`, `bfloat16`, `float32`) into a
 `Place`. Weights are bfloat16 in every model folder; the dtype here is the one that products are computed in. bfloat16
@@ -40,7 +40,7 @@ _ROWS, _INPUTS, _OUTPUTS = 256, 576, 1536  # of the probe's product: a layer of 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and in what a network is computed.
+    """Device and dtype of a network's computation.
 
     Attributes:
         device: `cpu` or `cuda:N`, as torch reads it.
@@ -79,7 +79,7 @@ class Ranks(Protocol):
 
     @property
     def device(self) -> str:
-        """What this process computes on, as torch reads it."""
+        """Device of this process, as torch reads it."""
 
     def share(self, items: int) -> slice:
         """This process's part of so many items; the parts of all processes are disjoint and cover them."""
@@ -176,7 +176,7 @@ def _fastest(device: str) -> tuple[str, str]:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the hardware has instructions for bfloat16, whatever a probe says of their speed."""
+    """Whether the hardware has bfloat16 instructions, fast or not."""
     import torch
 
     if device == "cpu":
@@ -276,7 +276,7 @@ def keep_freed_memory() -> None:
 
 
 def reference_only() -> bool:
-    """Whether FARTHING_KERNELS asks for plain torch everywhere (`reference`) or the fastest way (`auto`, the default).
+    """Whether FARTHING_KERNELS asks for plain torch everywhere (`reference`) or fast paths (`auto`, the default).
 
     Raises:
         UserError: for another value.

@@ -62,7 +62,7 @@ def _apple_features() -> frozenset[str]:
 
 
 def sysctl(*arguments: str) -> str:
-    """What macOS says of itself; nothing elsewhere, and where it does not answer."""
+    """A value of macOS's sysctl; empty elsewhere, or if it does not answer."""
     if sys.platform != "darwin":
         return ""
     command = ["sysctl", *arguments]

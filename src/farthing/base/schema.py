@@ -193,7 +193,7 @@ def nearest(word: str, words: Sequence[str]) -> str:
 
 
 def given(value: Any) -> str:
-    """What the user wrote, short enough for a sentence."""
+    """The user's value, short enough for a sentence."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

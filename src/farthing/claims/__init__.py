@@ -1,1 +1,1 @@
-"""What others say they spent, and whether it can be true."""
+"""Claims of others about their costs, and whether these can be true."""

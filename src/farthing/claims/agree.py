@@ -194,7 +194,7 @@ class Compute:
     flops: tuple[float, float]
     """Causal, full."""
     basis: str
-    """What the FLOPs were counted from."""
+    """Basis of the FLOP count."""
     fp8: bool
 
     @property

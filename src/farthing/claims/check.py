@@ -65,7 +65,7 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        """Of the run as claimed: implausible as soon as one of the first two lines is."""
+        """Verdict on the run as claimed: implausible as soon as one of the first two lines is."""
         arithmetic, compute, _ = (line.verdict for line in self.lines)
         if "implausible" in (arithmetic, compute):
             return "implausible"

@@ -23,7 +23,7 @@ Evidence = Literal["read", "secondary", "recalled"]
 
 
 class Figures(Strict):
-    """What is said of a run, or of a part of it. All of it as reported: nothing derived goes in here."""
+    """Reported figures of a run, or of a part of it; nothing derived goes in here."""
 
     device: Text | None = None
     """A name that `hardware.find` knows."""
@@ -65,7 +65,7 @@ class Part(Figures):
 
 
 class Source(Strict):
-    """Who says what, and when."""
+    """A source: who says it, where, and when."""
 
     of: Annotated[list[Text], Field(min_length=1)]
     """Figures of `reported`; or `parts`, `architecture`, `params`."""
@@ -124,7 +124,7 @@ class Claim(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
     title: Text
     about: Text
-    """What is claimed, in a sentence or two."""
+    """The claim in a sentence or two."""
     reported: Figures
     parts: list[Part] = Field(default_factory=list)
     architecture: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""What was found out about a claim, for a person to read and for a program."""
+"""The findings on a claim as text and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share: options that several have, and what goes to stdout and what to stderr."""
+"""Shared parts of the commands: common options, and what goes to stdout and to stderr."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ DtypeOr = Annotated[
 
 
 def placed(device: str | None, dtype: str | None) -> list[str]:
-    """What --device and --dtype change in a recipe, as `--set` says it."""
+    """--device and --dtype as `--set` changes of a recipe."""
     return [f"{key}={value}" for key, value in (("device", device), ("dtype", dtype)) if value is not None]
 
 
 def model_source(source: str | None) -> str:
-    """What to load: a source as it stands, a run by its bare name, or the newest run that has a model."""
+    """The source to load: as given, a run by its bare name, or the newest run with a model."""
     if source is not None:
         named = RUNS / source
         is_run = "/" not in source and not Path(source).exists() and (named / "model").exists()
@@ -53,7 +53,7 @@ def model_source(source: str | None) -> str:
 
 @contextmanager
 def only_results_on_stdout() -> Iterator[None]:
-    """Whatever a library prints on the way goes to stderr: stdout is for the result."""
+    """Redirect what libraries print to stderr: stdout is for the result."""
     with redirect_stdout(sys.stderr):
         yield
 

@@ -1,1 +1,1 @@
-"""What a run costs: FLOPs, hardware and prices, energy, the ledger, the bill. Nothing here imports torch."""
+"""Counting and booking: FLOPs, memory, hardware and prices, energy, the ledger, the bill. No torch."""

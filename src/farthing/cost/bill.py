@@ -89,7 +89,7 @@ def bill_text(
 
 
 def foot(summary: Summary) -> list[str]:
-    """What the figures rest on: rates and their sources, the kind of energy, coverage, the convention."""
+    """Footnotes: rates and their sources, the kind of energy, coverage, the convention."""
     lines = []
     for rate in summary.rates:
         each = f" each for {rate.devices}x" if rate.devices > 1 else " for"

@@ -1,4 +1,4 @@
-"""How the families of open models differ where parameters and FLOPs are counted.
+"""Differences between families of open models that matter in counting parameters and FLOPs.
 
 Read off the models of the `transformers` library, release 5.23; the tests build each family there and compare
 the number of parameters, which must agree to the last one.
@@ -14,7 +14,7 @@ Flag = bool | tuple[str, bool]  # a fact of the family, or (key of the config th
 
 @dataclass(frozen=True)
 class Family:
-    """What a config does not say because the family fixes it. The defaults are Llama's."""
+    """Facts that a family fixes and its config does not state. The defaults are Llama's."""
 
     matrices: int = 3
     """Of a feed-forward block: 3 gated (SwiGLU), 2 plain."""
@@ -31,7 +31,7 @@ class Family:
     qk_norm_if: str = ""
     """The key that switches them on, where there is one."""
     tied: bool = False
-    """Whether the head is the embedding's matrix if the config does not say."""
+    """Whether the head shares the embedding's matrix if the config does not say."""
     positions: int | None = None
     """Rows that a learned table of positions has beyond the longest context; None without such a table."""
     embedding_norm: bool = False

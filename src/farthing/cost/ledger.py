@@ -21,7 +21,7 @@ STATUSES = ("ok", "failed", "interrupted")
 
 
 class _Line(TypedDict):
-    """What every line has."""
+    """The keys of every line."""
 
     stage: str
     activity: str
@@ -83,7 +83,7 @@ _ADDED = [f.name for f in fields(Row) if f.name not in ("stage", "activity", "jo
 
 @dataclass(frozen=True)
 class Rate:
-    """What an hour of a device was booked at, and who says so."""
+    """Hourly rate that a device was booked at, and its source."""
 
     device: str
     devices: int
@@ -104,7 +104,7 @@ class Summary:
     interruptions: int
     """Attempts that were interrupted, failed, or had work done again."""
     failed: bool
-    """Whether any of the lost lines failed, rather than being interrupted."""
+    """Whether any of the lost lines failed rather than being interrupted."""
     rates: list[Rate] = field(default_factory=list)
 
     def by_activity(self) -> list[Row]:
@@ -141,7 +141,7 @@ def parse(text: bytes) -> Line | None:
 
 
 def is_line(value: Any) -> bool:
-    """Whether a JSON value has everything a line needs, of the right type, finite and not negative."""
+    """Whether a JSON value has every key of a line, of the right type, finite and not negative."""
     if not isinstance(value, dict) or not value.keys() >= Line.__required_keys__:
         return False
     texts = all(isinstance(value[key], str) for key in ("stage", "device", "rate_source"))

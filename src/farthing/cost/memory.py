@@ -37,7 +37,7 @@ _INDEX, _FLOAT = 8, 4  # bytes of an int64 and of a float32
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model and its batch are spread over data * tensor * pipeline devices.
+    """Layout of a model and its batch over data * tensor * pipeline devices.
 
     `zero` 1 shards the optimizer's states over the data ranks, 2 gradients too, 3 weights too (FSDP).
     `expert` of the data ranks share the routed experts between them. `pipeline` stages run one forward, one
@@ -78,7 +78,7 @@ class Memory:
     """Master copies and moments."""
     activations: int = 0
     logits: int = 0
-    """What the head needs beyond what the layers' backward pass needs in its turn."""
+    """Memory of the head beyond that of the layers' backward pass, which comes later."""
     cache: int = 0
     runtime: int = 0
     """The process itself: on a CPU the interpreter, its libraries, and what the heap cannot use again."""
@@ -200,7 +200,7 @@ def precision_of(dtype: object) -> Precision:
 
 
 def code_of(device: str) -> Code:
-    """Whose activations this package keeps on a kind of device: `cpu` or `cuda`."""
+    """The code whose activations are counted on a kind of device, `cpu` or `cuda`."""
     return "farthing-cpu" if device == "cpu" else "farthing-gpu"
 
 
@@ -329,7 +329,7 @@ def _packed_share(s: Shapes, lora: int) -> float:
 
 
 def _head(s: Shapes, at: _Settings, b: int) -> float:
-    """What the head's loss needs at its peak, logits and the gradient of the head's weights."""
+    """Peak memory of the head's loss: logits and the gradient of the head's weights."""
     numbers = at.tokens * s.vocab
     if at.code == "usual":  # logits, their float32 copy, its gradient
         return numbers * (1 + s.mtp_depth) * (b + 2 * _FLOAT) / at.layout.tensor
@@ -382,7 +382,7 @@ def layer_bytes(
 
 
 def is_short(code: Code, precision: Precision, seq_len: int) -> bool:
-    """Whether our attention keeps neither its result nor a statistic, and makes its weights again instead."""
+    """Whether our attention keeps neither its result nor a statistic, and recomputes its weights."""
     return code == "farthing-cpu" and precision == "bf16" and seq_len <= SHORT_LENGTH
 
 

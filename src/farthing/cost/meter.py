@@ -36,7 +36,7 @@ _Status = Literal["ok", "failed", "interrupted"]
 
 @dataclass
 class Span:
-    """What is being done. The caller adds tokens and FLOPs as they happen; the meter keeps the rest."""
+    """An activity in progress. The caller adds tokens and FLOPs as they happen; the meter does the rest."""
 
     stage: str
     activity: str
@@ -54,7 +54,7 @@ class Span:
 
 
 class Sampled(Protocol):
-    """What a generator says of its work (`engine.sequence.Work`): tokens, and (query, key) pairs attended."""
+    """A generator's work (`engine.sequence.Work`): tokens, and (query, key) pairs attended."""
 
     prompt_tokens: int
     new_tokens: int
@@ -83,7 +83,7 @@ def book_sampling(span: Span, done: Sampled, hf_config: Mapping[str, Any]) -> No
 
 @dataclass(frozen=True)
 class Totals:
-    """What the run has cost up to now, its earlier attempts and the spans that are open included."""
+    """Cost of the run so far, with earlier attempts and open spans."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """By activity."""

@@ -1,4 +1,4 @@
-"""What a Hugging Face config.json says about a network's sizes: every matrix, every vector, nothing of torch.
+"""Shapes of a network from its config.json: every matrix and every vector, without torch.
 
 Counting FLOPs, parameters and bytes needs the matrices of a layer and how many of them a token passes
 through. `shapes` reads them from the config of any family in `families.FAMILIES`.
@@ -101,7 +101,7 @@ class Shapes:
     tied: bool
     layers: tuple[Layer, ...]
     outside: Layer
-    """What lies before and behind the layers, embedding and head apart."""
+    """Parameters before and after the layers, without embedding and head."""
     gates: int
     """Matrices of a feed-forward block before its product: 2 gated (SwiGLU), 1 plain."""
     mla: Mla | None
@@ -351,7 +351,7 @@ def _window(config: Config, family: Family, index: int) -> int | None:
 
 
 def _outside(config: Config, family: Family, d: int, embed: int, vocab: int) -> Layer:
-    """What is left: the last norm, a table of positions, OPT-350M's projections of a narrow embedding."""
+    """Other parameters: the last norm, a table of positions, OPT-350M's projections of a narrow embedding."""
     projections = (Matrix("outside", embed, d), Matrix("outside", d, embed)) if embed != d else ()
     last_norm = family.norm * d * bool(config.get("do_layer_norm_before", True))
     rows = 0

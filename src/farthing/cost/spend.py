@@ -1,4 +1,4 @@
-"""What runs have cost, all together: their ledgers added up, and what was bought besides.
+"""The cost of several runs: their ledgers added up, and what was bought besides.
 
 The honest price of a model includes the attempts that failed and what no clock sees: answers bought from an
 API, data, storage, people. Those are entered by hand in `entries.jsonl`, one JSON object a line, each with
@@ -36,7 +36,7 @@ class Entry(Strict):
     kind: Literal["teacher", "data", "storage", "staff", "other"]
     what: Text
     source: Text
-    """Who says so: an invoice, a price list with its date, a guess that is called one."""
+    """The source: an invoice, a price list with its date, or a guess marked as such."""
     date: Date
     usd: Positive | None = None
     tokens_in: NotNegative = 0.0
@@ -79,7 +79,7 @@ class Booked:
     lines: list[Line]
     entries: list[Entry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a reader of the sum has to know: lines that were skipped, a clock that was set, spans left open."""
+    """Caveats for a reader of the sum: skipped lines, a clock that was set, spans left open."""
 
     @property
     def summary(self) -> Summary:
@@ -344,7 +344,7 @@ def reprice(lines: Sequence[Line], rates: Rates) -> list[Line]:
 
 
 def applies(key: str, device: str) -> bool:
-    """Whether a rate's key names the device of a ledger's line."""
+    """Whether a rate's key names a ledger line's device."""
     return devices.means(key, devices.named(device))
 
 
@@ -375,7 +375,7 @@ AT_LEAST = "A lower bound, at the speed of the largest matrix products, which a 
 
 @dataclass(frozen=True)
 class Offer:
-    """What the run would have cost."""
+    """Cost of the run at another price."""
 
     device: str
     seconds: float

@@ -54,7 +54,7 @@ def placed_conversations(source: str, field: str, problems: Problems) -> Iterato
 
 
 def _mistake(messages: Any) -> str | None:
-    """What is wrong with the shape of a conversation, or None."""
+    """The fault in the shape of a conversation, or None."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return "the messages are not a list of {role, content}"
     for number, message in enumerate(messages, 1):
@@ -143,7 +143,7 @@ def _answer_limit(tokenizer: Tokenizer, messages: Sequence[Message], index: int,
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters two texts have in common at the beginning."""
+    """Length of the common prefix of two texts, in characters."""
     return next(
         (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
@@ -249,7 +249,7 @@ def best_fit(sized: Iterable[tuple[int, int]], length: int) -> list[list[int]]:
 
 
 def lint_template(tokenizer: Tokenizer) -> list[str]:
-    """What is wrong with a tokenizer's chat template for training, one sentence each; none when all is well."""
+    """Faults of a tokenizer's chat template for training, one sentence each; empty if there are none."""
     if not tokenizer.has_template:
         return [f"{tokenizer.folder} has no chat template; add one to its tokenizer_config.json"]
     one = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "first answer"}]

@@ -44,12 +44,12 @@ class PackedBatch:
 
     @property
     def rows(self) -> int:
-        """How many rows the batch holds."""
+        """Number of rows in the batch."""
         return len(self.row_lengths)
 
     @property
     def loss_tokens(self) -> int:
-        """How many tokens have a target."""
+        """Number of tokens with a target."""
         return int((self.targets_N != NO_LOSS).sum())
 
     def slice_rows(self, start: int, stop: int) -> PackedBatch:

@@ -34,7 +34,7 @@ class Document:
 
 
 class Problems:
-    """What to do about a broken row: go on and say so (`skip`), or raise (`stop`)."""
+    """Policy for broken rows: report and go on (`skip`), or raise (`stop`)."""
 
     def __init__(self, policy: Policy, on_problem: Callable[[str], None]) -> None:
         if policy not in ("skip", "stop"):
@@ -245,7 +245,7 @@ def _kind(value: Any) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can write the text: no lone surrogates, which also stand for bytes that were not UTF-8."""
+    """Whether UTF-8 can encode the text. Lone surrogates, which also stand for undecodable bytes, cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:

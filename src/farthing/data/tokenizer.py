@@ -172,7 +172,7 @@ class StreamDecoder:
         return text
 
     def flush(self) -> str:
-        """What is left at the end of the answer; bytes that never became a character as U+FFFD."""
+        """The rest at the end of the answer; bytes that never became a character turn into U+FFFD."""
         text = self._pending()
         self._ids, self._shown = [], 0
         return text

@@ -68,7 +68,7 @@ class PagedCache:
 
     @property
     def bytes_per_token(self) -> int:
-        """What one token takes in all layers."""
+        """Bytes of one token in all layers."""
         return sum(store[0, 0].nbytes for store in (*self.keys, *self.values))
 
     @property

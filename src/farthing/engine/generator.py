@@ -1,5 +1,4 @@
-"""What samples for a trainer: the one protocol that the engine in this process, an inference server and one on another
-machine all satisfy."""
+"""The protocol of a sampler: the engine in this process, an inference server, or one on another machine."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from farthing.weights.sources import model_folder
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote: the text without special tokens, its ids, each id's log-probability, and why it
+    """A completion: the text without special tokens, its ids, each id's log-probability, and why it
     ended (`stop` or `length`)."""
 
     text: str

@@ -22,7 +22,7 @@ BLOCK = 512  # the cumulative sum is searched in two steps, blocks then entries,
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen and when to stop.
+    """Settings for choosing tokens, and for stopping.
 
     `temperature` 0 is greedy. `top_k`, `top_p` (Holtzman et al., arXiv:1904.09751) and `min_p` (Nguyen et
     al., arXiv:2407.01082) cut the distribution off in that order, after the temperature. `stop` strings end a
@@ -59,7 +59,7 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether part of the vocabulary is cut off before a token is drawn."""
+        """Whether part of the vocabulary is excluded before a token is drawn."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 

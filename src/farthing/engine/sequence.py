@@ -1,4 +1,4 @@
-"""What goes in and out of the engine: requests, samples, the work that was done."""
+"""Input and output of the engine: requests, samples, and the work done."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass
 class Work:
-    """What the engine has done since it was last asked: tokens through the network and (query, key) pairs
+    """Work of the engine since it was last asked: tokens through the network and (query, key) pairs
     attended."""
 
     prompt_tokens: int = 0
@@ -87,7 +87,7 @@ class Job:
 
 
 def ended(sample: Sample, sampling: Sampling) -> bool:
-    """Whether a sample has come to a stop, or to its last token."""
+    """Whether a sample has reached a stop, or its last token."""
     return sample.finish_reason == "stop" or len(sample.ids) == sampling.max_new_tokens
 
 
@@ -111,7 +111,7 @@ class Running:
 
     @property
     def sampling(self) -> Sampling:
-        """How its tokens are chosen."""
+        """Settings for choosing its tokens."""
         return self.job.request.sampling
 
     @property

@@ -36,7 +36,7 @@ def _counts(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def gain(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
-    """What changed, question by question.
+    """The change from one evaluation to another, question by question.
 
     `on_parseable` looks only at the questions where the first model already gave an answer that could be
     read: what it gained there it did not gain by learning the format. `format` is the rest: answers found now

@@ -53,7 +53,7 @@ class Segments:
 
     @property
     def tokens(self) -> int:
-        """How many tokens all segments hold together."""
+        """Tokens in all segments together."""
         return sum(sum((prefix, *suffixes)) for prefix, suffixes in self.segments)
 
     def positions(self) -> Tensor:

@@ -58,7 +58,7 @@ class Mla:
 
     @property
     def cache_dim(self) -> int:
-        """What one token leaves in the cache, elements a layer: the latent and the shared rotated key."""
+        """Cache elements per token and layer: the latent and the shared rotated key."""
         return self.kv_lora_rank + self.rope_dim
 
 
@@ -159,11 +159,11 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """How many elements of a head are rotated."""
+        """Number of elements of a head that are rotated."""
         return self.mla.rope_dim if self.mla else self.head_dim
 
     def is_moe(self, layer: int) -> bool:
-        """Whether layer number `layer` is a mixture of experts; MTP modules follow the last layer."""
+        """Whether layer `layer` is a mixture of experts; MTP modules follow the last layer."""
         return self.moe is not None and layer >= self.moe.first_dense
 
     @property

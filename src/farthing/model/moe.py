@@ -21,7 +21,7 @@ from farthing.model.kernels.experts import mixture
 
 
 class Routing:
-    """What the routers of one forward decide, or what they are told to.
+    """The routers' choices in one forward pass, recorded or prescribed.
 
     Args:
         replay: for each layer number the experts to use, [N, K], in place of choosing; the gates are still computed

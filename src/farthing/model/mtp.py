@@ -38,7 +38,7 @@ class MultiTokenPredictor(nn.Module):
         attend: Attend,
         routing: Routing | None,
     ) -> Tensor:
-        """What the head turns into logits and the next module reads, [N, C].
+        """Hidden states for the head and the next module, [N, C].
 
         The next module reads it behind the norm, as transformers does; vLLM passes on what lies before it.
         """

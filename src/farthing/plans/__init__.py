@@ -1,4 +1,4 @@
-"""What a plan is asked about, found: a recipe, a config.json, or the model folder, repository or package it is in.
+"""Plans, from whatever names them: a recipe, a config.json, or the folder, repository or package that holds one.
 
 `plan` is the public function. The arithmetic lives in `cost`; here names are turned into configs, since that
 takes what the lower packages must not know: where weights come from.
@@ -83,7 +83,7 @@ def plan(
 
 
 def this_machine(place: Place | None = None, say: Callable[[str], None] = lambda _: None) -> Calibration:
-    """What was measured of this machine's CPU in the dtype of `place`, by default the one that `choose` finds best.
+    """The calibration of this machine's CPU in the dtype of `place`, by default the one that `choose` finds best.
 
     Measured now, in ten seconds at most, if it was not before; and kept, if it can be.
 
@@ -106,7 +106,7 @@ def this_machine(place: Place | None = None, say: Callable[[str], None] = lambda
 
 
 def _known(dtype: str) -> Calibration | None:
-    """What was measured in a dtype before, with this processor and the instructions in use now."""
+    """The calibration kept for a dtype, if it was made on this processor with the instructions in use now."""
     from farthing.plans.calibrate import instructions
 
     known = calibration.load(dtype)
@@ -184,7 +184,7 @@ def _smaller(planned: RecipePlan) -> str:
 
 
 def _measured(config: Mapping[str, Any], seq_len: int | None) -> Efficiency | None:
-    """What this machine reaches in training the network, if it was measured."""
+    """Efficiency of this machine in training the network; None if it was not measured."""
     known = _known(choose("cpu").dtype)
     if known is None:
         return None
@@ -198,7 +198,7 @@ def _measured(config: Mapping[str, Any], seq_len: int | None) -> Efficiency | No
 
 
 def is_recipe(what: str) -> bool:
-    """Whether the words name a built-in recipe or a YAML file."""
+    """Whether this names a built-in recipe or a YAML file."""
     return what in [name for name, _ in builtin()] or Path(what).suffix.lower() in (".yaml", ".yml")
 
 

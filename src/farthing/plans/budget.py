@@ -62,7 +62,7 @@ SERVED_SOURCE = "arXiv:2401.00448 section 2, with the refitted law"
 
 @dataclass(frozen=True)
 class Choice:
-    """What one law would buy."""
+    """What the money buys under one law."""
 
     law: str
     source: str
@@ -75,7 +75,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Budget:
-    """What an amount of money pays for on a device."""
+    """What a sum of money pays for on a device."""
 
     dollars: float
     device: Device
@@ -172,7 +172,7 @@ def served_split(flops: float, inference_tokens: float | None, law: Law = REFIT)
 
 
 def budget_text(found: Budget) -> str:
-    """What a person reads."""
+    """The budget as text."""
     lines = [
         f"{money(found.dollars)} on {found.device.name}: {exact(found.device_hours)} device-hours at "
         f"${found.price:g} ({found.price_source}), "

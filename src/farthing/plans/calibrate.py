@@ -50,7 +50,7 @@ SLOWER = 1.5  # a larger probe may take so much more than expected of it
 
 @dataclass(frozen=True)
 class Size:
-    """How much a probe does."""
+    """The amount of work in a probe."""
 
     vocabulary: int
     depths: tuple[int, int]
@@ -111,7 +111,7 @@ class Size:
 
     @property
     def work(self) -> float:
-        """What the time of a probe is about in proportion to: FLOPs of all it does once, and parameters made."""
+        """Work that a probe's time grows with: FLOPs of all its parts once, and parameters initialized."""
         times = {"prefill": 2, "decode": self.answer, "train": 1}
         passes = sum(times[kind] * self.all_flops(kind, d, q) for d, q in self.passes() for kind in times)
         return passes + UPDATE * sum(parameters(self.config(depth)).total for depth in self.depths)
@@ -218,7 +218,7 @@ def _load(place: Place) -> Any:
 
 
 def instructions() -> str:
-    """What a calibration depends on besides the machine: the instructions in use, and whether fast paths are off."""
+    """Settings that a calibration depends on: the instructions in use, and whether fast paths are off."""
     return isa() + (", plain torch" if reference_only() else "")
 
 

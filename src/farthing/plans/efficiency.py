@@ -65,7 +65,7 @@ _SCOPES = ("card", "distilled")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the efficiency of a run is predicted from; all known before it starts."""
+    """Predictors of a run's efficiency; all are known before it starts."""
 
     width: float
     attention: float
@@ -156,7 +156,7 @@ def balance(device: Device) -> float:
 
 
 def efficiency(run: Conditions) -> Efficiency:
-    """What the model, fitted on all rows, predicts for a run."""
+    """The prediction for a run of the model fitted on all rows."""
     likely = _predict(run, _fit(_all_rows()))
     below, above = spread()
     return Efficiency(likely * math.exp(below), likely, min(1.0, likely * math.exp(above)))
@@ -210,7 +210,7 @@ def without_families() -> list[float]:
 
 
 def summary(ratios: Iterable[float]) -> dict[str, float]:
-    """Of predicted over reported hours: median absolute error, shares within a factor of 2 and of 1.6."""
+    """Predicted over reported hours: median absolute error, shares within a factor of 2 and of 1.6."""
     found = np.array(list(ratios))
     off = np.abs(np.log(found))
     return {

@@ -1,4 +1,4 @@
-"""What a model folder is: its size, its cache, its work, its memory, and the engines that would misread it."""
+"""A model folder inspected: its size, cache, work and memory, and the engines that would misread it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training run would be spread over devices: every sensible layout, what it needs, which is fastest.
+"""Layouts of a training run over devices: every sensible one, what it needs, and which is fastest.
 
 A layout splits the matrices over `tensor` devices of a node, the layers over `pipeline` stages and the experts
 over `expert` devices; what is left of the devices works on different data, and shares the optimizer's states

@@ -1,4 +1,4 @@
-"""What a machine was measured to do: the figures behind plans for it, kept with their date.
+"""Calibrations: the measured figures behind plans for this machine, kept with their date.
 
 `Calibration` holds what `farthing calibrate` found in one dtype: the rate of matrix products, memory bandwidth, writing
 to disk, and what the parts of this program's own network take a row. `plans.calibrate` takes the measurements of the
@@ -85,7 +85,7 @@ class Calibration:
 
 
 def load(dtype: str, folder: Path | None = None) -> Calibration | None:
-    """What was measured in that dtype on this machine before, or None: never, or unreadable."""
+    """The calibration kept for that dtype; None if there is none, or it cannot be read."""
     try:
         data = json.loads(path(dtype, folder).read_text())
         if data.pop("form") != _FORM:
@@ -111,7 +111,7 @@ def save(calibration: Calibration, folder: Path | None = None) -> Path:
 
 
 def path(dtype: str, folder: Path | None = None) -> Path:
-    """Where the calibration in a dtype is kept: in $FARTHING_CACHE, or in ~/.cache/farthing."""
+    """File of the calibration in a dtype, in $FARTHING_CACHE or ~/.cache/farthing."""
     return (folder or cache()) / f"calibration-{dtype}.json"
 
 

@@ -1,4 +1,4 @@
-"""What published training runs took: published_runs.csv, the data behind the efficiency model and its tests.
+"""Published training runs (published_runs.csv): the data behind the efficiency model and its tests.
 
 A row is a run of which hours, tokens and sizes were published, with its source and how well that is known
 (evidence P: the primary text was read, S: a secondary one, R: recalled). `scope` says what the hours cover and

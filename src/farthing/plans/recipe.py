@@ -1,4 +1,4 @@
-"""What running a recipe would take, and the plan beside what it took."""
+"""The plan of a recipe, and the plan beside the run that followed it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ACTIVITIES = ("load", "generate", "verify", "train", "checkpoint", "evaluate")
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """What a recipe would take on one device."""
+    """A recipe planned on one device."""
 
     recipe: Recipe
     device: Device
     dtype: str
-    """What it would compute in: `bfloat16` or `float32`."""
+    """Dtype of its products: `bfloat16` or `float32`."""
     config: Config
     price: float
     price_source: str
@@ -187,7 +187,7 @@ def known_pass_rate(run: Path) -> float | None:
 
 
 def plan_beside_actual(plan: RecipePlan, seconds: Mapping[str, float], usd: float) -> dict[str, Any]:
-    """What results.json keeps under "plan": planned and actual seconds by activity, in all, and dollars.
+    """The entry "plan" of results.json: planned and actual seconds by activity, in all, and dollars.
 
     `seconds` are the ledger's by activity; activities nobody plans, such as idling, count as 0 planned.
     """

@@ -26,11 +26,11 @@ DISK = 1e9  # bytes a second, where no disk was measured; assumed
 
 
 class Speed(Protocol):
-    """What a plan asks of a machine. All in seconds."""
+    """Times of a machine, in seconds."""
 
     @property
     def dtype(self) -> str:
-        """What is computed in: `bfloat16` or `float32`."""
+        """Dtype of products: `bfloat16` or `float32`."""
 
     @property
     def uncertainty(self) -> float:

@@ -1,4 +1,4 @@
-"""What a training run would cost before it is started: time, devices, money, energy, memory and a layout.
+"""The cost of a training run before it starts: time, devices, money, energy, memory and a layout.
 
 `plan_training` answers for a network trained on so many tokens. FLOPs are exact (`flops`), their speed is the
 fitted `efficiency` with its range, memory and layout come from `layout`. Nothing here is one number where only
@@ -48,7 +48,7 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Plan:
-    """What training a network would take."""
+    """A plan for training a network."""
 
     name: str
     device: Device
@@ -71,9 +71,9 @@ class Plan:
     remedy: str
     """If nothing fits, the cheapest change that would make it work."""
     mixture: bool
-    """Whether it has mixtures of experts."""
+    """It has mixtures of experts."""
     measured: bool
-    """Whether the efficiency was measured on this machine; else it is the fitted model's."""
+    """The efficiency was measured on this machine; otherwise it is the fitted model's."""
 
     @property
     def flops(self) -> float:

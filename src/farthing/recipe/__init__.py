@@ -1,4 +1,4 @@
-"""What a recipe may say: the schema, reading it from YAML, and writing it back."""
+"""Recipes: the schema, reading from YAML, and writing back."""
 
 from farthing.recipe.grpo import Grpo
 from farthing.recipe.kinds import KINDS, Stage

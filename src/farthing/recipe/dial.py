@@ -36,7 +36,7 @@ MIXTURES = ((0, 16, 2, 1.41), (512, 32, 4, 2.0), (1024, 64, 6, 2.446), (4096, 25
 
 @dataclass(frozen=True)
 class Dialled:
-    """What the dial came to. `tokens` and `batch_tokens` are whole rows and whole steps."""
+    """The dial's result. `tokens` and `batch_tokens` are whole rows and whole steps."""
 
     config: dict[str, Any]
     """The model's config.json."""
@@ -115,7 +115,7 @@ def _model(stage: Pretrain, vocab_size: int) -> dict[str, Any]:
 def _nearest_model(
     stage: Pretrain, size: int, overrides: dict[str, Any], width: Any, depth: Any
 ) -> dict[str, Any]:
-    """Of the shapes within half as deep and twice as deep as the aspect asks for, the one of this many parameters."""
+    """The shape nearest to this many parameters, its depth within half and twice what the aspect asks for."""
     best: tuple[float, dict[str, Any]] | None = None
     for c in [width] if width else (*range(ASPECT, 512, ASPECT // 2), *range(512, _WIDEST + 1, ASPECT)):
         middle = c / ASPECT

@@ -1,4 +1,4 @@
-"""What a recipe may say: the schema, reading it from YAML, and writing it back with every default spelt out.
+"""The recipe: its schema, reading it from YAML, and writing it back with every default.
 
 A recipe is a list of stages, each of which takes a model folder and gives one. This file knows nothing of
 torch: reading, checking and printing a recipe must stay instant.
@@ -100,7 +100,7 @@ class Recipe(Strict):
         return self.evaluate.tasks
 
     def asks(self) -> Asks:
-        """How to evaluate: as the last stage that asks questions does, or by the defaults."""
+        """How to ask in evaluation: like the last stage that asks questions, or by the defaults."""
         own = [stage.asks for stage in self.stages if stage.asks]
         asks = (own[-1] if own else Asks({}))._replace(tasks=self.evaluation_tasks())
         if self.evaluate is not None and self.evaluate.max_new_tokens:

@@ -1,4 +1,4 @@
-"""What every kind of stage says of itself: to the run, to the planner and to what draws its curves."""
+"""The interface of every kind of stage's keys: to the run, the planner, the live view and the report."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class StageSpec(Strict):
 
     @property
     def asks(self) -> Asks | None:
-        """How it asks questions whose answers earn rewards; None if it pays none."""
+        """How it asks questions whose answers earn rewards; None if it pays no rewards."""
         return None
 
     @property
@@ -88,7 +88,7 @@ class StageSpec(Strict):
         return self.model_copy(update={"lora": rank})
 
     def work(self, config: Config | None, guess: Guess) -> StageWork:
-        """What the stage comes to on a model with this config.json, None for a stage that starts from nothing.
+        """The work of the stage on a model with this config.json, None for a stage that starts from nothing.
 
         Raises:
             UserError: if that cannot be known here.

@@ -70,7 +70,7 @@ Amount = Annotated[int, BeforeValidator(_amount), Field(ge=1)]
 
 
 class Source(Strict):
-    """Where documents or conversations come from. In YAML a bare text is the path."""
+    """A source of documents or conversations. In YAML a bare text is the path."""
 
     path: Text | None = Field(
         default=None,

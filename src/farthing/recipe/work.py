@@ -20,7 +20,7 @@ BYTES_PER_TOKEN = 4  # of English text
 
 @dataclass(frozen=True)
 class Guess:
-    """What a plan has to guess of a model's answers."""
+    """Assumptions of a plan about a model's answers."""
 
     answer: float
     """Mean length of an answer, as a share of the longest that training allows."""
@@ -55,7 +55,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class StageWork:
-    """What a stage comes to. `tokens`, `pairs` and `scored` are means over the steps that train."""
+    """The work of a stage. `tokens`, `pairs` and `scored` are means over the steps that train."""
 
     config: Config
     """config.json of the network that it trains and leaves."""
@@ -100,5 +100,5 @@ class StageWork:
 
     @property
     def memory_kind(self) -> memory.Kind:
-        """How `cost.memory` counts it."""
+        """The kind as which `cost.memory` counts it."""
         return "grpo" if self.sampling else "lora" if self.lora else "pretrain"

@@ -1,4 +1,4 @@
-"""What the report says about the answers: the result, how they ended, and ten of them.
+"""The report on answers: the result, how the answers ended, and ten of them.
 
 A function returns None where the run holds nothing for its section; the template then says so in a sentence.
 """

@@ -45,7 +45,7 @@ class Contender:
     gain_ci95: tuple[float, float] | None
     """Paired with its own base, as the run recorded it."""
     tasks: tuple[str, ...]
-    """What it was asked; accuracies on other tasks are not on one scale."""
+    """Tasks of its questions; accuracies on different tasks are not comparable."""
     on_frontier: bool = False
 
     @property
@@ -65,7 +65,7 @@ class Pair:
     """Accuracy of the second less that of the first; None where nothing is common."""
     ci95: tuple[float, float] | None
     usd: float
-    """What the second cost more."""
+    """Cost of the second minus the first."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def _aligned(table: learning_text.Table) -> list[str]:
 
 
 def pair_sentence(found: Pair) -> str:
-    """What a pair shows, in a sentence."""
+    """A pair in one sentence."""
     more = f"{figures.money(abs(found.usd))} {'more' if found.usd >= 0 else 'less'}"
     if found.difference is None or found.ci95 is None:
         return f"{found.second} costs {more} than {found.first}; no question was asked of both, so nothing to compare"

@@ -47,7 +47,7 @@ def amount(axis: str, value: float) -> str:
 
 
 def findings(found: Json) -> list[str]:
-    """What the numbers say, one sentence each."""
+    """The findings, one sentence each."""
     sentences = [_finding(found, axis) for axis in found["equal"]]
     disturbed = [run["name"] for variant in found["variants"] for run in variant["runs"] if run["disturbed"]]
     if disturbed:

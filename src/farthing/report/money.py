@@ -35,7 +35,7 @@ class Cent:
 
 @dataclass(frozen=True)
 class Compared:
-    """What was planned, what it was, and how many times the plan."""
+    """Planned, actual, and actual over planned."""
 
     name: str
     planned: str
@@ -61,7 +61,7 @@ class CostPage:
     total: str
     cents: list[Cent]
     bought: list[tuple[str, str, str]]
-    """What was entered by hand: (what, dollars, source)."""
+    """Entries made by hand: (what, dollars, source)."""
     figures: list[tuple[str, str]]
     """(value, what it is)."""
     plan: list[Compared]
@@ -121,7 +121,7 @@ def _cent(stage: str, activity: str, part: float, usd: float) -> Cent:
 
 
 def _figures(usd: float, total: Row, by: dict[tuple[str, ...], Row], results: Json) -> list[tuple[str, str]]:
-    """What a unit of this and that cost."""
+    """Cost of one unit: a step, a token, a point."""
     shown = []
     gain = number(mapping(results.get("gain")).get("difference"))
     if gain and gain > 0 and usd:
@@ -193,7 +193,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bill:
-    """What the run cost."""
+    """The bill of a run."""
 
     entries: list[Entry]
     total: Entry

@@ -60,7 +60,7 @@ def rows(value: object) -> list[Json]:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """How the answers of one evaluation (of one task, or of all) ended, and the accuracy's interval."""
+    """Outcomes of one evaluation (of one task, or of all), and the accuracy's interval."""
 
     name: str
     counts: dict[str, int]
@@ -85,7 +85,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds, as plain data."""
+    """The contents of a run directory as plain data."""
 
     folder: Path
     name: str
@@ -101,7 +101,7 @@ class Run:
 
     @property
     def first(self) -> str:
-        """What the run's model is compared with: the base, or where it started from nothing a stage's model."""
+        """The model that the run's model is compared with: the base or, in a run from nothing, a stage's model."""
         return "base" if self.recipe.get("base") is not None or not self.recipe else "fine-tuned model"
 
     def evaluation(self, name: str) -> Evaluation | None:

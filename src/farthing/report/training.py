@@ -1,4 +1,4 @@
-"""What the report says about the training: the curves, the sync proof, the reward audit and how it was made.
+"""The report on training: curves, sync proof, reward audit, and how the model was made.
 
 A function returns nothing where the run holds nothing for its section; the template then says so in a
 sentence.
@@ -89,7 +89,7 @@ def _drawing(curve: Curve, points: list[charts.Point]) -> Markup:
 # ---- The sync proof --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Sync:
-    """How far the engine that samples and the trainer that learns disagreed about the same tokens."""
+    """Disagreement of the sampler and the trainer about the log-probabilities of the same tokens."""
 
     stage: str
     measured: int

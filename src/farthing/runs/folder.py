@@ -70,7 +70,7 @@ def claim(folder: Path, recipe: Recipe) -> None:
 
 
 def place_of(recipe: Recipe, earlier: Mapping[str, Any], folder: Path) -> Place:
-    """Where this attempt computes, and in what: as the attempts before it, or it would be another run.
+    """Device and dtype of this attempt. The dtype is that of earlier attempts, or it would be another run.
 
     Args:
         earlier: run.json as the last attempt left it; empty for a new run.

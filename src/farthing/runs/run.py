@@ -72,7 +72,7 @@ class Run:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What the model was built from."""
+        """The model's inputs: base, data, teachers."""
         lineage: dict[str, Any] = json.loads((self.run_dir / "lineage.json").read_text())
         return lineage
 
@@ -302,7 +302,7 @@ class _Work:
         write_json(path, facts)
 
     def _record_lineage(self, source: Source | None) -> None:
-        """What the model is built from, written once; then what is there must be the same.
+        """Record the model's inputs once; later attempts must find the same.
 
         Raises:
             UserError: when the base's weights or a file of the data are not what the run was started with.

@@ -1,1 +1,1 @@
-"""Where people meet a model."""
+"""Ways to talk to a model."""

@@ -164,7 +164,7 @@ def _answer(reply: Reply, messages: list[Message], view: _View) -> str:
 
 
 class _View:
-    """How one answer looks: thinking as a line that counts its words, or dim in full; then the answer."""
+    """Print one answer: its thinking as a line that counts words, or in full and dim; then the answer."""
 
     def __init__(self, output: TextIO, show_thinking: bool, terminal: bool) -> None:
         self.output, self.show_thinking, self.terminal = output, show_thinking, terminal

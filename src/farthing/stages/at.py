@@ -1,4 +1,4 @@
-"""What a run hands to a stage: where it writes, what it computes on, and who is told of its progress."""
+"""What a run provides to a stage: a folder, a device, a meter, and a view of its progress."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ MTP_FULL = 2 / 3  # of the tokens at mtp_weight, the rest at a third of it: V3's
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a pretraining stage trains, and on what."""
+    """The model and data of a pretraining stage."""
 
     start: Path
     """The untrained model's folder."""

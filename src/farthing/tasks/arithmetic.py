@@ -16,7 +16,7 @@ VERSION = "0.1.25"  # the reasoning-gym whose items these are
 
 @dataclass(frozen=True)
 class _Numbers(ABC):
-    """How many numbers a question has and how long they are; both ends of a range belong to it.
+    """Count and length of the numbers in a question; both ends of a range are included.
 
     Raises ValueError for a range that is empty or does not start above 0, and for what is not a whole number.
     """

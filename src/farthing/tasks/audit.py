@@ -162,7 +162,7 @@ def _items(task: Task) -> tuple[list[Item], list[str]]:
 
 
 def _differ(item: Item, other: Item) -> bool:
-    """Whether the two answers cannot both be right for the same question."""
+    """Whether the two answers exclude each other for the same question."""
     if item.metadata["scorer"] != other.metadata["scorer"]:
         return False
     if item.metadata["scorer"] == "expression":

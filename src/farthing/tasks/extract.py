@@ -159,7 +159,7 @@ def one_number(text: str) -> str | None:
 
 
 def has_number(text: str) -> bool:
-    """Whether the text holds any numeric character at all."""
+    """Whether the text holds any numeric character."""
     return _NUMBER.search(text) is not None or has_foreign_digits(text)
 
 

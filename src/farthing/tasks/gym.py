@@ -118,7 +118,7 @@ def load_task(name: str, config: Mapping[str, Any] | None = None) -> Task:
 
 
 def origin(name: str) -> dict[str, str | None]:
-    """Whose questions a generator asks and who makes them, for the lineage: source, version, license."""
+    """Origin of a generator's questions, for the lineage: source, version, license."""
     source, version = f"reasoning-gym:{name}", installed("reasoning-gym")
     if name in arithmetic.GENERATORS:
         source, version = f"{source} (made by Farthing)", arithmetic.VERSION

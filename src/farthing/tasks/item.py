@@ -1,4 +1,4 @@
-"""What a task hands out and what a verifier says about an answer."""
+"""Items, which tasks hand out, and verdicts, which verifiers return."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Mixture:
         return int.from_bytes(digest[:8], "big") % _HALF
 
     def _shares(self, n: int) -> dict[str, int]:
-        """How many of `n` items each task gives: proportional, the largest remainders rounded up."""
+        """Each task's share of `n` items: proportional, the largest remainders rounded up."""
         total = sum(self.weights.values())
         exact = {name: n * weight / total for name, weight in self.weights.items()}
         shares = {name: int(share) for name, share in exact.items()}

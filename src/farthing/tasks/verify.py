@@ -1,4 +1,4 @@
-"""Whether a completion answers an item. Pure: no state, no clock, and no model output is ever run."""
+"""Verify a completion against an item. Pure: no state, no clock, and no model output is ever run."""
 
 from __future__ import annotations
 

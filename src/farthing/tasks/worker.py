@@ -1,4 +1,4 @@
-"""What runs in a verifier process: reads batches, writes one line a verdict, and cannot outlive its parent.
+"""The verifier process: reads batches, writes one line per verdict, and cannot outlive its parent.
 
 A request is one JSON line, {"convention": ..., "items": [[item's fields, text], ...]}. The replies to it are
 "[]" when the first item begins, then [outcome, answer] for each item in order, or {"error": traceback}.

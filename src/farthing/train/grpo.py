@@ -242,7 +242,7 @@ def passes(prepared: Iterable[tuple[list[int], list[Answer]]], budget: int) -> I
 
 
 def layout(one_pass: Pass, device: torch.device | None = None) -> tuple[Tensor, Segments, Tensor, Tensor]:
-    """Where everything lies in the flat list of tokens.
+    """Layout of a pass as one flat list of tokens.
 
     Returns:
         ids [N]; the segments they form; for each completion token the row that predicts it, [M]: the token

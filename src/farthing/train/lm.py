@@ -50,7 +50,7 @@ class Step:
             self.loads[layer] = self.loads[layer] + load if layer in self.loads else load
 
     def imbalance(self) -> dict[str, float]:
-        """How much more than the mean the busiest expert of a layer does: of the worst layer, and on average."""
+        """Load of a layer's busiest expert over the mean load: of the worst layer, and on average."""
         ratios = [float(load.max() / load.float().mean()) for load in self.loads.values()]
         return {"load_worst": max(ratios), "load_mean": sum(ratios) / len(ratios)} if ratios else {}
 
@@ -115,7 +115,7 @@ def passes(batch: PackedBatch, tokens_at_once: int) -> Iterator[PackedBatch]:
 
 
 def further(batch: PackedBatch, module: int) -> tuple[Tensor, Tensor]:
-    """What module number `module` (from 0) reads and predicts: for each token the id module + 1 after it, and the
+    """Inputs and targets of module `module` (from 0): for each token the id module + 1 after it, and the
     target of that place, [N] both. Where the document ends before, the id is 0 and there is no target."""
     shift = module + 1
     ids, targets = batch.ids_N.roll(-shift), batch.targets_N.roll(-shift)
@@ -153,7 +153,7 @@ def _losses(decoder: Decoder, hidden_NC: Tensor, targets_N: Tensor) -> Tensor:
 def bits_per_byte(
     decoder: Decoder, corpus: Corpus, length: int, tokens_at_once: int, hf_config: dict[str, Any]
 ) -> tuple[float, int, int]:
-    """How well the network predicts a corpus, whatever its tokenizer: bits for each byte of UTF-8.
+    """Bits per byte of UTF-8 in predicting a corpus, comparable across tokenizers.
 
     Returns:
         bits per byte; the tokens it took; their FLOPs.

@@ -100,7 +100,7 @@ def clipped_objective(
 
 
 def advantages(rewards_PG: Tensor, kind: str) -> Tensor:
-    """How much better each sample did than its group, [P, G] float32.
+    """Advantage of each sample over its group, [P, G] float32.
 
     `std`: (r - mean) / std, as DeepSeek defined GRPO (arXiv:2402.03300 section 4.1.2). `mean`: r - mean;
     dividing by the deviation favours questions that are almost always or almost never solved (Dr. GRPO,

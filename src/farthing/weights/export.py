@@ -83,7 +83,7 @@ def _fp8(weights: Weights) -> Iterator[tuple[str, Tensor]]:
 
 
 def default_name(source: str, to: str, kind: str) -> str:
-    """What the export of a source is called where no name is given: `NAME-f16.gguf`, `NAME-fp8`."""
+    """Default name of a source's export: `NAME-f16.gguf`, `NAME-fp8`."""
     path = Path(source.partition("@")[0].removeprefix("pypi:").removeprefix("hf:")).absolute()
     path = path.parent if path.name == "model" else path  # of runs/NAME/model
     stem = path.stem if path.suffix == ".gguf" else path.name
@@ -91,7 +91,7 @@ def default_name(source: str, to: str, kind: str) -> str:
 
 
 def describe(path: Path, to: str, notes: list[str]) -> dict[str, Any]:
-    """What was written, for a program to read."""
+    """The export as JSON."""
     files = [path] if path.is_file() else sorted(path.iterdir())
     return {
         "path": str(path),

@@ -49,7 +49,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Where each tensor of the folder lies: name -> safetensors file, every file checked to be whole.
+    """Location of each tensor in the folder: name -> safetensors file; every file is checked for completeness.
 
     Raises UserError, naming the file: no safetensors (pickled weights are refused), a shard missing, a shard
     cut short, an index that points outside the folder or at a tensor that is not there.

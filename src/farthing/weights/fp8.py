@@ -36,7 +36,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def is_quantised(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether DeepSeek's layout stores this tensor in FP8: the matrices of linear layers, a few excepted."""
+    """Whether DeepSeek's layout stores this tensor in FP8: the matrices of linear layers with a few exceptions."""
     return len(shape) == 2 and name.endswith(".weight") and not _KEPT.search(name)
 
 

@@ -46,7 +46,7 @@ _TEKKEN = (
 
 @dataclass(frozen=True)
 class Rules:
-    """How a byte-level vocabulary cuts text: by each pattern of `split` in turn, or by GPT-2's where there is none."""
+    """Pre-tokenizer of a byte-level vocabulary: splits by each pattern of `split` in turn, or by GPT-2's."""
 
     split: tuple[str, ...] = ()
     single_digits: bool = False

@@ -251,7 +251,7 @@ def sizes(config: ModelConfig, architecture: str) -> dict[str, Any]:
 
 
 def _stretching(config: ModelConfig) -> dict[str, Any]:
-    """How positions are stretched; llama3's way becomes a tensor instead (`rope_divisors`)."""
+    """Keys for scaled positions; llama3's scaling becomes a tensor instead (`rope_divisors`)."""
     rope = config.rope
     if rope.kind in ("default", "llama3"):
         return {}
@@ -280,7 +280,7 @@ def _stretching(config: ModelConfig) -> dict[str, Any]:
 
 
 def _latent_sizes(config: ModelConfig) -> dict[str, Any]:
-    """What only `deepseek2` has."""
+    """Keys of `deepseek2` alone."""
     mla, moe = config.mla, config.moe
     if mla is None:
         return {}
@@ -313,7 +313,7 @@ def _latent_sizes(config: ModelConfig) -> dict[str, Any]:
 
 
 def rope_divisors(config: ModelConfig) -> np.ndarray[Any, Any] | None:
-    """What each frequency is divided by, [R/2] float32: how a .gguf says llama3's stretching."""
+    """Divisor of each frequency, [R/2] float32: llama3's scaling as a .gguf stores it."""
     if config.rope.kind != "llama3":
         return None
     plain = frequencies(Rope(theta=config.rope.theta), config.rotary_dim)

@@ -92,7 +92,7 @@ def rope(hf: dict[str, Any]) -> Rope:
 
 
 def _yarn_scales(settings: dict[str, Any], factor: float) -> tuple[float, float]:
-    """What YaRN multiplies the tables and, in DeepSeek's attention, the scores by (arXiv:2309.00071 eq. 15;
+    """YaRN's factor for the tables and, in DeepSeek's attention, for the scores (arXiv:2309.00071 eq. 15;
     DeepSeek-V2, arXiv:2405.04434 section 3.1.4)."""
 
     def m(scale: float) -> float:

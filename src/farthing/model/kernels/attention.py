@@ -44,7 +44,7 @@ def plain(
 
 
 def _added(q_BHLD: Tensor, k_BGMD: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    """What is added to the scores: 0 where a key is seen, -inf elsewhere; None if all are seen."""
+    """Additive mask: 0 where a key is visible, -inf elsewhere; None if all are visible."""
     if causal:
         return q_BHLD.new_full((q_BHLD.shape[2], k_BGMD.shape[2]), -torch.inf).triu(1)
     if mask is not None and mask.dtype == torch.bool:

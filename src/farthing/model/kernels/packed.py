@@ -15,7 +15,7 @@ from farthing.model.kernels.probe import Kernel, numbers
 
 
 class Layout:
-    """What a weight looks like to oneDNN, part by part; opaque, so a copy starts without it.
+    """A weight in oneDNN's own layout, part by part; opaque, so a copy starts without it.
 
     It is keyed by the weight's place and version counter, which every in-place update advances (one through `.data`
     does not), so a sampler between two optimizer steps reads the new weights.
@@ -38,7 +38,7 @@ class Layout:
 
 
 def usable(weight_OI: Tensor) -> bool:
-    """Whether products with this weight can be of packed ones, here and now."""
+    """Whether products with this weight can use its packed layout now."""
     # a weight made in inference mode has no version to tell when it changes
     return not torch.is_grad_enabled() and not weight_OI.is_inference() and KERNEL.on(weight_OI)
 

@@ -1,4 +1,4 @@
-"""What is asked of a fast path before it is taken: is what it needs here, and does it give its reference's numbers?
+"""Probes: a fast path is taken only if its requirements are met here and it matches its reference.
 
 The answer is kept for each device type and dtype. It depends on no clock, so a run that is resumed decides alike.
 """
@@ -23,7 +23,7 @@ TOLERANCE_HALF = 0.03
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a fast path is taken, and why, in a few words."""
+    """Whether a fast path is used, and why, in a few words."""
 
     name: str
     on: bool
@@ -50,7 +50,7 @@ class Kernel:
     examples: Callable[[], Sequence[tuple[Any, ...]]]
 
     def on(self, like: Tensor) -> bool:
-        """Whether the fast path is to be taken for tensors like this one."""
+        """Whether to use the fast path for tensors like this one."""
         return self.status(like.device, like.dtype).on
 
     def status(self, device: torch.device, dtype: torch.dtype) -> Status:

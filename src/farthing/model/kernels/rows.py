@@ -1,4 +1,4 @@
-"""Where each expert's rows lie, and products over all experts at once.
+"""Layout of each expert's rows, and products over all experts at once.
 
 Shapes: N tokens, K experts a token, E experts, A and B widths, S rows of all experts together (N * K and, where experts
 are padded to one length, what fills them up).
@@ -22,7 +22,7 @@ GROUPS = 4  # of experts with similar loads
 
 @dataclass(frozen=True)
 class Rows:
-    """Where each expert's rows lie, one expert's after another's, and how all of them are multiplied.
+    """Layout of each expert's rows, one expert after another, and how all of them are multiplied.
 
     Padded to one length they are one batched product. When the loads differ too much for that, a GPU has a product
     over ragged rows; elsewhere experts with similar loads are padded together, a batched product for each group.
@@ -101,7 +101,7 @@ def _padded(rows: int) -> int:
 
 
 def ragged_works(x_NC: Tensor, inner: int) -> bool:
-    """Whether products over ragged rows can be had: both widths in multiples of 16 bytes."""
+    """Whether products over ragged rows are possible: both widths must be multiples of 16 bytes."""
     aligned = all(n * x_NC.element_size() % 16 == 0 for n in (x_NC.shape[-1], inner))
     return aligned and RAGGED.on(x_NC)
 

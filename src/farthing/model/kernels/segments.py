@@ -24,7 +24,7 @@ Segment = tuple[int, list[int]]
 
 
 class Plan:
-    """How a list of segments is computed, with the masks, which all layers share."""
+    """The plan for computing a list of segments, with the masks that all layers share."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = list(segments)
@@ -57,7 +57,7 @@ class Plan:
         return torch.cat(outs)
 
     def _mask(self, number: int, like: Tensor) -> Tensor:
-        """Who sees whom within computed segment `number`: [n, n], 0 where allowed and -inf elsewhere."""
+        """Additive mask of computed segment `number`, [n, n]: 0 where visible, -inf elsewhere."""
         if number not in self._masks:
             prefix, suffixes = self._computed[number]
             sizes = torch.tensor([prefix, *suffixes])
