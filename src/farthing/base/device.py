@@ -45,7 +45,7 @@ class Place:
     Attributes:
         device: `cpu` or `cuda:N`, as torch reads it.
         dtype: `bfloat16` or `float32`.
-        why: of the dtype, one sentence.
+        why: one sentence on the choice of dtype.
     """
 
     device: str
@@ -54,7 +54,7 @@ class Place:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch's."""
+        """The dtype as a torch.dtype."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -104,10 +104,10 @@ class Alone:
 
 
 def choose(device: str = "auto", dtype: str = "auto") -> Place:
-    """The device and dtype that are meant, on this machine.
+    """Resolve a device and a dtype on this machine.
 
     Raises:
-        UserError: for a name that is not known, a device that is not here, and as `processor.isa`.
+        UserError: for an unknown name, a device that is absent, and as `processor.isa`.
     """
     place = _device(device)
     _checked("dtype", check_dtype, dtype)
@@ -118,7 +118,7 @@ def choose(device: str = "auto", dtype: str = "auto") -> Place:
 
 
 def check_device(name: str) -> str:
-    """`name` itself, where it can be a device's. Raises UserError with the nearest name otherwise."""
+    """Return `name` if it can be a device's. Raises UserError with the nearest name otherwise."""
     if not _DEVICE.fullmatch(name):
         hint = _nearest(name, ("auto", "cpu", "cuda"))
         raise UserError(f"must be auto, cpu, cuda or cuda:N, got {name!r}{hint}")
@@ -126,7 +126,7 @@ def check_device(name: str) -> str:
 
 
 def check_dtype(name: str) -> str:
-    """`name` itself, where it is a dtype to compute in. Raises UserError with the nearest name otherwise."""
+    """Return `name` if it is a dtype to compute in. Raises UserError with the nearest name otherwise."""
     if name not in DTYPES:
         raise UserError(f"must be auto, bfloat16 or float32, got {name!r}{_nearest(name, DTYPES)}")
     return name
@@ -151,7 +151,7 @@ def _device(name: str) -> str:
 
 
 def _checked(key: str, check: Callable[[str], str], name: str) -> None:
-    """A mistake under the name of its key, which a recipe's own sentences put there themselves."""
+    """Check a name, and prefix its mistake with its key."""
     try:
         check(name)
     except UserError as error:
@@ -190,8 +190,8 @@ def has_bfloat16(device: str) -> bool:
 
 
 def product_rates(device: str, seconds: float = 0.02) -> dict[str, float]:
-    """FLOP/s of a layer's product in bfloat16 and in float32, alternating, the best of what fits in about `seconds`
-    each: what else runs on the machine only slows."""
+    """FLOP/s of a layer's product in bfloat16 and in float32, alternating; the best of about `seconds` each, since
+    other load can only slow it."""
     import torch
 
     operands = {
@@ -224,10 +224,10 @@ def _wait(device: str) -> None:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a process can still have on a device: what the system says, or its container's limit (cgroup v2).
+    """Bytes that a process can still allocate on a device, by the system or by the container's limit (cgroup v2).
 
-    Counted as free is what torch has taken from a GPU and does not use, and what a container's limit counts of files
-    that were only read.
+    Memory that torch holds on a GPU without using it counts as free, and so does the page cache that a container's
+    limit includes.
     """
     if device != "cpu":
         import torch
@@ -248,7 +248,7 @@ def free_memory(device: str) -> int:
 
 
 def memory_limit() -> float:
-    """Bytes of memory that a container may have (cgroup v2); infinite without a limit."""
+    """Memory limit of the container in bytes (cgroup v2); infinite without a limit."""
     try:
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # no cgroup v2, or "max"
@@ -259,10 +259,10 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Let freed tensors stay in the process for the next ones.
+    """Keep freed memory in the process for the next tensors.
 
-    By default glibc gives large blocks back to the system at once, and every tensor of a step starts with page faults.
-    Does nothing where the C library has no mallopt, or under FARTHING_KERNELS=reference.
+    By default glibc returns large blocks to the system at once, so every tensor of a step starts with page faults.
+    Does nothing if the C library has no mallopt, or under FARTHING_KERNELS=reference.
     """
     if reference_only():
         return

@@ -1,9 +1,9 @@
-"""The one exception a user is meant to see."""
+"""The exception for users' mistakes."""
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one sentence that names what is wrong and what to do.
+    """A mistake that the user can fix: one sentence that names what is wrong and what to do.
 
-    The command line prints it as a single line and exits with code 2. Anything else that escapes is a bug of ours
-    and keeps its traceback.
+    The command line prints it as a single line and exits with code 2. Any other exception is a bug of ours and keeps
+    its traceback.
     """

@@ -32,7 +32,7 @@ def significant(value: float, digits: int = 2) -> str:
 
 
 def short(value: float | None) -> str:
-    """A number for an axis or a table: at most three significant digits, powers of ten when very small."""
+    """A number for an axis or a table: at most three significant digits, a power of ten if very small."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value == 0:
@@ -167,7 +167,7 @@ def letters(value: float | None) -> str:
 
 
 def amount(value: float, decimals: int) -> str:
-    """A figure with so many decimals; one too small for them is not shown as zero."""
+    """A number with so many decimals; one too small for them is not shown as zero."""
     if value <= 0:
         return MISSING
     shown = f"{value:.{decimals}f}"  # rounds a tie to the even digit: 0.5 to 0
@@ -192,11 +192,11 @@ class Range(NamedTuple):
 
 
 def parse_amount(text: str | float, what: str) -> float:
-    """A number as people say it: "14.8T", "300B", "1.5e13", 12000000. Raises UserError that names `what`."""
+    """Parse a number as people write it: "14.8T", "300B", "1.5e13", 12000000. Raises UserError that names `what`."""
     if isinstance(text, str):
         said = re.fullmatch(r"\s*(\d[\d_,]*\.?\d*(?:e[+-]?\d+)?)\s*([KMBT]?)\s*", text, re.IGNORECASE)
         if said is None:
-            raise UserError(f"{what}: {text!r} is no amount; write it as 14.8T, 300B or 1.5e13")
+            raise UserError(f"{what}: {text!r} is not an amount; write it as 14.8T, 300B or 1.5e13")
         value = float(said[1].replace("_", "").replace(",", "")) * _UNITS[said[2].upper()]
     else:
         value = float(text)

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders written whole or not at all."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def new_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Replacing deletes, so nothing is replaced but an empty folder or a flat folder with a config.json."""
+    """Refuse to replace, which deletes, anything but an empty folder or a flat folder with a config.json."""
     if not folder.exists():
         return
     entries = list(folder.iterdir()) if folder.is_dir() else None
@@ -127,7 +127,7 @@ def _replace(temporary: Path, folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written for this folder: a partial nobody holds a lock on."""
+    """Remove partial folders of killed processes: those that nobody holds a lock on."""
     for partial in folder.parent.glob(f".{folder.name}.partial-*"):
         try:
             lock = os.open(partial, os.O_RDONLY)
@@ -167,7 +167,7 @@ def _disk_full(folder: Path, needed: int, free: int) -> str:
 
 
 def link(path: Path, target: Path) -> None:
-    """A symbolic link, relative within the run directory so that it can be moved."""
+    """Make a symbolic link, relative within the run directory so that the directory can be moved."""
     inside = target.absolute().is_relative_to(path.parent.absolute())
     to = target.absolute().relative_to(path.parent.absolute()) if inside else target.absolute()
     temporary = path.with_name(f".{path.name}.partial")
@@ -187,4 +187,4 @@ def sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a file that can be") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a readable file") from error

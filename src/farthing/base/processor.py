@@ -1,7 +1,7 @@
-"""Which instructions the processor has, and which of them this process may use.
+"""The processor's instruction sets, and those that this process may use.
 
-Reads what the system says, so it answers without torch. `FARTHING_ISA` names a lesser set than the machine has; then
-everything here answers as on that machine, and torch, oneDNN and MKL are told before they load.
+Asks the system, not torch. `FARTHING_ISA` names a lesser set than the machine has; then everything here answers as on
+such a machine, and torch, oneDNN and MKL are limited before they load.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def sysctl(*arguments: str) -> str:
 
 
 def levels() -> tuple[str, ...]:
-    """The sets of instructions this machine has, the least first."""
+    """The instruction sets of this machine, the least first."""
     machine, have = platform.machine().lower(), features()
     known = {"arm64": ARM, "aarch64": ARM, "x86_64": X86, "amd64": X86}.get(machine, ("generic",))
     return tuple(level for level in known if _NEEDED.get(level, set()) <= have)
@@ -81,16 +81,17 @@ def levels() -> tuple[str, ...]:
 
 @functools.cache
 def isa() -> str:
-    """The instructions to use: the machine's best, or those that FARTHING_ISA names.
+    """The instruction set to use: the machine's best, or the one that FARTHING_ISA names.
 
     Raises:
-        UserError: when FARTHING_ISA names a set the machine lacks or nobody knows, or came after torch had loaded.
+        UserError: if FARTHING_ISA names an unknown set or one that the machine lacks, or was set after torch had
+        loaded.
     """
     have, asked = levels(), os.environ.get("FARTHING_ISA", "")
     if not asked:
         return have[-1]
     if asked not in have:
-        why = "this processor lacks it" if asked in X86 + ARM else "no such set of instructions is known"
+        why = "this processor lacks it" if asked in X86 + ARM else "no such instruction set"
         raise UserError(f"FARTHING_ISA={asked}: {why}; it has {', '.join(have)}")
     if _too_late:
         raise UserError(f"FARTHING_ISA={asked} came too late: import farthing before torch")
@@ -101,10 +102,7 @@ _too_late = False
 
 
 def limit_libraries() -> None:
-    """Tell torch, oneDNN and MKL what FARTHING_ISA asks for; to be called before torch loads.
-
-    A value that makes no sense is left for `isa` to refuse.
-    """
+    """Limit torch, oneDNN and MKL to FARTHING_ISA; call it before torch loads. `isa` refuses an invalid value."""
     global _too_late
     asked = os.environ.get("FARTHING_ISA", "")
     if asked not in levels()[:-1]:  # nothing is asked for, or nothing less than there is

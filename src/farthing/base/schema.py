@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from farthing.base.errors import UserError
 
-# What other trainers call the same thing: where spelling alone would not find the right key.
+# Names of the same keys in other trainers, which spelling alone would not match.
 _OTHER_NAMES = {
     "learning_rate": "lr", "num_generations": "group", "group_size": "group", "batch_size": "prompts",
     "beta": "kl", "kl_coef": "kl", "epsilon": "clip_low", "epsilon_high": "clip_high", "max_steps": "steps",
@@ -66,7 +66,7 @@ def checked(model: type[M], data: Any, name: str = "") -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        # A misspelt key is often what makes another one missing, so those come first.
+        # A misspelt key often makes another one missing, so misspelt keys come first.
         found = sorted(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
         problems = [sentence(dict(problem), data, model).removeprefix(": ") for problem in found]
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -125,7 +125,7 @@ def _path(loc: Sequence[int | str], data: Any, keep_last: bool) -> list[str]:
 
 
 def _models_at(root: type[BaseModel], path: Sequence[str], data: Any) -> list[type[BaseModel]]:
-    """The models whose keys may stand at `path`: of those told apart by `kind`, the one that `data` names."""
+    """The models whose keys may appear at `path`; among those with a `kind`, the one that `data` names."""
     hints: list[Any] = [root]
     for part in path:
         hints = [inner for hint in hints for inner in _inside(hint, part)]
@@ -148,7 +148,7 @@ def _child(data: Any, part: str) -> Any:
 
 
 def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
-    """The words that a model's `kind` may be; none where it has no such key."""
+    """Values of a model's `kind`; empty if it has no such key."""
     return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
 
 
@@ -238,7 +238,7 @@ class _Loader(yaml.SafeLoader):
                 name = (key.tag, str(key.value))
                 if name in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"{key.value} stands here twice", problem_mark=key.start_mark
+                        problem=f"{key.value} appears twice", problem_mark=key.start_mark
                     )
                 seen.add(name)
         return super().construct_mapping(node, deep=deep)
@@ -248,7 +248,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 or 1.2 would take for something else than text."""
+    """Quotes text that YAML 1.1 or 1.2 would read as something else."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         style = None

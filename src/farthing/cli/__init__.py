@@ -1,7 +1,7 @@
 """The commands. Thin: each reads its options, calls the library, and prints.
 
 stdout carries results only, stderr everything else; with --json exactly one JSON object goes to stdout.
-Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 a mistake the user can mend (one line on stderr),
+Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 a mistake the user can fix (one line on stderr),
 130 interrupted by Ctrl-C or SIGTERM.
 """
 
@@ -65,7 +65,7 @@ def root(
         return
     if {"-h", "--help"} & set(sys.argv):
         return
-    processor.isa()  # a FARTHING_ISA or FARTHING_KERNELS that makes no sense is refused whatever the command
+    processor.isa()  # an invalid FARTHING_ISA or FARTHING_KERNELS is refused whatever the command
     reference_only()
 
 
@@ -110,7 +110,7 @@ def chat(
             help="A run, model folder, .gguf, hf:owner/name or pypi:name; the newest run by default."
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.7,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1, help="Sample from this share of probability.")
     ] = 0.95,
@@ -121,7 +121,7 @@ def chat(
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Talk to a model. Reads lines from stdin when that is no terminal."""
+    """Talk to a model. Reads lines from stdin if that is not a terminal."""
     chosen = model_source(source)
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     with only_results_on_stdout():
@@ -136,7 +136,7 @@ def chat(
         )
 
     output = sys.stderr if as_json else sys.stdout
-    for stream in (sys.stdin, output):  # stray bytes, or an answer in letters the terminal lacks, end nothing
+    for stream in (sys.stdin, output):  # stray bytes, or characters the terminal lacks, must not end the chat
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if terminal:
@@ -154,7 +154,7 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help='Tasks: "chain_sum", "chain_sum=2,gcd=1", or YAML.')
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Ask what this recipe asks, in its way.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Ask this recipe's questions, in its way.")] = None,
     n: Annotated[
         int | None, typer.Option("--n", min=1, help="Questions; the recipe's number, or 200.")
     ] = None,
@@ -248,7 +248,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         if not _stdout_is_gone():
             raise
-        code = 1  # whoever read stdout, such as `head`, has seen enough
+        code = 1  # stdout's reader, such as `head`, has left
     sys.exit(code)
 
 
@@ -267,13 +267,13 @@ def _on_sigterm(*_: object) -> None:
 
 
 def _stdout_is_gone() -> bool:
-    """True when stdout's reader has left; then nothing more is tried on it, not even at exit."""
+    """Whether stdout's reader has left; then nothing more is written to it, not even at exit."""
     try:
         stdout = sys.stdout.fileno()
     except OSError:  # not a file
         return False
     poll = select.poll()
-    poll.register(stdout, 0)  # a closed pipe is told of unasked
+    poll.register(stdout, 0)  # a closed pipe is reported without being asked for
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)

@@ -1,4 +1,4 @@
-"""`farthing doctor`: what a bug report should begin with."""
+"""`farthing doctor`: the beginning of a bug report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from farthing.cli.shared import RUNS, Json, only_results_on_stdout, print_result
 
 
 def doctor(
-    offline: Annotated[bool, typer.Option("--offline", help="Leave the model hub alone.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not contact the model hub.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine is, what was chosen for it and what works. Nothing in it is secret."""
+    """Describe this machine, the choices made for it, and what works. The output holds no secrets."""
     with only_results_on_stdout():
         from farthing.doctor import examine
 

@@ -19,7 +19,10 @@ def export(
     source: Source,
     to: Annotated[str, typer.Option(help="gguf, hf-fp8 or hf-bf16.")],
     out: Annotated[
-        Path | None, typer.Option(help="What to write; a name made of the source's, here, by default.")
+        Path | None,
+        typer.Option(
+            help="Output path; by default a name derived from the source's, in the current directory."
+        ),
     ] = None,
     kind: Annotated[
         str, typer.Option("--type", help="Type of a .gguf's tensors: f16, bf16, q8_0 or f32.")
@@ -41,7 +44,7 @@ def export(
 
 
 def inspect(source: Source, as_json: Json = False) -> None:
-    """Say what a model folder holds, what it costs to run, and which engines would misread it."""
+    """Describe a model folder: its contents, its cost to run, and the engines that would misread it."""
     with only_results_on_stdout():
         from farthing.plans.inspect import inspect as look
         from farthing.plans.inspect import inspection_text

@@ -35,10 +35,10 @@ def plan(
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on: 14.8T, 300B, 1.5e13.")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence; 4096 by default.")] = None,
     gpu: Annotated[str | None, typer.Option(help="The device: h100, a100-40gb, rtx4090, cpu, …")] = None,
-    count: Annotated[int | None, typer.Option(help="How many of them; found if not given.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many devices; chosen if not given.")] = None,
     precision: Annotated[str, typer.Option(help="bf16, fp16 or fp8.")] = "bf16",
     price: Annotated[
-        float | None, typer.Option(help="Dollars a device-hour; the catalogue's by default.")
+        float | None, typer.Option(help="Dollars per device-hour; the catalogue's by default.")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -60,7 +60,7 @@ def plan(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a run would cost before it is started, or refuse it with a reason."""
+    """Estimate what a run would cost before it starts, or refuse it with a reason."""
     if validate:
         from farthing.plans.efficiency import validation_json, validation_text
 
@@ -140,7 +140,7 @@ def calibrate(
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure this machine in ten seconds, so that plans for it can be trusted."""
+    """Measure this machine in ten seconds, for plans that can be trusted."""
     with only_results_on_stdout():
         from farthing.base.device import choose
         from farthing.plans.calibrate import calibrate as measure
@@ -185,7 +185,7 @@ def ledger(
     ] = None,
     add: Annotated[
         str | None,
-        typer.Option(metavar="ENTRY", help="Enter what no clock saw: {kind: data, what: …, usd: …}."),
+        typer.Option(metavar="ENTRY", help="Enter a cost that no clock saw: {kind: data, what: …, usd: …}."),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")] = False,
     as_json: Json = False,
@@ -229,11 +229,11 @@ def ledger(
 def claim(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME|FILE.yaml", help="A claim that comes with Farthing, or your own."),
+        typer.Argument(metavar="NAME|FILE.yaml", help="A built-in claim, or your own."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check what somebody says a model cost; without a name, list the claims that come with Farthing."""
+    """Check a claim about a model's cost; without a name, list the built-in claims."""
     from farthing.claims import claim as claims
     from farthing.claims.check import check
     from farthing.claims.text import data, text

@@ -73,11 +73,11 @@ class PagedCache:
 
     @property
     def available(self) -> int:
-        """Pages that can be had: free ones, and remembered prefixes nobody uses."""
+        """Available pages: free ones, and remembered prefixes that nobody uses."""
         return len(self._free) + sum(self.users[page] == 0 for page in self._remembered)
 
     def take(self, count: int) -> list[int]:
-        """`count` pages of one's own; forgets unused prefixes, oldest first, when none is free."""
+        """Take `count` pages; forgets unused prefixes, oldest first, when none is free."""
         while len(self._free) < count:
             key = next(key for key, (page, _) in self._prefixes.items() if self.users[page] == 0)
             page, _ = self._prefixes.pop(key)
@@ -89,7 +89,7 @@ class PagedCache:
         return pages
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give up a use of each page; a page nobody uses is free unless it is a remembered prefix."""
+        """Release a use of each page; an unused page is free unless it is a remembered prefix."""
         for page in pages:
             self.users[page] -= 1
             assert self.users[page] >= 0
@@ -115,7 +115,7 @@ class PagedCache:
         return pages
 
     def remember(self, ids: Sequence[int], pages: Sequence[int]) -> None:
-        """Make the full pages of a computed prompt findable."""
+        """Remember the full pages of a computed prompt."""
         name = 0
         for chunk, page in zip(self._chunks(ids), pages, strict=False):
             if (name, chunk) not in self._prefixes:

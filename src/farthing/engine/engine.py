@@ -1,6 +1,6 @@
 """Generation in this process: the passes that the scheduler asks for, over the paged cache.
 
-The weights are the trainer's own parameters, so there is nothing to copy between the two.
+The weights are the trainer's own parameters, so nothing is copied between the two.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Engine:
         self.capacity = pages * page_size
         self.cache = PagedCache(
             decoder.config,
-            pages + max_batch * -(-speculate // page_size),  # guesses reach beyond a sequence's end
+            pages + max_batch * -(-speculate // page_size),  # guesses extend beyond a sequence's end
             page_size,
             weight.dtype,
             weight.device,
@@ -71,7 +71,7 @@ class Engine:
         self.scheduler = Scheduler(self.cache, max_batch, speculate, self._prefill, self._decode)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Sample]]:
-        """All samples of all requests, in their order; others that are on their way go on beside them.
+        """All samples of all requests, in order; other requests in flight continue alongside.
 
         Raises:
             UserError: as `add`, before anything is generated.
@@ -88,7 +88,7 @@ class Engine:
         return [job.samples for job in jobs]
 
     def stream(self, request: Request) -> Iterator[list[int]]:
-        """The ids of one sample as they come, in small pieces; closing the iterator stops the work."""
+        """Yield the ids of one sample as they come, in small pieces; closing the iterator stops the work."""
         job, shown = self.add(request), 0
         ids = job.samples[0].ids
         try:
@@ -98,7 +98,7 @@ class Engine:
                 new = ids[shown:]
                 shown += len(new)
                 if new:
-                    yield new  # more may have come by the time that the caller is back
+                    yield new  # more may have arrived by the time the caller returns
         finally:
             self.scheduler.cancel(job)
 
@@ -117,8 +117,8 @@ class Engine:
         """Queue a request with the scheduler.
 
         Raises:
-            UserError: for an empty prompt, one that does not fit the cache together with its new tokens or that the
-                model was not made for, and stop strings without a tokenizer.
+            UserError: for an empty prompt, one that with its new tokens exceeds the cache or the model's positions,
+                and stop strings without a tokenizer.
         """
         if not request.ids:
             raise UserError("a prompt is empty; give at least one token")
@@ -133,7 +133,7 @@ class Engine:
         if need > limit:
             raise UserError(
                 f"a prompt of {len(request.ids)} tokens and {request.sampling.max_new_tokens} new ones need {need} "
-                f"positions, the model was made for {limit}; shorten it or lower max_new_tokens"
+                f"positions, the model has {limit}; shorten it or lower max_new_tokens"
             )
         if request.sampling.stop and self.decode is None:
             raise UserError("stop strings need a tokenizer; give stop token ids instead")
@@ -191,7 +191,7 @@ class Engine:
         return hidden_NC
 
     def _append(self, sequences: Sequence[Running], logits_NV: Tensor) -> list[int]:
-        """Choose a token after every row, and add to each sequence its first ones up to one that was not guessed.
+        """Choose a token after every row, and extend each sequence up to the first token that was not guessed.
 
         Returns:
             how many tokens each sequence got.

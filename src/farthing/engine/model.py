@@ -1,4 +1,4 @@
-"""A model one can use: network, tokenizer and engine of one model folder."""
+"""A loaded model: network, tokenizer and engine of one model folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Completion:
 
 
 class Model:
-    """A model folder, loaded. `farthing.load` makes one; arguments are `load_decoder`'s."""
+    """A loaded model folder, made by `farthing.load`; arguments are `load_decoder`'s."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Model:
         """The answer of `chat` in pieces of text as they come."""
         settings = _sampling(sampling)
         request = Request(self.tokenizer.chat_ids(messages), settings)
-        # the end of the text may be the beginning of a stop string
+        # the text may end with the beginning of a stop string
         held_back = max(map(len, settings.stop), default=1) - 1
         text, shown = "", 0
         for piece in self._pieces(request):
@@ -133,13 +133,13 @@ class Model:
     def _own_engine(self) -> Engine:
         if self._engine is None:
             self._engine = self.engine(cache_tokens=self._affordable(32_768))
-        # whoever holds a model may change its weights in place; every such change counts a version up
+        # the caller may change weights in place; every such change advances a version counter
         versions = [p._version for p in self.decoder.parameters() if not p.is_inference()]
         self._engine.take_weights(self.decoder, sum(versions))
         return self._engine
 
     def _affordable(self, tokens: int) -> int:
-        """So many tokens of cache, or as many as half of the free memory holds; some always."""
+        """This many tokens of cache, or as many as half of the free memory holds; at least a few."""
         weight = self.decoder.embed.weight
         each = cache_bytes_per_token(self.hf_config, "fp32" if weight.dtype == torch.float32 else "bf16")
         return max(1024, min(tokens, free_memory(str(weight.device)) // (2 * each)))
@@ -154,9 +154,9 @@ def _before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:
-    if isinstance(given.get("stop"), str):  # one stop string; as a sequence it would be its letters
+    if isinstance(given.get("stop"), str):  # a bare string would be read as a sequence of letters
         given = {**given, "stop": (given["stop"],)}
-    if given.get("seed", 0) is None:  # no seed asked for: another answer every time
+    if given.get("seed", 0) is None:  # no seed: a different answer every time
         given = {**given, "seed": int(torch.randint(2**62, (), generator=_entropy()))}
     try:
         return Sampling(**given)
@@ -172,7 +172,7 @@ def _entropy() -> torch.Generator:
 
 
 def at_place(folder: Path, place: Place) -> Model:
-    """The model of a folder, computed at `place`, its weights those of bfloat16 whatever it is computed in."""
+    """The model of a folder at `place`; its weights have bfloat16 values whatever the dtype of computation."""
     return Model(folder, place.torch_dtype, place.device, torch.bfloat16)
 
 

@@ -25,7 +25,7 @@ class Sampling:
     """Settings for choosing tokens, and for stopping.
 
     `temperature` 0 is greedy. `top_k`, `top_p` (Holtzman et al., arXiv:1904.09751) and `min_p` (Nguyen et
-    al., arXiv:2407.01082) cut the distribution off in that order, after the temperature. `stop` strings end a
+    al., arXiv:2407.01082) truncate the distribution in that order, after the temperature. `stop` strings end a
     completion and are left out of its text; `stop_ids` end it and stay in its ids.
 
     Raises:
@@ -72,11 +72,11 @@ def uniforms(seed: int, sample: int, count: int) -> np.ndarray:
 def choose(
     logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one token a row; the logits are used up (overwritten).
+    """Draw one token per row; overwrites the logits.
 
     Returns:
         ids [B] int64; log-probabilities [B] float32 of those ids at the row's temperature but *before*
-        truncation (what a policy gradient needs: truncation is not part of the policy); entropies [B] float32
+        truncation (as a policy gradient needs: truncation is not part of the policy); entropies [B] float32
         in nats, likewise. A greedy row is scored at temperature 1.
     """
     device = logits_BV.device

@@ -1,8 +1,8 @@
 """Continuous batching: which samples run, and in which pages of the cache (Yu et al., Orca, OSDI 2022; Kwon et al.,
 arXiv:2309.06180).
 
-Requests may come at any time. A sample joins the batch as soon as there is room for it and leaves it when it ends;
-those that find no room wait their turn. A prompt is computed once for all its samples.
+Requests may arrive at any time. A sample joins the batch as soon as there is room and leaves it when it ends; others
+wait their turn. A prompt is computed once for all its samples.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Scheduler:
         self.running: list[Running] = []
 
     def add(self, request: Request) -> Job:
-        """Queue a request. Its samples fill up as `step` is called; the caller has made sure that it fits the cache."""
+        """Queue a request. Its samples fill up as `step` is called; the caller checks that it fits the cache."""
         job = Job(request)
         self.waiting.append(job)
         return job
 
     def cancel(self, job: Job) -> None:
-        """End a job where it stands and give its pages back; nothing happens to one that is finished."""
+        """Cancel a job and free its pages; does nothing to a finished one."""
         if job in self.waiting:
             self.waiting.remove(job)
         for s in [s for s in self.running if s.job is job]:
@@ -57,10 +57,11 @@ class Scheduler:
 
     @torch.inference_mode()
     def step(self) -> list[Running]:
-        """One pass through the network: new prompts if there is room for any, else the next token of all that run.
+        """Run one pass through the network: new prompts if there is room for any, otherwise the next token of every
+        running sample.
 
         Returns:
-            the samples that this pass has finished.
+            the samples finished by this pass.
         """
         fresh = self._admit()
         if fresh:
@@ -76,7 +77,7 @@ class Scheduler:
         return finished
 
     def _admit(self) -> list[Fresh]:
-        """Start as many waiting samples as there is room for."""
+        """Start as many waiting samples as fit."""
         fresh: list[Fresh] = []
         size, budget = self.cache.page_size, PREFILL_TOKENS
         while self.waiting and budget > 0 and (room := self.max_batch - len(self.running)) > 0:
@@ -84,7 +85,7 @@ class Scheduler:
             ids, sampling = list(job.request.ids), job.request.sampling
             prefix = self.cache.find_prefix(ids)
             reach = (len(prefix) + 1) * size
-            # a prompt in this very pass that begins alike goes first, and its pages are used again
+            # a prompt of this pass with the same beginning goes first, and its pages are reused
             alike = len(ids) > reach and any(other.ids[:reach] == ids[:reach] for other in fresh)
             own = -(-(len(ids) + sampling.max_new_tokens + self.guesses) // size) - len(prefix)
             whole = len(ids) // size - len(prefix)  # full prompt pages that are new: shared by the samples
@@ -102,7 +103,7 @@ class Scheduler:
                 draws = uniforms(sampling.seed, job.request.first_sample + number, sampling.max_new_tokens)
                 pages = shared + self.cache.take(extra)
                 s = Running(job, job.samples[number], draws.tolist(), pages, len(ids))
-                self.running.append(s)  # from here on its pages are given back, whatever happens
+                self.running.append(s)  # from here on its pages are freed whatever happens
                 fresh[-1].samples.append(s)
             job.started += count
             budget -= len(ids) - fresh[-1].cached

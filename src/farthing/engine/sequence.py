@@ -13,8 +13,7 @@ from farthing.engine.sampling import Sampling
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how many samples of it are wanted; sample i draws from its own stream of the sampling
-    seed."""
+    """A prompt and its number of samples; sample i draws from its own stream of the sampling seed."""
 
     ids: Sequence[int]
     sampling: Sampling
@@ -66,7 +65,7 @@ class Work:
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way; `samples` fill up as they are generated."""
+    """A request in flight; `samples` fill up as they are generated."""
 
     request: Request
     samples: list[Sample] = field(default_factory=list)
@@ -120,7 +119,7 @@ class Running:
         return ended(self.sample, self.sampling)
 
     def token(self, position: int) -> int:
-        """The token at a position, which may be one that is only guessed."""
+        """The token at a position, possibly only a guess."""
         for part in (self.prompt, self.sample.ids, self.guesses):
             if position < len(part):
                 return part[position]
@@ -128,7 +127,7 @@ class Running:
         raise IndexError(position)
 
     def draw(self, ahead: int = 0) -> float:
-        """The uniform number for its next token or, `ahead`, one after it; any where it ends before that."""
+        """The uniform number for its next token or one `ahead` of it; arbitrary beyond its end."""
         return self.draws[min(len(self.sample.ids) + ahead, len(self.draws) - 1)]
 
 

@@ -2,8 +2,8 @@
 arXiv:2412.19437 section 2.2).
 
 Module k guesses the token k + 2 after one that the network has read. The network then reads its next token and the
-guesses in one pass, and a guess stands if it is what the network chooses there itself, by the same logits and the same
-uniform number: what comes out is what plain decoding gives, in fewer passes.
+guesses in one pass, and a guess stands if the network chooses the same token by the same logits and uniform number:
+the output is that of plain decoding, in fewer passes.
 
 A module's entry for position i lies in the cache slot of token i, though it has read the token k + 1 further on. So the
 last entries of a page that several sequences share are those of whoever wrote last. That may cost a guess; it never

@@ -1,7 +1,7 @@
-"""Held-out questions put to a model, and two rounds of answers compared.
+"""Held-out questions put to a model, and their answers judged.
 
-An answer has one of six outcomes and none is folded into another: right, wrong, unparsed (no answer found),
-cut_off (it ran out of tokens), timeout (the verifier did), bad_gold (the question itself is broken).
+An answer has one of six outcomes, which are never merged: right, wrong, unparsed (no answer found),
+cut_off (it ran out of tokens), timeout (the verifier ran out of time), bad_gold (the question itself is broken).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Outcomes, intervals and gains: what rounds of answers come to."""
+"""Outcomes, intervals and gains of evaluations."""
 
 from __future__ import annotations
 
@@ -38,12 +38,11 @@ def _counts(records: Sequence[Record]) -> dict[str, Any]:
 def gain(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
     """The change from one evaluation to another, question by question.
 
-    `on_parseable` looks only at the questions where the first model already gave an answer that could be
-    read: what it gained there it did not gain by learning the format. `format` is the rest: answers found now
-    that were not.
+    `on_parseable` covers the questions where the first model already gave a readable answer: a gain there does not
+    come from learning the format. `format` covers the rest: answers that are readable only now.
 
     Raises:
-        ValueError: when the two are not answers to the same questions.
+        ValueError: if the two are not answers to the same questions.
     """
     if [r["question"] for r in before] != [r["question"] for r in after]:
         raise ValueError("the two evaluations asked different questions")

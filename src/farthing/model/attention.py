@@ -1,8 +1,8 @@
 """Grouped-query attention, and the ways a set of tokens can attend.
 
-A layer projects and rotates; *what attends to what, and where keys are kept* is the business of the `Attend` it is
-handed. Training hands it `Segments`, the engine its paged cache, and the network stays one. Latent attention
-(`model.latent`) hands over what it would cache and lets the `Attend` choose between its two forms.
+A layer projects and rotates; *what attends to what, and where keys are kept* is up to its `Attend`: `Segments` in
+training, the paged cache in the engine. The network stays the same. Latent attention (`model.latent`) passes on what
+it would cache, and the `Attend` chooses between its two forms.
 
 Shapes: N tokens (of all sequences, flat), H query heads, G key/value heads, D head width, E value width (D, or less in
 latent attention), L queries and M keys of one sequence.
@@ -57,7 +57,7 @@ class Segments:
         return sum(sum((prefix, *suffixes)) for prefix, suffixes in self.segments)
 
     def positions(self) -> Tensor:
-        """The position of every token in its own sequence, [N] int64: suffixes go on where the prefix ends."""
+        """The position of every token in its own sequence, [N] int64; suffixes continue where the prefix ends."""
         parts = []
         for prefix, suffixes in self.segments:
             parts.append(torch.arange(prefix))

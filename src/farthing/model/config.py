@@ -1,4 +1,4 @@
-"""The one description of a network. Every family's adapter (`farthing.weights`) translates to and from it."""
+"""The description of a network. Every family's adapter (`farthing.weights`) translates to and from it."""
 
 from __future__ import annotations
 

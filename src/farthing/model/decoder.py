@@ -49,8 +49,8 @@ class Decoder(nn.Module):
     """A decoder-only transformer over a flat list of tokens; `attend` says which of them see each other.
 
     `stored` is the dtype its model folders are written in, None for the one it computes in. Where products are faster
-    in float32 than in bfloat16, the parameters are float32 tensors whose values are those of bfloat16: what is trained,
-    sampled from and judged is then exactly what is written.
+    in float32, the parameters are float32 tensors with bfloat16 values, so the model that is trained, sampled and
+    judged is exactly the one that is written.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,7 +1,7 @@
 """One dial: a size or a depth sets every width, rate and length of a model that is trained from scratch.
 
-The rules and where they come from stand in docs/training.md. Each value can be overridden, and what depends on
-it follows: sizes by the keys of config.json under `model`, the rest by the stage's own keys. No torch here, so
+docs/training.md has the rules and their sources. Each value can be overridden, and the values that depend on it
+follow: sizes by the keys of config.json under `model`, the rest by the stage's own keys. No torch here, so
 that a plan can ask for a model before there is one.
 
 Legend: C model width, L layers, H heads, G key/value heads, D width of a head, E experts, K of them a token.
@@ -56,8 +56,8 @@ def dial(stage: Pretrain, vocab_size: int, bos_id: int | None = None, eos_id: in
     """Turn the dial: the model's config and how to train it.
 
     Raises:
-        UserError: for a size that no model of this vocabulary comes near, a key that the family does not have,
-            a latent that is larger than the cache it replaces, and a row longer than the model's positions.
+        UserError: for a size that no model with this vocabulary is close to, a key that the family lacks, a latent
+            larger than the cache it replaces, and a row longer than the model's positions.
     """
     config = _model(stage, vocab_size)
     config |= {"bos_token_id": bos_id, "eos_token_id": eos_id}
@@ -146,7 +146,7 @@ def _nearest_model(
 def _rules(
     stage: Pretrain, width: int, depth: int, overrides: dict[str, Any], *, tied: bool
 ) -> dict[str, Any]:
-    """The config.json for a width and a depth; what is overridden is taken as given and the rest follows."""
+    """The config.json for a width and a depth; overrides are kept and the rest follows from them."""
 
     def given(key: str, value: Any) -> Any:
         return overrides.get(key, value)

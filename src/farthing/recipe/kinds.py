@@ -1,7 +1,7 @@
 """The kinds of stage a recipe may name.
 
-A kind is two files and its name here: `recipe/KIND.py` has its keys, in a class named like it, and what they come to
-for a plan; `stages/KIND.py` has `run`, which does it.
+A kind is two files and its name here: `recipe/KIND.py` has its keys and their work, in a class of its name;
+`stages/KIND.py` has `run`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from farthing.recipe.stage import StageSpec
 
 KINDS = ("pretrain", "sft", "grpo")
 
-# Where a kind of an earlier version went.
+# Successors of kinds of earlier versions.
 GONE = {
     "study": "a study is several runs now: `python studies/dense_or_moe.py` makes and compares them, "
     "and `farthing compare` compares any that share a validation set",

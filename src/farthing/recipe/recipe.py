@@ -1,7 +1,7 @@
 """The recipe: its schema, reading it from YAML, and writing it back with every default.
 
-A recipe is a list of stages, each of which takes a model folder and gives one. This file knows nothing of
-torch: reading, checking and printing a recipe must stay instant.
+A recipe is a list of stages, each of which takes a model folder and gives one. No torch here: reading, checking and
+printing a recipe must stay instant.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def _same_or_tasks(value: Any) -> str:
 class Evaluate(Strict):
     """Held-out questions answered before and after training.
 
-    Before is the base model. A run that starts from nothing has none: there it is the model that enters the
-    last `grpo` stage.
+    "Before" is the base model or, in a run that starts from nothing, the model that enters the last `grpo` stage.
     """
 
     tasks: Annotated[
@@ -127,7 +126,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | No
 
 
 def validate(data: dict[str, Any]) -> Recipe:
-    """The recipe in `data`, as read from YAML or JSON. Raises UserError naming up to three wrong keys."""
+    """Validate a recipe read from YAML or JSON. Raises UserError naming up to three wrong keys."""
     stages = data.get("stages")
     for number, stage in enumerate(stages if isinstance(stages, list) else [], 1):
         kind = stage.get("kind") if isinstance(stage, dict) else None
@@ -137,7 +136,7 @@ def validate(data: dict[str, Any]) -> Recipe:
 
 
 def parse_tasks(text: str) -> Any:
-    """A recipe's `tasks` as the command line says them: "a,b", "a=2,b=1", or YAML "{a: {config: {…}}}"."""
+    """A recipe's `tasks` as written on the command line: "a,b", "a=2,b=1", or YAML "{a: {config: {…}}}"."""
     if text.lstrip().startswith("{"):
         return parse_value(text, "tasks")
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]

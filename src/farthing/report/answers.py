@@ -1,6 +1,6 @@
 """The report on answers: the result, how the answers ended, and ten of them.
 
-A function returns None where the run holds nothing for its section; the template then says so in a sentence.
+A function returns None if the run holds nothing for its section; the template then says so.
 """
 
 import hashlib

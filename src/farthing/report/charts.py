@@ -71,7 +71,7 @@ def curve(
 ) -> Markup:
     """Curves over steps: raw points as dots, their smoothed course as a line, axes with labels.
 
-    `label` names the vertical axis, `describe` is read out to who cannot see the drawing, `limit` is a dashed
+    `label` names the vertical axis, `describe` is read out to those who cannot see the drawing, `limit` is a dashed
     horizontal line with its name, `ceiling` the largest value there can be. A linear axis always holds zero.
     A logarithmic axis draws exact zeros on its floor, whose tick then reads 0.
     """

@@ -1,8 +1,7 @@
 """Cost against quality of real runs: what each cost, what it gets right, and which differences are real.
 
-Two runs are compared question by question where they were asked the same ones; an interval that holds zero
-means that chance alone could have made the difference. What a run cost is its ledger, failures included,
-and what was entered by hand.
+Two runs are compared question by question where both were asked; if the interval holds zero, chance alone could have
+made the difference. A run's cost is its ledger, failures included, and entries made by hand.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Pair:
     second: str
     n: int
     difference: float | None
-    """Accuracy of the second less that of the first; None where nothing is common."""
+    """Accuracy of the second minus that of the first; None without common questions."""
     ci95: tuple[float, float] | None
     usd: float
     """Cost of the second minus the first."""
@@ -80,7 +79,7 @@ class Comparison:
 
     @property
     def caution(self) -> str:
-        """Said where the runs were not all asked the same tasks."""
+        """A warning if the runs were not all asked the same tasks."""
         if len({run.tasks for run in self.runs}) <= 1:
             return ""
         return (
@@ -223,7 +222,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 
 def as_text(found: Comparison) -> str:
-    """A line a run, cheapest first, a line a pair, and which buys the most."""
+    """A line per run, cheapest first, a line per pair, and the learning curves."""
     lines = [] if not found.runs else _table(found.runs)
     lines += ["", *(pair_sentence(each) for each in found.pairs)] if found.pairs else []
     lines += [found.caution] if found.caution else []

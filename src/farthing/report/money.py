@@ -45,7 +45,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Offered:
-    """The bill elsewhere."""
+    """The same bill at another provider."""
 
     device: str
     time: str
@@ -56,7 +56,7 @@ class Offered:
 
 @dataclass(frozen=True)
 class CostPage:
-    """Everything the section shows."""
+    """The contents of the section."""
 
     total: str
     cents: list[Cent]

@@ -20,15 +20,15 @@ from farthing.report.run import Run, number, read_run, rows, text
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run directory from whatever its files hold so far, and give its path.
+    """Write `report.html` into a run directory from whatever its files hold so far; returns its path.
 
-    What is missing (no evaluation yet, no audit, no ledger) is said in a sentence in its place. The file is
+    A sentence takes the place of whatever is missing (no evaluation yet, no audit, no ledger). The file is
     replaced in one step, so a reader never sees half of it. Raises UserError when there is no such directory
     or nothing of a run in it.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is no directory; give the run directory that `farthing run` printed.")
+        raise UserError(f"{run_dir} is not a directory; give the run directory that `farthing run` printed.")
     known = ("recipe.yaml", "run.json", "ledger.jsonl", "results.json", "stages")
     if not any((run_dir / name).exists() for name in known):
         raise UserError(f"{run_dir} holds no run (none of {', '.join(known)}); give a run directory.")
@@ -111,7 +111,7 @@ def _figures(result: answers.Result | None, the_bill: Bill | None) -> list[tuple
     """The few numbers set large: (value, what it is)."""
     shown = []
     if result:
-        shown.append((f"{figures.points(result.difference)}", "points, after less before"))
+        shown.append((f"{figures.points(result.difference)}", "percentage points, after minus before"))
     if the_bill:
         shown.append((figures.duration(the_bill.seconds), "on the clock"))
         shown.append((figures.money(the_bill.usd), "cost"))

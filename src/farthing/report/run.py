@@ -1,9 +1,8 @@
-"""Reads a run directory for the report, forgiving of everything that is missing, torn or odd.
+"""Read a run directory for the report, tolerating everything that is missing, torn or odd.
 
-A run may be going on, killed half way or edited by hand: a file that is not there or cannot be read is as
-good as empty, a line that is no JSON object is skipped, and a value of the wrong type counts as absent.
-Text loses the characters a page cannot hold (control characters, lone surrogates); escaping is the
-template's business.
+A run may be in progress, killed or edited by hand: a file that is missing or unreadable counts as empty, a line that
+is not a JSON object is skipped, and a value of the wrong type counts as absent. Text loses the characters a page
+cannot hold (control characters, lone surrogates); escaping is the template's business.
 """
 
 import json
@@ -20,7 +19,7 @@ from farthing.tasks.item import OUTCOMES
 
 Json = dict[str, Any]
 SHOWN = (*OUTCOMES[:4], "other")  # other: the verifier timed out or the gold is bad
-LARGEST = 200_000_000  # bytes; a file beyond this is no file of ours
+LARGEST = 200_000_000  # bytes; a larger file is not ours
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 

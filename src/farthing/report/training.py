@@ -1,7 +1,6 @@
 """The report on training: curves, sync proof, reward audit, and how the model was made.
 
-A function returns nothing where the run holds nothing for its section; the template then says so in a
-sentence.
+A function returns None if the run holds nothing for its section; the template then says so.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""A recipe run in a directory, and continued there."""
+"""Run a recipe in a directory, and continue it there."""
 
 from farthing.runs.run import Run, run
 

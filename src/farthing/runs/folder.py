@@ -1,6 +1,6 @@
-"""The run directory: whose it is, how its files are written, and what stands in the way.
+"""The run directory: its lock, its recipe, and the errors it can raise.
 
-Every file appears whole or not at all, so that a run killed at any moment can tell what is done.
+Every file appears whole or not at all, so a run killed at any moment knows what is done.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from farthing.recipe import Recipe, dump, load
 
 @contextmanager
 def room_on_disk(folder: Path) -> Iterator[None]:
-    """A full disk is the user's to mend, wherever in the run it is met."""
+    """Turn a full disk, wherever the run meets it, into a UserError."""
     try:
         yield
     except OSError as error:
@@ -33,10 +33,10 @@ def room_on_disk(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The run directory is ours alone; the lock goes with the process, however it ends."""
+    """Lock the run directory for this process; the lock ends with the process, however that ends."""
     foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
     if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
-        raise UserError(f"{folder} holds other files and is no run directory; give another --run-dir")
+        raise UserError(f"{folder} holds other files and is not a run directory; give another --run-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a")
@@ -53,14 +53,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def claim(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe into a new run directory, or make sure that an old one is of the same recipe."""
+    """Write the recipe into a new run directory, or check that an old one has the same recipe."""
     path = folder / "recipe.yaml"
     if not (
         folder / "lineage.json"
-    ).exists():  # nothing rests on the recipe yet: a mistyped base can be corrected
+    ).exists():  # nothing depends on the recipe yet, so a mistyped base can be corrected
         write(path, dump(recipe))
         return
-    # Where it is computed may change between attempts; `runs.place_of` says how.
+    # Device and dtype may change between attempts; `place_of` decides.
     ours, theirs = (r.model_dump(mode="json", exclude={"device", "dtype"}) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(
@@ -73,16 +73,16 @@ def place_of(recipe: Recipe, earlier: Mapping[str, Any], folder: Path) -> Place:
     """Device and dtype of this attempt. The dtype is that of earlier attempts, or it would be another run.
 
     Args:
-        earlier: run.json as the last attempt left it; empty for a new run.
+        earlier: run.json of the last attempt; empty for a new run.
 
     Raises:
-        UserError: when the recipe asks for another dtype than the run was started with, or for none and this machine
-            has no instructions for it; and as `device.choose`.
+        UserError: if the recipe asks for another dtype than the run was started with, or for none and this machine
+        has no instructions for it; and as `device.choose`.
     """
     place = choose(recipe.device, recipe.dtype)
     started = (
         earlier.get("dtype", "bfloat16") if earlier else place.dtype
-    )  # 0.1.0 knew nothing else, and wrote nothing
+    )  # 0.1.0 knew no other, and did not record it
     if started == place.dtype:
         return place
     if recipe.dtype != "auto":
@@ -111,7 +111,7 @@ def _first_difference(old: Any, new: Any, path: str) -> str:
 
 
 def source_commit() -> str | None:
-    """The commit of the source this runs from, when it is a git checkout."""
+    """The commit of this source, if it is a git checkout."""
     try:
         asked = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
@@ -122,7 +122,7 @@ def source_commit() -> str | None:
 
 
 def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """The hashes of the files of every source of data, by the source's name; a hub's files are not here to be hashed.
+    """Hashes of the files of every data source, by the source's name; empty for a hub's, whose files are not here.
 
     Raises:
         UserError: for a path that does not exist.

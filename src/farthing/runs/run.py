@@ -1,7 +1,7 @@
-"""Runs a recipe in a run directory: base, audit, evaluation, stages, evaluation, bill, report.
+"""Run a recipe in a run directory: base, audit, evaluation, stages, evaluation, bill, report.
 
-Everything that is finished leaves a file, and what has its file is not done again: running the same recipe in
-the same directory goes on from where it was stopped, at any moment and by any means.
+Everything finished leaves a file and is not done again: running the same recipe in the same directory continues where
+it stopped, at any moment and for any reason.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ATTEMPTS = itertools.count()  # in this process
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its directory and what results.json holds."""
+    """A finished run: its directory and its results.json."""
 
     run_dir: Path
     results: dict[str, Any]
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def ledger(self) -> list[ledger.Line]:
-        """Every line of the ledger that is whole."""
+        """Every complete line of the ledger."""
         return ledger.read(self.run_dir / "ledger.jsonl")[0]
 
     @property
@@ -81,14 +81,13 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
     """Run a recipe to its end, or continue it.
 
     Raises:
-        UserError: when the directory belongs to another recipe or is in use, the base cannot be loaded, the
-            reward audit fails, training diverges, or the disk is full. What was done stays; the same call
-            continues.
+        UserError: if the directory belongs to another recipe or is in use, the base cannot be loaded, the reward
+        audit fails, training diverges, or the disk is full. Finished work stays; the same call continues.
     """
     if not isinstance(recipe, Recipe):
         recipe = load(recipe)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
-    choose(recipe.device, recipe.dtype)  # a device that is not here leaves no folder behind
+    choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
     console = Console(stderr=True)
     with locked(folder), room_on_disk(folder):
         claim(folder, recipe)
@@ -126,7 +125,7 @@ class _Work:
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
 
     def do(self) -> None:
-        """Everything that is not done yet."""
+        """Do everything that is not done yet."""
         recipe = self.recipe
         with self.meter:
             self._record_run()
@@ -168,7 +167,7 @@ class _Work:
         )
 
     def _base(self) -> Path | None:
-        """The base model's folder; there is none where the first stage starts from nothing."""
+        """The base model's folder; None if the first stage starts from nothing."""
         if self.recipe.base is None:
             self._record_lineage(None)
             return None
@@ -180,8 +179,8 @@ class _Work:
         return folder
 
     def _first_evaluated(self) -> int | None:
-        """The number of the stage whose starting model is evaluated "before": the first stage's, which is the base; or
-        without a base the last that learns from rewards, if any does."""
+        """Number of the stage whose starting model is evaluated "before": the first, which starts from the base;
+        without a base, the last stage with rewards, if any."""
         if self.recipe.base is not None:
             return 1
         rewarded = [number for number, stage in enumerate(self.recipe.stages, 1) if stage.asks]
@@ -236,11 +235,13 @@ class _Work:
         failed = [case["case"] for case in found["cases"] if not case["passed"]]
         if failed:
             raise UserError(f"the reward audit failed on {', '.join(sorted(set(failed)))}; see {path}")
-        self._say(f"reward audit: {len(found['cases'])} cases, none earned, ran or hung anything it must not")
+        self._say(
+            f"reward audit: {len(found['cases'])} cases, none of which earned a reward, ran code or hung"
+        )
 
     def _conclude(self) -> None:
         lines, _ = ledger.read(self.folder / "ledger.jsonl")
-        # earlier attempts by the ledger's own clock, this one by the clock, which no line can hide from
+        # earlier attempts by the ledger's clock; this one by the wall clock, which no line can hide from
         ended = [line for line in lines if line["attempt"] != self.meter.attempt]
         wall = (ledger.summarise(ended).wall_seconds if ended else 0.0) + time.time() - self.began
         summary = ledger.summarise(lines, wall)
@@ -305,7 +306,7 @@ class _Work:
         """Record the model's inputs once; later attempts must find the same.
 
         Raises:
-            UserError: when the base's weights or a file of the data are not what the run was started with.
+            UserError: if the base's weights or a data file are not those the run was started with.
         """
         path = self.folder / "lineage.json"
         files = data_files(self.recipe)
@@ -341,7 +342,7 @@ class _Work:
 
 
 def _show(finished: Run, console: Console) -> None:
-    """The bill, the result and where to go from here."""
+    """Print the bill, the result and the next commands."""
     results = finished.results
     title = f"{results['name']} · {duration(results['wall_seconds'])}"
     console.print(bill_table(ledger.summarise(finished.ledger), title))

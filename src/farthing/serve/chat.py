@@ -22,7 +22,7 @@ HELP = """\
 /reset   forget the conversation
 /help    this list
 /quit    leave (so do Ctrl-D, and Ctrl-C twice)
-Ctrl-C stops an answer; what was said of it stays in the conversation."""
+Ctrl-C stops an answer; the part already shown stays in the conversation."""
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _DIM, _PLAIN, _START_OF_LINE = "\x1b[2m", "\x1b[22m", "\r\x1b[K"
@@ -31,7 +31,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]
 
 
 def harmless(text: str) -> str:
-    """`text` without the characters by which it could steer a terminal; newlines and tabs stay."""
+    """`text` without characters that could control a terminal; newlines and tabs stay."""
     return _CONTROLS.sub("", text)
 
 
@@ -114,7 +114,7 @@ def chat_loop(
         elif line == "/help":
             say(HELP)
         elif terminal and re.fullmatch(r"/\w+", line):
-            say(f"{line} is no command; /help lists them")
+            say(f"{line} is not a command; /help lists them")
         else:
             messages.append({"role": "user", "content": line})
             try:

@@ -23,10 +23,10 @@ class Kind(Protocol):
             the model folder it leaves, in `at.folder`.
 
         Raises:
-            UserError: for data it cannot use, and when training diverges. What was done stays.
+            UserError: for data it cannot use, and if training diverges. Finished work stays.
         """
 
 
 def kind(name: str) -> Kind:
-    """The module of a kind in `recipe.KINDS`; only now are its dependencies loaded."""
+    """The module of a kind in `recipe.KINDS`, with its dependencies, which are loaded only now."""
     return cast(Kind, importlib.import_module(f"farthing.stages.{name}"))

@@ -29,7 +29,7 @@ class View(Protocol):
 
 
 class Models:
-    """The one model in memory, so that a model just loaded or trained is not loaded again to be evaluated."""
+    """The one model in memory, so that a model just loaded or trained need not be loaded again for evaluation."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -37,9 +37,9 @@ class Models:
         self._trained = False
 
     def to_train(self, folder: Path) -> Model:
-        """The model of a folder, as it is there; the caller may change it."""
+        """The model of a folder, fresh from there; the caller may change it."""
         model = None if self._trained else self._in_memory(folder)
-        self._held = None  # its memory is needed for the next
+        self._held = None  # its memory is needed
         return model or at_place(folder, self.place)
 
     def to_ask(self, folder: Path) -> Model:
@@ -61,10 +61,10 @@ class Models:
 
 @dataclass(frozen=True)
 class At:
-    """The surroundings of a stage."""
+    """The environment of a stage."""
 
     folder: Path
-    """The stage's own: metrics.jsonl, state/, data/, and in the end model/ and done.json."""
+    """The stage's folder: metrics.jsonl, state/, data/, and finally model/ and done.json."""
     seed: int
     models: Models
     ranks: Ranks
@@ -73,10 +73,10 @@ class At:
     held_out: set[str]
     """Keys (`question_key`) of the questions that no stage may train on."""
     asks: Asks
-    """How the recipe asks its questions."""
+    """The recipe's way of asking questions."""
     say: Say
     view: Callable[[int], View]
-    """A view of so many steps."""
+    """Make a view of so many steps."""
 
     def load(self, folder: Path) -> Model:
         """The model to train, booked as loading."""
@@ -87,7 +87,7 @@ class At:
         """Write the model and done.json, which says that the stage is complete.
 
         Args:
-            merged: adapters are merged into what is written, so the model in memory is another.
+            merged: adapters are merged into the written model, so the one in memory differs.
             facts: further entries of done.json.
         """
         folder = self.folder / "model"

@@ -1,1 +1,1 @@
-"""Training: the shared loop, optimizers, losses and checkpoints, and one module for each stage."""
+"""Training: the loop, optimizers, losses and checkpoints, and the steps of language modelling and GRPO."""

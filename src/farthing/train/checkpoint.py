@@ -20,7 +20,7 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write `step-NNNNNN` into folder and remove all but the newest two.
+    """Write `step-NNNNNN` into the folder and remove all but the newest two.
 
     Raises:
         UserError: when the disk is full; older checkpoints stay as they were.
@@ -51,8 +51,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
 
 
 def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """(step, tensors, meta) of the newest checkpoint that is whole; damaged ones are passed over. None if
-    there is none."""
+    """(step, tensors, meta) of the newest intact checkpoint; None if there is none."""
     for path in reversed(_steps(folder)):
         try:
             manifest = json.loads((path / "manifest.json").read_text())

@@ -1,11 +1,11 @@
 """Group relative policy optimisation (DeepSeekMath, arXiv:2402.03300 section 4; DeepSeek-R1,
 arXiv:2501.12948).
 
-For every question sample a group of answers, pay the right ones, and raise the probability of each answer's
-tokens by how much better it did than its group. The sampler reads the trainer's own parameters; that both
-agree on the log-probability of what was sampled is checked as training goes (the sync proof). A mixture of experts
-is trained through the experts that the sampler used (routing replay, arXiv:2510.11370), for a token that rounding sends
-elsewhere is another computation; its routers' correction biases stay as they are.
+For every question, sample a group of answers, reward the right ones, and raise the probability of each answer's
+tokens by how much better it did than its group. The sampler reads the trainer's own parameters; training checks that
+both agree on the log-probability of the samples (the sync proof). A mixture of experts is trained through the experts
+that the sampler used (routing replay, arXiv:2510.11370), since rounding may route a token elsewhere; the routers'
+correction biases do not change.
 
 Shapes: N tokens through the network, M completion tokens, C model width.
 """
@@ -85,7 +85,7 @@ class Learner:
         """One optimizer step for each of `updates` equal parts of the batch's groups.
 
         Raises:
-            Diverged: before anything is changed by a broken gradient or after a failed sync proof.
+            Diverged: before a broken gradient, or a failed sync proof, changes anything.
         """
         stage = self.stage
         lr = learning_rate(step, stage.steps, stage.lr, stage.warmup, stage.schedule)
@@ -94,7 +94,7 @@ class Learner:
             answers = prepare(part, stage, self.ranks)
             signal = sum(answer.advantage != 0 for _, group in answers for answer in group)
             if not self.ranks.total(signal):
-                continue  # nothing here says which way to go
+                continue  # no signal to learn from
             with self.meter.span("train", step=step) as span:
                 flops, tokens = 0, 0
                 for one_pass in passes(answers, self.budget):
@@ -195,7 +195,7 @@ class _Log:
 
 
 def _parts(groups: Sequence[Group], count: int) -> Iterator[Sequence[Group]]:
-    """`groups` in `count` parts whose sizes differ by one at most; empty parts are left out."""
+    """`groups` in `count` parts whose sizes differ by at most one, without empty parts."""
     for number in range(count):
         part = groups[number * len(groups) // count : (number + 1) * len(groups) // count]
         if part:

@@ -1,9 +1,8 @@
-"""Learning to predict the next token: what pretraining and fine-tuning share.
+"""Next-token prediction, shared by pretraining and fine-tuning.
 
-A step takes one packed batch through the network in as many passes as memory asks for, each weighted by its
-tokens, so that how a batch is cut changes nothing but rounding. With it go the losses of DeepSeek-V3
-(arXiv:2412.19437): multi-token prediction (section 2.2), the sequence-wise balance loss and the routing biases
-(section 2.1.2).
+A step takes one packed batch through the network in as many passes as memory requires, each weighted by its tokens,
+so the cut changes only rounding. It includes the losses of DeepSeek-V3 (arXiv:2412.19437): multi-token prediction
+(section 2.2), the sequence-wise balance loss and the routing biases (section 2.1.2).
 
 Shapes: N tokens of a pass, M of them with a target, C model width, V vocabulary, E experts.
 """
@@ -45,7 +44,7 @@ class Step:
     flops: int = 0
 
     def add_loads(self, routing: Routing) -> None:
-        """Count in the experts' tokens of a pass."""
+        """Add the experts' tokens of a pass."""
         for layer, load in routing.loads.items():
             self.loads[layer] = self.loads[layer] + load if layer in self.loads else load
 
@@ -71,7 +70,7 @@ def lm_step(
     gradients, is the batch's.
 
     Args:
-        tokens_at_once: the most tokens of a pass, though never less than a row.
+        tokens_at_once: most tokens in a pass, which holds at least one row.
         mtp_weight: of the mean over the modules of their losses (lambda, arXiv:2412.19437 eq. 25).
         balance: of the sequence-wise balance loss (alpha, eq. 17).
     """
@@ -104,7 +103,7 @@ def lm_step(
 
 
 def passes(batch: PackedBatch, tokens_at_once: int) -> Iterator[PackedBatch]:
-    """The batch by rows, in passes of at most `tokens_at_once` tokens or one row."""
+    """The batch's rows in passes of at most `tokens_at_once` tokens, or one row."""
     start, held = 0, 0
     for row, length in enumerate(batch.row_lengths):
         if held and held + length > tokens_at_once:

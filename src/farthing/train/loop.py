@@ -1,8 +1,7 @@
-"""The part of training that every stage shares: steps, metrics, checkpoints, resuming, and when to stop.
+"""The training loop of every stage: steps, metrics, checkpoints, resuming, and stopping.
 
 A step is a function of the step number, the weights and a small `state` the stage keeps (a data cursor);
-nothing else may influence it. Then a run that was killed and continued from a checkpoint repeats the lost
-steps exactly.
+nothing else may influence it, so a killed run that continues from a checkpoint repeats the lost steps exactly.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def train(
     on_metrics: Callable[[dict[str, Any]], None],
     buffers: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Run steps 0..steps-1, or those that are left after the newest whole checkpoint in `folder`/state.
+    """Run steps 0..steps-1, or those left after the newest intact checkpoint in `folder`/state.
 
     Args:
         state: what `one_step` reads and updates besides the weights; JSON, saved with each checkpoint.
@@ -47,8 +46,7 @@ def train(
         buffers: tensors that `one_step` changes besides the weights; saved and restored in place.
 
     Raises:
-        Diverged: when a step found NaN or an exploding gradient; says why and where the last good checkpoint
-            is.
+        Diverged: if a step meets NaN or an exploding gradient; names the cause and the last good checkpoint.
         UserError: when the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +98,7 @@ def check_norm(norm: float, limit: float) -> None:
 
 
 class _MetricsFile:
-    """metrics.jsonl, cut back to the steps a checkpoint covers: the steps after it will be done again."""
+    """metrics.jsonl, truncated to the steps that a checkpoint covers; later steps will be repeated."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.kept: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from farthing.model.kernels import cross_entropy
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Keeps the hidden states alone; the backward computes the logits again, chunk by chunk."""
+    """Keeps only the hidden states; the backward pass recomputes the logits, chunk by chunk."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -67,8 +67,8 @@ def token_logprobs(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor, temper
 def next_token_losses(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor) -> Tensor:
     """-log p(target) for each row, [M] float32 nats.
 
-    torch's fused loss keeps the logits for the backward pass, which is faster as long as they are few; else, and where
-    there is none, they are computed twice.
+    torch's fused loss keeps the logits for the backward pass, which is faster while they are few; otherwise, and
+    without that kernel, they are computed twice.
     """
     few = len(targets_M) * head_VC.shape[0] * head_VC.element_size() <= LOGIT_BYTES
     if few and cross_entropy.KERNEL.on(hidden_MC):
@@ -91,7 +91,7 @@ def clipped_objective(
     (clip-higher, DAPO arXiv:2503.14476 section 3.1).
 
     Returns:
-        the objective [M], to be maximised; whether the clip is what holds the token back, [M] bool.
+        the objective [M], to be maximised; whether the clip binds, [M] bool.
     """
     ratio = (logprobs_M - old_M).exp()
     free = ratio * advantages_M
@@ -115,9 +115,9 @@ def advantages(rewards_PG: Tensor, kind: str) -> Tensor:
 def token_weights(lengths: list[int], kind: str, max_new_tokens: int, ranks: Ranks) -> list[float]:
     """The weight of every token of each of this rank's samples in the loss of the whole batch.
 
-    `token`: each token counts alike (DAPO arXiv:2503.14476 section 3.3). `sample`: each sample counts alike,
-    long ones spread thin (arXiv:2402.03300). `constant`: divided by the longest length allowed, so that
-    length changes nothing (Dr. GRPO arXiv:2503.20783).
+    `token`: tokens count equally (DAPO arXiv:2503.14476 section 3.3). `sample`: samples count equally, whatever their
+    length (arXiv:2402.03300). `constant`: divided by the longest length allowed, so length does not matter (Dr.
+    GRPO arXiv:2503.20783).
     """
     tokens, samples = ranks.total(sum(lengths)), ranks.total(len(lengths))
     if kind == "token":

@@ -1,8 +1,8 @@
 """Optimizers over float32 master weights, whatever the network computes in.
 
-A bfloat16 weight of 0.05 cannot take a step smaller than 2e-4, which is more than most steps are. So the
-optimizer works on float32 copies, gradients are summed into them as they arrive, and the network is rewritten
-after each step, rounded to what its folders store.
+A bfloat16 weight of 0.05 cannot take a step smaller than 2e-4, larger than most steps. So the optimizer works on
+float32 copies, gradients are summed into them as they arrive, and each step rewrites the network, rounded to the
+dtype of its folders.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Master:
     source: nn.Parameter
     rows: slice
     copy: nn.Parameter
-    fresh: bool = True  # no gradient has come in since the last step; the buffer holds an old one
+    fresh: bool = True  # no gradient has arrived since the last step; the buffer holds an old one
 
 
 class MasterWeights:
@@ -89,7 +89,7 @@ class MasterWeights:
         # in float32 where bfloat16 would be emulated
         products = next((m.source.dtype for m in self.masters), torch.float32)
         self.optimizers: list[torch.optim.Optimizer] = []
-        if groups:  # there are none when Muon trains LoRA's matrices alone
+        if groups:  # empty when Muon trains only LoRA's matrices
             fused = adamw.usable((decayed + plain)[0])
             self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused))
         if matrices:
@@ -99,7 +99,7 @@ class MasterWeights:
             self.optimizers.append(Muon(stacks, lr, weight_decay, products))
 
     def clip(self, max_norm: float) -> float:
-        """Scale the gradients gathered since the last step down to `max_norm`; returns their norm before."""
+        """Scale the accumulated gradients down to `max_norm`; returns their norm before."""
         for master in self.masters:
             if master.fresh:
                 master.copy.grad = None
@@ -107,7 +107,7 @@ class MasterWeights:
         return float(nn.utils.clip_grad_norm_(copies, max_norm))
 
     def step(self, lr: float) -> None:
-        """One update with the gathered gradients, written through to the network."""
+        """Update with the accumulated gradients, and write the result into the network."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -124,7 +124,7 @@ class MasterWeights:
             master.source[master.rows].copy_(rounded)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a later `restore` needs, as flat named tensors."""
+        """The state for `restore`, as flat named tensors."""
         out = {f"master.{i}": m.copy.detach() for i, m in enumerate(self.masters)}
         for number, optimizer in enumerate(self.optimizers):
             for index, entries in optimizer.state_dict()["state"].items():
@@ -134,7 +134,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to a `state`, network included."""
+        """Restore a `state`, including the network."""
         for i, master in enumerate(self.masters):
             master.copy.copy_(tensors[f"master.{i}"])
         for number, optimizer in enumerate(self.optimizers):
@@ -152,10 +152,9 @@ class MasterWeights:
 class Muon(torch.optim.Optimizer):
     """Muon with Moonlight's scale, for matrices [R, C] and for stacks of them [E, R or more, C].
 
-    As `torch.optim.Muon`, which takes no stacks and multiplies in bfloat16 whatever the processor: here all of a stack
-    are orthogonalised in one batch of products, in the dtype `products`.
-
-    A group's `rows` says how many rows one matrix has; a stack may hold several below each other (gate, up).
+    Unlike `torch.optim.Muon`, it orthogonalises all matrices of a stack in one batch of products, in the dtype
+    `products` (torch's multiplies in bfloat16 on every processor). A group's `rows` is the number of rows of one
+    matrix; a stack may hold several on top of each other (gate, up).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Questions asked, answered by the current policy and judged: the data of one GRPO step."""
+"""The data of one GRPO step: questions answered by the current policy, and judged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Group:
 
     @property
     def rewards(self) -> list[float]:
-        """1 for a right answer, 0 for anything else; an answer that was cut off earns nothing."""
+        """1 for a right answer, 0 for anything else, including a truncated answer."""
         return [float(outcome == "right") for outcome in self.outcomes]
 
     @property
@@ -40,7 +40,7 @@ class Group:
 
 @dataclass
 class Batch:
-    """The groups to train on, and everything that was sampled to get them."""
+    """The groups to train on, and all groups sampled to get them."""
 
     groups: list[Group] = field(default_factory=list)
     sampled: list[Group] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Batch:
 
 
 class Roller:
-    """Collects batches: takes questions from a stream, samples, verifies, drops and refills."""
+    """Collects batches: takes questions from a stream, samples answers, verifies, drops and refills."""
 
     def __init__(
         self,
@@ -82,7 +82,8 @@ class Roller:
     def collect(self, step: int, cursor: int) -> tuple[Batch, int]:
         """The batch of a step and the cursor after the questions it took. Depends on the weights, the step
         and the cursor alone."""
-        # every step is a version, for a continued run starts without prefixes, and rounding would tell the difference
+        # every step is a version: a continued run starts without cached prefixes, and rounding would show the
+        # difference
         self.generator.take_weights(self.model.decoder, step + 1)
         batch, stage = Batch(), self.stage
         asked, kept = 0, 0

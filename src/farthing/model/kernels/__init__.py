@@ -1,7 +1,7 @@
 """Fast paths for one kind of hardware: plain functions of tensors, each with a reference in plain torch.
 
-Before a fast path is taken its probe asks whether all it needs is here, runs it on tiny input and compares
-(`kernels.probe`). Where that fails, or under FARTHING_KERNELS=reference, the reference does the same, slower.
+Before a fast path is used, its probe checks its requirements, runs it on tiny input and compares (`kernels.probe`).
+If that fails, or under FARTHING_KERNELS=reference, the slower reference does the same.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ KERNELS: tuple[Kernel, ...] = (
 
 
 def status(device: str, dtype: torch.dtype) -> list[Status]:
-    """For every fast path whether it is taken on a device (`cpu`, `cuda:0`) in a dtype, and why."""
+    """For every fast path, whether it is used on a device (`cpu`, `cuda:0`) in a dtype, and why."""
     return [kernel.status(torch.device(device), dtype) for kernel in KERNELS]

@@ -1,4 +1,4 @@
-"""Products with a weight that is laid out once for oneDNN, and what follows them done with it. Without gradients.
+"""Products with a weight packed once for oneDNN, fused with what follows them. No gradients.
 
 Shapes: N rows, I inputs, O outputs.
 """

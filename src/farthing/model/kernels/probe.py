@@ -66,7 +66,7 @@ _decided: dict[tuple[str, str, torch.dtype], Status] = {}
 
 
 def forget() -> None:
-    """Decide anew from here on: for tests, which take away what a machine has."""
+    """Forget all decisions; for tests that take capabilities away."""
     _decided.clear()
 
 
@@ -122,7 +122,7 @@ def outcomes(function: Callable[..., Tensor], inputs: Sequence[Any]) -> list[Ten
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers that are always the same, float32; torch's own generator is left alone."""
+    """The same normal numbers every time, float32, without touching torch's generator."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -133,10 +133,10 @@ def distance(got: Tensor, expected: Tensor) -> float:
 
 
 def anywhere(device: torch.device, dtype: torch.dtype) -> str:
-    """For a kernel of ordinary operations: nothing is lacking."""
+    """Requirement of a kernel made of ordinary operations: none."""
     return ""
 
 
 def cpu_bfloat16(device: torch.device, dtype: torch.dtype) -> str:
-    """For a kernel that pays for bfloat16 on a CPU."""
+    """Requirement of a kernel that pays off only for bfloat16 on a CPU."""
     return "" if device.type == "cpu" and dtype == torch.bfloat16 else "for bfloat16 on a CPU"

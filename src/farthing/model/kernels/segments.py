@@ -1,5 +1,5 @@
 """Attention within segments: which of them are computed together, so that neither many tiny products nor a large mask
-costs more than the work itself.
+dominates the cost.
 
 A segment is (prefix length, suffix lengths), as in `model.attention.Segments`. Shapes: N tokens, H query heads,
 G key/value heads, D head width, E value width.
