@@ -1,8 +1,8 @@
 """`farthing doctor`: the machine, the choices made for it, and what works.
 
-Everything is looked at on its own, since a broken machine is what this is for: what cannot be found out is None, or
-an empty list. What is found can be pasted in public. It holds the home folder as `~`, and no name of a user or of the
-host, no token, no address, and of the environment no more than Farthing's own variables.
+Everything is examined on its own, since this is for broken machines: what cannot be found out is None, or an empty
+list. The output can be posted in public. It shows the home folder as `~`, no name of a user or host, no token, no
+address, and only Farthing's own environment variables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 HUB_SECONDS = 3.0
 COUNTED = 1.0  # seconds of counting what a cache holds
 CHOSEN, OTHER, COPIED = 0.5, 0.15, 0.2  # seconds of measuring products in each dtype, and memory
-_SHOWN = ("FARTHING_ISA", "FARTHING_KERNELS")  # settings that say nothing of whose machine it is
+_SHOWN = ("FARTHING_ISA", "FARTHING_KERNELS")  # settings that do not identify the machine's owner
 
 
 def examine(*, offline: bool = False, runs: Path = Path("runs")) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def examine(*, offline: bool = False, runs: Path = Path("runs")) -> dict[str, An
         runs: where runs are kept.
 
     Raises:
-        UserError: for a value of FARTHING_ISA or FARTHING_KERNELS that makes no sense.
+        UserError: for an invalid FARTHING_ISA or FARTHING_KERNELS.
     """
     used = processor.isa()
     plain = reference_only()
@@ -208,7 +208,7 @@ def _products(dtype: str, place: Place | None) -> float | None:
 
 
 def optional() -> list[dict[str, Any]]:
-    """The extras of the package: what each lacks, and the line that installs it."""
+    """The package's extras: missing parts of each, and the line that installs it."""
     from packaging.requirements import Requirement
 
     extras = importlib.metadata.metadata("farthing").get_all("Provides-Extra") or []
@@ -267,7 +267,7 @@ def _length(path: str) -> int:
 
 
 class _Hub:
-    """Asks whether the model hub answers, while other things are looked at."""
+    """Ask whether the model hub answers, in the background."""
 
     def __init__(self, offline: bool) -> None:
         self.found: dict[str, Any] = {"reachable": None, "why": "skipped: --offline"}
@@ -319,8 +319,8 @@ def _calibrations() -> list[dict[str, Any]]:
 
 
 def _clean(value: Any) -> Any:
-    """The same without what says whose machine it is, in every text: the home folder, a user's name in a path, and
-    what stands before the @ of an address."""
+    """Remove what identifies the owner from every text: the home folder, a user's name in a path, and the part before
+    the @ of an address."""
     if isinstance(value, dict):
         return {key: _clean(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -27,7 +27,7 @@ _OTHER_NAMES = {
     "system_prompt": "system", "type": "kind",
 }  # fmt: skip
 
-# Types of pydantic's errors; the second is a key that is no text.
+# Types of pydantic's errors; the second is a key that is not text.
 UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 _WANTS = {

@@ -1,4 +1,4 @@
-"""Do a claim's figures agree with each other? Hours, dollars, parts, energy, carbon, speeds, other sources."""
+"""Consistency of a claim's figures: hours, dollars, parts, energy, carbon, speeds, other sources."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from farthing.cost.devices import Device, peak
 from farthing.cost.flops import flops_per_token
 
 AGREE = 0.05  # reported figures are rounded; two that differ by less agree
-APART = 1.5  # sources that differ by more do not speak of the same thing
-RENT = 3.0  # times the catalogue's range: rents have moved so far in the years since some claims
+APART = 1.5  # sources that differ by more are not about the same thing
+RENT = 3.0  # times the catalogue's range: rents have changed by as much since some claims
 # Watts a device over its board's limit. OLMo's boards swing between 15% and 85% of it (arXiv:2503.05804, 2025-03);
 # Olmo 3's data centre took 1.74 times what its GPUs did (arXiv:2605.01158, 2026-05).
 WATTS = (0.15, 1.74)
@@ -25,7 +25,7 @@ GRAMS = (11.0, 820.0)
 
 
 def consistency(claim: Claim, computes: list[Compute]) -> list[Check]:
-    """Every comparison that the reported figures allow."""
+    """Make every comparison that the reported figures allow."""
     hours = device_hours(claim)
     return [
         *_sums(claim, hours),
@@ -44,7 +44,7 @@ def _agree(about: str, left: str, computed: float, right: str, reported: float) 
 
 
 def _sums(claim: Claim, hours: float | None) -> Iterator[Check]:
-    """Do the figures that were reported agree with each other?"""
+    """Compare the reported figures with each other."""
     own = claim.reported
     for name, figures in [("", own), *((f"{name}: ", part) for name, part in claim.runs() if claim.parts)]:
         counted = from_devices(figures)
@@ -69,14 +69,14 @@ def _sums(claim: Claim, hours: float | None) -> Iterator[Check]:
 
 
 def _rent(claim: Claim, hours: float | None) -> Iterator[Check]:
-    """Dollars an hour, beside what devices of the same peak rent for."""
+    """Compare dollars an hour with the rents of devices of the same peak."""
     own = claim.reported
     price = own.price_per_device_hour or (own.dollars / hours if own.dollars and hours else None)
     if price is None or own.device is None:
         return
     top = peak(devices.find(own.device))
     alike = [device for device in devices.catalogue() if device.kind == "gpu" and peak(device) == top]
-    # What somebody assumed, in this claim perhaps, is no market.
+    # An assumed price, perhaps this claim's own, is not a market price.
     quoted = [quote for device in alike for quote in device.prices if "assum" not in quote.kind]
     if not quoted:
         return
@@ -94,7 +94,7 @@ def _rent(claim: Claim, hours: float | None) -> Iterator[Check]:
 
 
 def _energy(name: str, figures: Figures, hours: float | None) -> Iterator[Check]:
-    """Watts a device, and grams of CO2 a kWh."""
+    """Check watts per device, and grams of CO2 per kWh."""
     if not hours or not figures.device:
         return
     limit = devices.find(figures.device).watts
@@ -105,7 +105,7 @@ def _energy(name: str, figures: Figures, hours: float | None) -> Iterator[Check]
         inside = WATTS[0] <= share <= WATTS[1]
         text = f"{name}{mwh:,.6g} MWh / {exact(hours)} device-hours = {watts:,.0f} W a device, {share:.0%} of its limit"
         if abs(share - 1) < 0.01:
-            text += ": that is the limit times the hours, an estimate and no measurement"
+            text += ": the limit times the hours, so an estimate, not a measurement"
         if not inside:
             text += f"; measured runs lie between {WATTS[0]:.0%} and {WATTS[1]:.0%}"
         yield Check("energy", "plausible" if inside else "implausible", text)
@@ -120,7 +120,7 @@ def _energy(name: str, figures: Figures, hours: float | None) -> Iterator[Check]
 
 
 def _rates(claim: Claim, computes: list[Compute]) -> Iterator[Check]:
-    """Speeds that were reported beside the hours: a run's average cannot be faster than its steady state."""
+    """Check reported speeds: a run's average cannot be faster than its steady state."""
     parts = dict(claim.runs())
     for compute in computes:
         figures = parts[compute.name]
@@ -172,7 +172,7 @@ Verdict = Literal["plausible", "implausible", "cannot be checked"]
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: what it is about, how it came out, and the sum."""
+    """One comparison: its subject, its verdict and its arithmetic."""
 
     about: str
     verdict: Verdict
@@ -181,7 +181,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Compute:
-    """The work of a part, and the speed at which its hours need it done."""
+    """The work of a part, and the speed that its hours require."""
 
     name: str
     device: Device
@@ -232,7 +232,7 @@ def from_devices(figures: Figures) -> float | None:
 
 
 def computes(claim: Claim) -> Iterator[Compute]:
-    """The parts whose work can be counted. Raises UserError for an architecture that cannot be."""
+    """The parts whose work can be counted. Raises UserError for an architecture that cannot be counted."""
     for name, figures in claim.runs():
         hours = device_hours(figures)
         if not (hours and figures.device and (figures.tokens or figures.flops)):
@@ -265,9 +265,7 @@ def _per_token(claim: Claim, figures: Figures) -> tuple[tuple[float, float] | No
         try:
             counted = flops_per_token(claim.architecture, figures.seq_len, mtp=False)
         except OverflowError:
-            raise UserError(
-                f"{claim.name}: the architecture's sizes are beyond all reason; correct them"
-            ) from None
+            raise UserError(f"{claim.name}: the architecture's sizes are implausible; correct them") from None
         return (counted.model, counted.model_full), f"the architecture at {figures.seq_len:,} tokens"
     if claim.params is not None:
         return (

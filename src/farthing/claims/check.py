@@ -1,12 +1,12 @@
-"""Can a claim be true? Its arithmetic, the speed it needs beside what others measured, and what it leaves out.
+"""Check whether a claim can be true: its arithmetic, the speed it requires, and what it leaves out.
 
-Three questions, each answered with a verdict and the sum behind it:
+Three questions, each answered with a verdict and its arithmetic:
 
     arithmetic  do the reported figures agree with each other (hours x price = dollars, ...)?
     compute     could that hardware do that work in those hours? The MFU it needs is at most 100% by physics,
                 at most what a large matrix product reaches in practice, and it should not be far from what
                 others measured on hardware of that peak.
-    whole cost  is the price that of making the model, or of its last run?
+    whole cost does the price cover making the model, or only its last run?
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Price:
-    """The run's work on a device of today's catalogue."""
+    """The run's work on another device of the catalogue."""
 
     device: str
     device_hours: float
@@ -46,7 +46,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Finding:
-    """Everything that was found out about a claim."""
+    """All findings on a claim."""
 
     claim: Claim
     device_hours: float | None
@@ -58,7 +58,7 @@ class Finding:
     peers: list[PublishedRun]
     gaps: list[Gap]
     whole_cost: tuple[float, float] | None
-    """Dollars, the claimed ones and what sources put a range on."""
+    """Dollars: the claimed ones plus those that sources give a range for."""
     today: list[Price]
     lines: list[Check]
     """arithmetic, compute, whole cost."""
@@ -117,7 +117,7 @@ def _dollars(claim: Claim, hours: float | None) -> tuple[float | None, str]:
 
 
 def _peers(claim: Claim, device: Device) -> list[PublishedRun]:
-    """Whole single runs by others on hardware of the same peak."""
+    """Complete single runs by others on hardware with the same peak."""
     return sorted(
         (
             run for run in published_runs()
@@ -131,7 +131,7 @@ def _peers(claim: Claim, device: Device) -> list[PublishedRun]:
 def _today(claim: Claim, hours: float | None) -> list[Price]:
     """The claim's hours on other devices at the same share of their 16-bit peak, at the catalogue's prices.
 
-    Only on devices with as much memory, which the layout of the run may need, and at prices that somebody asks.
+    Only devices with as much memory, which the run's layout may need, and a price.
     """
     if not hours or not claim.reported.device:
         return []
@@ -222,19 +222,19 @@ def _judge(compute: Compute, peers: list[PublishedRun]) -> Check:
         verdict: Verdict = "cannot be checked"
         return Check("compute", verdict, f"{text}; above all {measured}")
     if causal < lowest and not compute.at_most:
-        text += "; slower than all others, so the hours may hold more than one clean run"
+        text += "; slower than all others, so the hours may cover more than one clean run"
     return Check("compute", "plausible", f"{text}; {measured}")
 
 
 def _whole_line(gaps: list[Gap], dollars: float | None, whole: tuple[float, float] | None) -> Check:
-    """Is the price that of the whole undertaking?"""
+    """Judge whether the price covers the whole undertaking."""
     unknown = sum(gap.dollars is None for gap in gaps)
     rest = f"; {unknown} more without a published figure" if unknown else ""
     if whole and dollars and whole[1] > dollars:
         text = f"{money(dollars)} and what sources put a figure on is {dollar_range(whole)}{rest}"
         return Check("whole cost", "implausible", text)
     if gaps:
-        text = f"{len(gaps)} things are left out, none with a published figure"
+        text = f"{len(gaps)} items are left out, none with a published figure"
         return Check("whole cost", "cannot be checked", text)
     return Check("whole cost", "cannot be checked", "what the price leaves out is not known")
 

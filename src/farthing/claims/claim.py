@@ -1,4 +1,4 @@
-"""A claim about what a model cost: what was reported, who says so, and what it leaves out, as a small YAML.
+"""A claim about a model's cost, as a small YAML: reported figures, their sources, and what they leave out.
 
 docs/claims.md describes every key. Nothing here judges: `check.py` does the arithmetic.
 """
@@ -19,7 +19,7 @@ from farthing.cost import devices
 from farthing.cost.fields import MOST, Date, Positive, Text
 
 Evidence = Literal["read", "secondary", "recalled"]
-"""The source itself was read; or somebody who quotes it; or it is from memory, to be checked first."""
+"""P: the source itself was read; S: a quotation of it; R: recalled from memory, to be checked first."""
 
 
 class Figures(Strict):
@@ -75,7 +75,7 @@ class Source(Strict):
 
 
 class Excluded(Strict):
-    """Something the claim's price does not hold, with a range where a source gives one."""
+    """A cost that the claim's price excludes, with a range if a source gives one."""
 
     what: Text
     multiple: list[float] | None = None
@@ -83,7 +83,7 @@ class Excluded(Strict):
     amount: list[float] | None = None
     """[low, high], dollars."""
     source: Text | None = None
-    """Left out where nobody has published a figure."""
+    """Empty if nobody has published a figure."""
     date: Date | None = None
     evidence: Evidence | None = None
 
@@ -101,7 +101,7 @@ class Excluded(Strict):
 
 
 class Elsewhere(Strict):
-    """The same figure as another source gives it."""
+    """The same figure from another source."""
 
     figure: Literal["device_hours", "dollars", "tokens", "devices", "energy_mwh", "tonnes_co2e"]
     value: Positive
@@ -111,7 +111,7 @@ class Elsewhere(Strict):
 
 
 class Note(Strict):
-    """Something a reader should know that no check uses."""
+    """A note for readers; no check uses it."""
 
     text: Text
     source: Text
@@ -136,7 +136,7 @@ class Claim(Strict):
     notes: list[Note] = Field(default_factory=list)
     sources: Annotated[list[Source], Field(min_length=1)]
     same_runs: list[Text] = Field(default_factory=list)
-    """Rows of published_runs.csv that are this run: they cannot vouch for it."""
+    """Rows of published_runs.csv that are this run; they are not evidence for it."""
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Self:
@@ -148,7 +148,7 @@ class Claim(Strict):
         if missing := [name for name in given if name not in sourced]:
             raise ValueError(f"no source is given for {', '.join(missing)}: name them in a source's `of`")
         if unknown := sourced - {*Figures.model_fields, "parts", "architecture", "params"}:
-            raise ValueError(f"a source is `of` {', '.join(sorted(unknown))}, which is no figure")
+            raise ValueError(f"a source is `of` {', '.join(sorted(unknown))}, which is not a figure")
         return self
 
     def runs(self) -> Iterator[tuple[str, Figures]]:
@@ -165,7 +165,7 @@ class Claim(Strict):
 
 
 def load(name_or_path: str) -> Claim:
-    """A claim that comes with Farthing, by name, or one of your own, by the path of its YAML file.
+    """Load a built-in claim by name, or your own by the path of its YAML file.
 
     Raises UserError that names the wrong key, or the nearest name of a claim.
     """
@@ -191,6 +191,6 @@ def parse(data: Any, name: str) -> Claim:
 
 
 def builtin() -> list[str]:
-    """The names of the claims that come with Farthing."""
+    """The names of the built-in claims."""
     files = (resources.files("farthing") / "claims").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))

@@ -21,7 +21,7 @@ _QUESTIONS = {
 
 
 def text(finding: Finding) -> str:
-    """The verdict in three lines, then everything it rests on."""
+    """The verdict in three lines, then its evidence."""
     claim = finding.claim
     lines = [claim.title, *_wrapped(claim.about), ""]
     for line in finding.lines:
@@ -105,7 +105,7 @@ def _wrapped(item: str, mark: str = "") -> list[str]:
 
 
 def data(finding: Finding) -> dict[str, Any]:
-    """The same as plain data; dollars, hours, FLOPs, shares of 1."""
+    """The findings as plain data; dollars, hours, FLOPs, shares of 1."""
     claim = finding.claim
     return {
         "name": claim.name,

@@ -1,4 +1,4 @@
-"""The bill: a ledger's summary as a table that reads like a shop's."""
+"""The bill: a ledger's summary as a table that reads like a receipt."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def bill_table(
     bought: Sequence[tuple[str, float]] = (),
     notes: Sequence[str] = (),
 ) -> Table:
-    """The bill as a rich table: a row an activity, a total, and at its foot the rate and where it is from.
+    """The bill as a rich table: a row per activity, a total, and footnotes on rate and source.
 
-    `rows` (name, row) take the place of the activities, `bought` (name, dollars) are added to what the clock
-    saw, `notes` stand under the foot.
+    `rows` (name, row) replace the activities, `bought` (name, dollars) are added to the metered costs, `notes` follow
+    the footnotes.
     """
     from rich import box
     from rich.table import Table
@@ -60,7 +60,7 @@ def bill_table(
     for heading in ("time", "tokens", flop_unit, energy, "$"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows:
-        # What went in and what came out are added: both passed through the model.
+        # Input and output are added: both passed through the model.
         table.add_row(*cells(row, name, tokens(row), duration(row.seconds)))
     for name, cost in bought:
         table.add_row(*map(Text, (name, MISSING, MISSING, MISSING, MISSING, amount(cost, money))))
@@ -79,7 +79,7 @@ def bill_text(
     bought: Sequence[tuple[str, float]] = (),
     notes: Sequence[str] = (),
 ) -> str:
-    """The same as plain text without colours, `width` characters wide at most."""
+    """The bill as plain text, at most `width` characters wide."""
     from rich.console import Console
 
     out = io.StringIO()
@@ -114,7 +114,7 @@ def _decimals(total: float, digits: int = 3, least: int = 0) -> int:
 
 
 def _unit(total: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
-    """The largest unit of which there is one, else the smallest."""
+    """The largest unit that fits at least once, else the smallest."""
     fitting = [unit for unit in units if total >= unit[0]]
     return fitting[-1] if fitting else units[0]
 

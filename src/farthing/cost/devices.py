@@ -1,4 +1,4 @@
-"""The catalogue of devices (hardware.yaml): what each can do, draws and costs an hour, and who says so."""
+"""The catalogue of devices (hardware.yaml): speed, power, hourly price, and the sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VENDOR_WORDS = {"nvidia", "amd", "geforce", "tesla", "instinct", "gpu", "graphi
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars for one device-hour, and where the figure is from."""
+    """Dollars per device-hour, and the source."""
 
     usd: float
     kind: str
@@ -36,7 +36,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Device:
-    """One device of the catalogue, or the one that was found in this machine."""
+    """A device of the catalogue, or the one found in this machine."""
 
     name: str
     kind: str
@@ -71,9 +71,9 @@ def catalogue() -> tuple[Device, ...]:
 
 
 def find(name: str) -> Device:
-    """The catalogue's device of that name, alias or part of a name: "h100", "A100-SXM4-80GB", "rtx 4090".
+    """Find the catalogue's device by name, alias or part of a name: "h100", "A100-SXM4-80GB", "rtx 4090".
 
-    Of several that fit, the first in the catalogue. Raises UserError that gives the nearest names.
+    The first match in the catalogue wins. Raises UserError that gives the nearest names.
     """
     key = _key(name)
     for device in catalogue():
@@ -86,20 +86,20 @@ def find(name: str) -> Device:
         rest = _tokens(name) - {f"{round(device.memory_bytes / 1e9)}gb"}
         if rest and any(rest <= _tokens(own) for own in (device.name, *device.aliases)):
             return device
-    raise UserError(f"no device is called {name!r}{_nearest(name)}")
+    raise UserError(f"there is no device called {name!r}{_nearest(name)}")
 
 
 def rate(device: Device, overrides: Mapping[str, float] | None = None) -> tuple[float, str]:
-    """Dollars for one device-hour and the source of the figure, for a recipe's `rates`.
+    """Dollars per device-hour and their source, given a recipe's `rates`.
 
     An override's key is any name of the device that `find` takes; "a100" covers every A100, and the longest
-    key that fits wins. Raises UserError for a price that is not above 0, for a key that is no device at
-    all, and for a device whose price nobody gave.
+    key that fits wins. Raises UserError for a price that is not above 0, a key that is not a device, and a device
+    without a price.
     """
     chosen: str | None = None
     for key, usd in (overrides or {}).items():
         if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 < usd < float("inf"):
-            raise UserError(f"rates gives {key}: {usd!r}, but an hour's price has to be a number above 0")
+            raise UserError(f"rates gives {key}: {usd!r}, but an hourly price must be a number above 0")
         if not means(key, device):
             find(key)
         elif chosen is None or len(_key(key)) > len(_key(chosen)):
@@ -107,7 +107,7 @@ def rate(device: Device, overrides: Mapping[str, float] | None = None) -> tuple[
     if chosen is not None:
         assert overrides is not None
         usd = float(overrides[chosen])
-        # The figure of the catalogue keeps its source when a recipe writes it out.
+        # The catalogue's figure keeps its source when a recipe repeats it.
         known = [price for price in device.prices if price.usd == usd]
         return usd, str(known[0]) if known else "set in the recipe"
     if not device.prices:
@@ -122,7 +122,7 @@ def means(key: str, device: Device) -> bool:
 
 
 def named(name: str) -> Device:
-    """The device that a ledger's line names: the catalogue's, or one of which only the name is known."""
+    """The device that a ledger line names: the catalogue's, or one of which only the name is known."""
     for device in catalogue():
         if device.name == name:
             return device
@@ -195,7 +195,7 @@ def _this_cpu() -> Device:
 def _scaled(price: Price, cores: int, scale: float) -> Price:
     if scale == 1:
         return price
-    # Rounded, since 0.04 times a whole number is what a person would expect to read.
+    # Rounded, since readers expect 0.04 times a whole number.
     per_core = price.usd * scale / cores
     return replace(price, usd=round(price.usd * scale, 6), kind=f"on demand, {cores} vCPUs at {per_core:g}")
 
@@ -225,7 +225,7 @@ def _device(entry: Mapping[str, Any]) -> Device:
 
 
 def _tokens(name: str) -> frozenset[str]:
-    """The words of a name that tell devices apart: "NVIDIA H100 80GB HBM3" -> h100, 80gb, hbm3."""
+    """The words of a name that distinguish devices: "NVIDIA H100 80GB HBM3" -> h100, 80gb, hbm3."""
     return frozenset(re.findall(r"[a-z0-9]+", name.lower())) - _VENDOR_WORDS
 
 
@@ -245,6 +245,6 @@ def _nearest(name: str) -> str:
 
 
 def peak(device: Device) -> float:
-    """The dense 16-bit peak that utilisations are stated against, also for FP8 training; FLOP/s."""
+    """The dense 16-bit peak in FLOP/s, the reference for utilisation, also in FP8 training."""
     known = device.peak_flops
     return known.get("bfloat16") or known.get("float16") or known.get("float32") or 0.0

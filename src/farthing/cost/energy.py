@@ -1,6 +1,6 @@
-"""Joules that a run has drawn so far: counted where the machine counts them, estimated where it does not.
+"""Joules drawn by a run so far: measured where the machine has counters, estimated elsewhere.
 
-What is covered is the processor package and, on a GPU, the board; memory, disks, fans and cooling are not.
+They cover the processor package and, on a GPU, the board, but not memory, disks, fans and cooling.
 
 - CPU, measured: the RAPL counters, through codecarbon. They see the whole package, other people's work
   included.
@@ -34,9 +34,9 @@ from farthing.cost.devices import Device, cpu_cores, cpu_model
 JoulesAre = Literal["measured", "estimated"]
 
 IDLE_SHARE = 0.1  # of the design power, drawn by a processor with nothing to do: codecarbon's floor
-_WATTS_PER_CORE = 4.0  # of a processor that no table knows: codecarbon's default per hardware thread
-_WATTS_PER_BOARD = 300.0  # assumed for a board that nobody knows: better than a silent zero
-SCAN_SECONDS = 5.0  # between two looks for new child processes, which cost a read of all of /proc
+_WATTS_PER_CORE = 4.0  # of a processor in no table: codecarbon's default per hardware thread
+_WATTS_PER_BOARD = 300.0  # assumed for an unknown board: better than a silent zero
+SCAN_SECONDS = 5.0  # between two scans for new child processes, each of which reads all of /proc
 
 
 class _Source(Protocol):
@@ -81,7 +81,7 @@ def estimate(seconds: float, cpu_seconds: float) -> float:
 
 @functools.cache
 def cpu_watts() -> float:
-    """The design power, in watts, of the cores that this process may use: looked up by the model's name.
+    """Design power, in watts, of the cores that this process may use, by the model's name.
 
     A virtual machine's cores are a slice of a package whose size it cannot see, and the table is for whole
     packages, so there, as for a model that is not in the table, it is codecarbon's 4 W for each hardware
@@ -98,7 +98,7 @@ def cpu_watts() -> float:
 
 @functools.cache
 def _design_powers() -> dict[str, float]:
-    """codecarbon's table of processors, by plain name; empty when codecarbon is not there.
+    """codecarbon's table of processors, by plain name; empty without codecarbon.
 
     Read as a file because asking codecarbon costs its import of pandas and a second of probing the processor.
     """
@@ -116,14 +116,14 @@ def _design_powers() -> dict[str, float]:
 
 
 def _plain(model: str) -> str:
-    """A processor's name as both the kernel and the table have it, without marks, clock and filler words."""
+    """A processor's name without marks, clock and filler words, the same for the kernel's and the table's."""
     noise = r"\((r|tm)\)|@.*$|\bwith radeon.*$|\b\d+th gen\b|\b\d+-core\b|\b(cpu|processor)\b"
     name = re.sub(noise, " ", model.lower())
     return " ".join(name.split())
 
 
 def _cpuinfo(field: str) -> list[str]:
-    """The values of a field of /proc/cpuinfo, one a core; none where there is no such file."""
+    """The values of a field of /proc/cpuinfo, one per core; empty without such a file."""
     try:
         return re.findall(rf"^{field}\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -194,7 +194,7 @@ class _Rapl:
 
 
 def package_counter(now: float) -> _Rapl | None:
-    """The RAPL counters where the kernel has them and lets us read them."""
+    """The RAPL counters, if the kernel has them and lets us read them."""
     if not Path("/sys/class/powercap").is_dir():
         return None
     try:
@@ -233,7 +233,7 @@ class _Board:
         return self._joules
 
     def _read_counter(self) -> int | None:
-        """Millijoules since the driver was loaded, None where there is no counter or it stands at zero."""
+        """Millijoules since the driver was loaded; None without a counter, or if it reads zero."""
         try:
             return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) or None
         except self._nvml.NVMLError:
@@ -247,7 +247,7 @@ class _Board:
 
 
 class _Limit:
-    """A board that tells nothing: its power limit times the time, which is an upper bound."""
+    """A board without readings: its power limit times the time, an upper bound."""
 
     joules_are: JoulesAre = "estimated"
 
@@ -267,7 +267,7 @@ def _gpus(device: Device, devices: int, now: float) -> list[_Source]:
         pynvml.nvmlInit()
         handles = [_handle(pynvml, index) for index in range(devices)]
         return [_Board(pynvml, handle, watts, now) for handle in handles]
-    except Exception:  # NVML fails in many ways where there is no driver; no run should stop for its watts
+    except Exception:  # NVML fails in many ways without a driver; no run should stop for its watts
         return [_Limit(watts, now) for _ in range(devices)]
 
 

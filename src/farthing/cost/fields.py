@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from farthing.base.schema import given
 
-# Nothing that is paid or counted lies outside, and no sum of what lies inside overflows.
+# No payment or count lies outside these, and no sum of values inside overflows.
 LEAST, MOST = 1e-6, 1e40
 
 

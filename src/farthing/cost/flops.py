@@ -1,4 +1,4 @@
-"""Model FLOPs and parameters in closed form, from a network's Hugging Face config.
+"""Model FLOPs and parameters in closed form, from a Hugging Face config.
 
 The convention, to be stated beside every figure: a matrix product of [m, k] by [k, n] is 2*m*n*k FLOPs;
 causal attention is counted once, that is, only the (query, key) pairs that the mask lets through;

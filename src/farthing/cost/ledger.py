@@ -1,7 +1,7 @@
-"""The ledger: reading its lines and adding them up.
+"""The ledger: read its lines and add them up.
 
-One JSON object a line, one line a span of time; `meter.py` writes them. A line may be torn (the machine
-died while it was written): reading skips and counts it, so that one bad line never costs the others.
+One JSON object a line, one line a span of time; `meter.py` writes them. A line may be torn (the machine died while
+writing it): reading skips and counts it, so one bad line never costs the others.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 ACTIVITIES = ("load", "compile", "generate", "train", "verify", "evaluate", "checkpoint", "idle")
-_MOST = 1e100  # an amount beyond was not booked by a meter, and sums of it might not be finite
-_CLOCK_SECONDS = 1.0  # two clocks that are corrected a little all the time may differ by less
-LOST = "lost"  # the summary's activity for work that was thrown away: interrupted, failed or done again
+_MOST = 1e100  # no meter books a larger amount, and its sums might not be finite
+_CLOCK_SECONDS = 1.0  # two clocks under continuous correction may differ by less
+LOST = "lost"  # the summary's activity for lost work: interrupted, failed or repeated
 STATUSES = ("ok", "failed", "interrupted")
 
 
@@ -102,7 +102,7 @@ class Summary:
     covered: float
     """Share of the wall clock that the ledger accounts for; 0 for an empty ledger."""
     interruptions: int
-    """Attempts that were interrupted, failed, or had work done again."""
+    """Attempts that were interrupted, failed, or had work repeated."""
     failed: bool
     """Whether any of the lost lines failed rather than being interrupted."""
     rates: list[Rate] = field(default_factory=list)
@@ -116,7 +116,7 @@ class Summary:
 
 
 def read(path: Path) -> tuple[list[Line], int]:
-    """The ledger's valid lines, and how many were skipped because they were empty, torn or no ledger line.
+    """The ledger's valid lines, and the number skipped as empty, torn or not a ledger line.
 
     A ledger that does not exist is empty.
     """
@@ -165,7 +165,7 @@ def last_attempt(lines: Iterable[Line]) -> int:
 
 
 def summarise(lines: Sequence[Line], wall_seconds: float | None = None) -> Summary:
-    """Add a ledger up by stage and activity, with the work that was lost in rows of its own.
+    """Add a ledger up by stage and activity, with lost work in rows of its own.
 
     Lost is a line that did not end well, and a line of an earlier attempt with a step that a later attempt
     did again: the later one resumed from a checkpoint before it. `wall_seconds` is the run's wall clock if
@@ -201,7 +201,7 @@ def summarise(lines: Sequence[Line], wall_seconds: float | None = None) -> Summa
 
 
 def merge(summaries: Sequence[Summary]) -> Summary:
-    """Several runs as one: their rows, totals and wall clocks added up."""
+    """Merge several runs: add up their rows, totals and wall clocks."""
     rows: dict[tuple[str, str], Row] = {}
     total = Row("", "total")
     for summary in summaries:
@@ -223,7 +223,7 @@ def merge(summaries: Sequence[Summary]) -> Summary:
 
 
 def lost(lines: Sequence[Line]) -> list[bool]:
-    """For each line of one run's ledger, whether its work was thrown away; see `summarise`."""
+    """For each line of one run's ledger, whether its work was lost; see `summarise`."""
     redone_from = _redone_from(lines)
     return [_is_lost(line, redone_from) for line in lines]
 

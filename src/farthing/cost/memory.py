@@ -5,7 +5,7 @@ arXiv:1910.02054 section 3.1): weights in the compute precision, and for each tr
 float32 master copy and the optimizer's moments: 18 bytes with AdamW in bfloat16. `fp8` is DeepSeek-V3's
 recipe (arXiv:2412.19437 section 3.3): matrices inside the layers in a byte, moments in bfloat16.
 
-Of a GPU this is what the allocator hands out; the driver's own context, communication buffers and
+For a GPU this is the allocator's total; the driver's own context, communication buffers and
 fragmentation come on top, so a plan must leave some room. docs/counting.md has every formula.
 """
 

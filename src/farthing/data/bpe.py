@@ -1,8 +1,8 @@
 """A tokenizer from text: byte-level BPE (Sennrich et al., arXiv:1508.07909; over bytes as in GPT-2).
 
-Text is cut the way llama.cpp calls `smollm`: every digit by itself, then GPT-2's words. How numbers are cut matters
-for arithmetic (Singh and Strouse, arXiv:2402.14903), and the row of its digits leaves a small model the least to learn;
-and a .gguf of the model can name the rule. Every UTF-8 text comes back as it was: nothing is normalised.
+Text is split as by llama.cpp's `smollm`: every digit by itself, then GPT-2's words. The splitting of numbers matters
+for arithmetic (Singh and Strouse, arXiv:2402.14903), single digits are easiest for a small model, and a .gguf of the
+model can name the rule. Nothing is normalised, so every UTF-8 text survives unchanged.
 
 The marks and the chat format are DeepSeek's (DeepSeek-V3), so tools that know that format by its name read ours.
 """
@@ -19,10 +19,10 @@ from farthing.base.files import write_json
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 SPECIAL = (BOS, EOS, PAD, USER, ASSISTANT)  # ids 0 to 4; 0 and 1 are DeepSeek's bos and eos too
-THINK = ("<think>", "</think>")  # ordinary tokens: a reader sees them
+THINK = ("<think>", "</think>")  # ordinary tokens: readers see them
 LLAMA_CPP_PRE = "smollm"
 
-# DeepSeek's format, with one difference: what the assistant thought in earlier turns stays.
+# DeepSeek's format, except that the assistant's thinking in earlier turns stays.
 CHAT_TEMPLATE = f"""\
 {{{{- bos_token }}}}
 {{%- for message in messages %}}
@@ -54,7 +54,7 @@ def train_tokenizer(
         special: the marks, `SPECIAL` first; add `fim.FIM` for fill-in-the-middle.
 
     Raises:
-        UserError: when `vocab_size` leaves no room for words or is more than the texts have words for.
+        UserError: if `vocab_size` leaves no room for words, or exceeds the words of the texts.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -77,7 +77,7 @@ def train_tokenizer(
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in THINK])
     if (most := tokenizer.get_vocab_size()) < vocab_size:
         raise UserError(
-            f"vocab_size {vocab_size} is more than the text has words for; give more text or at most {most}"
+            f"vocab_size {vocab_size} exceeds the words of the text; give more text or at most {most}"
         )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, 0)]
@@ -102,7 +102,7 @@ def train_tokenizer(
 
 
 def _without_marks(texts: Iterable[str], marks: Sequence[str]) -> Iterator[str]:
-    """The texts in pieces between marks, so that no merges are spent on what is one token anyway."""
+    """The texts in pieces between marks, so no merges are spent on single tokens."""
     cut = re.compile("|".join(map(re.escape, marks)))
     for text in texts:
         yield from filter(None, cut.split(text))

@@ -1,7 +1,7 @@
-"""Conversations in, tokens and what is learnt of them out; and what is wrong with a chat template.
+"""Conversations to tokens with loss masks, and a lint for chat templates.
 
-Only what the assistant says is learnt, with the token that ends its turn. Where that lies in the tokens is found by
-rendering the conversation up to each answer, so it works with the chat template of any model.
+Only the assistant's words are learnt, with the token that ends its turn. They are located by rendering the
+conversation up to each answer, which works with any chat template.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation as tokens: ids int32 [N], loss bool [N], true for the tokens that are learnt."""
+    """A conversation as tokens: ids int32 [N]; loss bool [N], true for tokens that are learnt."""
 
     ids: np.ndarray
     loss: np.ndarray
@@ -61,7 +61,7 @@ def _mistake(messages: Any) -> str | None:
         if message.get("role") not in ROLES:
             return f"message {number} is by {message.get('role')!r}; there are {', '.join(ROLES)}"
         if not isinstance(message.get("content"), str):
-            return f"the content of message {number} is no text"
+            return f"the content of message {number} is not text"
     turns = [message["role"] for message in messages]
     if turns[:1] == ["system"]:
         turns = turns[1:]
@@ -76,7 +76,7 @@ def _mistake(messages: Any) -> str | None:
 
 
 def encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-    """Ids of a conversation by the chat template, and for each whether it is learnt.
+    """Ids of a conversation by the chat template, and whether each is learnt.
 
     Learnt is what the assistant says up to and with the token on which generation stops. For each answer the
     conversation before it is rendered with the assistant's turn opened, which is what the model will be asked to go on
@@ -115,7 +115,7 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int]
 
 
 def _answer_start(tokenizer: Tokenizer, before: Sequence[Message], whole: str) -> int:
-    """The character of the whole conversation at which the answer to `before` begins."""
+    """Position in the whole conversation at which the answer to `before` begins."""
     opened = tokenizer.render(before, add_generation_prompt=True)
     if whole.startswith(opened):
         return len(opened)
@@ -129,7 +129,7 @@ def _answer_start(tokenizer: Tokenizer, before: Sequence[Message], whole: str) -
 
 
 def _answer_limit(tokenizer: Tokenizer, messages: Sequence[Message], index: int, whole: str) -> int:
-    """The character that an answer and its end cannot go beyond: where what follows it begins."""
+    """Limit of an answer and its end: the position at which the next turn begins."""
     if index + 1 == len(messages):
         return len(whole)
     upto = tokenizer.render(messages[: index + 1], add_generation_prompt=False)
@@ -155,7 +155,7 @@ def examples(
     length: int,
     problems: Problems,
 ) -> list[Example]:
-    """Conversations as tokens, those that fit in `length`; one that is longer is reported and left out.
+    """Conversations as tokens; one longer than `length` is reported and left out.
 
     Cutting it would teach answers without an end. Raises UserError as `encode` does (with the place, under `stop`),
     and when nothing is left.
@@ -172,12 +172,12 @@ def examples(
             continue
         made.append(Example(np.array(ids, dtype=np.int32), np.array(loss)))
     if not made:
-        raise UserError(f"no conversation is left to learn from; give some that fit in {length:,} tokens")
+        raise UserError(f"no conversation is left to train on; give some that fit in {length:,} tokens")
     return made
 
 
 class ConversationPacker:
-    """The endless stream of rows of whole conversations, several a row, none split and nothing padded.
+    """The endless stream of rows of whole conversations, several per row, without splits or padding.
 
     A row holds at most `length` tokens. Rows are filled best-fit, the longest conversations first (Ding et al.,
     arXiv:2404.10830), so every epoch has the same number of rows; which conversations share one and the rows' order
@@ -196,7 +196,7 @@ class ConversationPacker:
         self.rows_per_epoch = len(self._rows)
 
     def batch(self, cursor: int, rows: int) -> tuple[PackedBatch, int]:
-        """The `rows` rows from `cursor` on, and the cursor after them."""
+        """The next `rows` rows from `cursor`, and the cursor after them."""
         assert cursor >= 0
         assert cursor % self.length == 0
         assert rows > 0
@@ -229,7 +229,7 @@ def _with_targets(example: Example) -> tuple[np.ndarray, np.ndarray]:
 
 
 def best_fit(sized: Iterable[tuple[int, int]], length: int) -> list[list[int]]:
-    """(size, name) in rows of at most `length`: the largest first, each where the least room is left over."""
+    """Pack (size, name) into rows of at most `length`: the largest first, each where the least room remains."""
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (left, row), ascending
     for size, name in sorted(sized, key=lambda pair: -pair[0]):

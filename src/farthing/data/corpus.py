@@ -1,8 +1,8 @@
-"""Tokenised documents in one flat file, written once and read where they lie.
+"""Tokenised documents in one flat file, written once and memory-mapped.
 
 tokens.bin      every document's ids and a closing eos, end to end: uint16, or uint32 for a larger vocabulary
-documents.bin   where each document begins, and the end of the last: int64
-index.json      counts, and what the corpus was made from by hash
+documents.bin   start of each document, and the end of the last: int64
+index.json      counts, and hashes of the corpus's inputs
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Corpus:
         bos: int | None = None,
         tokenizer_sha256: str = "",
     ) -> Corpus:
-        """Encode documents and write them to `folder`, which appears whole or not at all; an older corpus there goes.
+        """Encode documents into `folder`, which appears whole or not at all and replaces an older corpus.
 
         Args:
             encode: ids of each text, with the marks its tokenizer puts around one (`Tokenizer.text_encoder()`).
-            eos: the id that closes a document; one that `encode` has put there is not repeated.
+            eos: the id that closes a document, unless `encode` has put it there.
             vocab_size: number of ids; decides how wide they are stored.
             bos: the id `encode` begins a document with, if it does.
 
@@ -112,7 +112,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
-        """A corpus that was built. Raises UserError when it is missing or damaged."""
+        """Open a corpus. Raises UserError if it is missing or damaged."""
         folder = Path(folder)
         if not (folder / _INDEX).is_file():
             raise UserError(f"{folder} holds no corpus; build it again")
@@ -138,7 +138,7 @@ class Corpus:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
-    """Texts in lots of about a million characters: enough to keep every core of the tokenizer busy."""
+    """Texts in batches of about a million characters, enough to keep every core of the tokenizer busy."""
     texts: list[str] = []
     held = 0
     for document in documents:

@@ -1,8 +1,8 @@
 """Tokenised documents on disk, and rows of tokens cut from them in an order that a number of tokens names.
 
 A corpus is documents laid end to end, each closed by eos. Training reads it as one endless stream: epoch after
-epoch, each in its own order, cut in rows of equal length. The place in that stream is the number of tokens consumed
-and nothing else, so a run goes on from its cursor to the bit, whatever the number of rows a step.
+epoch, each in its own order, cut in rows of equal length. The position in that stream is just the number of tokens
+consumed, so a run continues from its cursor to the bit, whatever the number of rows per step.
 
 Shapes: N tokens of a batch, rows one after another.
 """
@@ -21,7 +21,7 @@ from farthing.data.corpus import Corpus
 from farthing.data.tokenizer import Tokenizer
 
 NO_LOSS = -100
-_ORDER, _CHOSEN, _CUTS = 0, 1, 2  # what random numbers are drawn for
+_ORDER, _CHOSEN, _CUTS = 0, 1, 2  # purposes of random numbers
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Epoch:
 
 
 class Packer:
-    """The endless stream of a corpus, cut in rows of `length` tokens.
+    """The endless stream of a corpus in rows of `length` tokens.
 
     Args:
         cross_document: whether a token attends to earlier documents of its row (as in DeepSeek-V3's pretraining,
@@ -170,7 +170,7 @@ class Packer:
         return fill_in_the_middle(ids, self.marks, (int(first), int(second)))
 
     def _at(self, cursor: int) -> _Epoch:
-        """The epoch of the token at `cursor`; the last one asked for is kept."""
+        """The epoch of the token at `cursor`; the latest one is cached."""
         epoch = self._epoch
         if epoch is None or cursor < self._starts[epoch.number]:
             known = int(np.searchsorted(self._starts, cursor, side="right")) - 1
@@ -199,13 +199,13 @@ class Packer:
 
 
 def validation_batches(corpus: Corpus, length: int, tokens: int) -> Iterator[PackedBatch]:
-    """The corpus once, in order, in batches of about `tokens` tokens, so that every byte of it is scored once.
+    """One pass over the corpus, in order, in batches of about `tokens` tokens, so that every byte is scored once.
 
     Bits per byte are the nats of all targets / (ln 2 x `corpus.bytes`). Each document stands alone: it is cut in
     pieces of at most `length` tokens, and a piece begins with the last token of the one before as its only context. So
     the first tokens of a piece are predicted from little, which makes the figure for a short `length` a little too
     high. A document that does not begin with a beginning mark gets eos in front, as what separates it
-    from an earlier one. The closing eos is no text and has no target.
+    from an earlier one. The closing eos is not text and has no target.
     """
     pieces: list[np.ndarray] = []
     held = 0
@@ -228,7 +228,7 @@ def _next_tokens(pieces: list[np.ndarray]) -> list[list[tuple[np.ndarray, np.nda
 
 
 def ragged_batch(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int) -> PackedBatch:
-    """A batch of rows of whole texts, each (ids, targets) and a segment of its own; nothing is padded."""
+    """A batch of rows of whole texts, each (ids, targets) and a segment of its own, without padding."""
     texts = [text for row in rows for text in row]
     segments = [len(ids) for ids, _ in texts]
     return PackedBatch(

@@ -1,7 +1,7 @@
-"""Documents from files and from the hub, one at a time; what is broken is named by file and line.
+"""Documents from files and from the hub, one at a time; broken ones are reported by file and line.
 
 A source is a .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or a dataset on the hub
-(`hf:owner/name`, streamed). Nothing but the row at hand is held in memory; a .txt file is one document.
+(`hf:owner/name`, streamed). Only the current row is in memory; a .txt file is one document.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Problems:
     def broken(self, place: str, what: str) -> None:
         """Report what cannot be used. Raises UserError under the policy `stop`."""
         if self.policy == "stop":
-            raise UserError(f"{place}: {what}; mend it, or leave such rows out with policy: skip")
+            raise UserError(f"{place}: {what}; fix it, or leave such rows out with policy: skip")
         self.say(f"{place}: {what}; left out")
 
     def other_line_ends(self, place: str) -> None:
-        r"""Report line ends other than \n, once a file."""
+        r"""Report line ends other than \n, once per file."""
         file = place.rpartition(":")[0]
         if file not in self._other_ends:
             self._other_ends.add(file)
@@ -109,7 +109,7 @@ def records(source: str, field: str, problems: Problems) -> Iterator[tuple[dict[
             else:
                 yield from _with_field(_json_rows(path, name, problems), field, problems)
         except PermissionError:
-            raise UserError(f"{path} may not be read; change its permissions") from None
+            raise UserError(f"{path} is not readable; change its permissions") from None
 
 
 def _files(source: str) -> list[tuple[Path, str]]:
@@ -128,7 +128,7 @@ def _files(source: str) -> list[tuple[Path, str]]:
         if found.is_file() and found.name.endswith(SUFFIXES) and not any(p[0] == "." for p in name.parts)
     ]
     if not files:
-        raise UserError(f"{source} holds no file Farthing reads; put {', '.join(SUFFIXES)} files in it")
+        raise UserError(f"{source} holds no file that Farthing reads; put {', '.join(SUFFIXES)} files in it")
     return files
 
 
@@ -171,7 +171,7 @@ def _json_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any,
                     continue
                 yield row, place
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        problems.broken(f"{name}:{number + 1}", f"the file cannot be unpacked any further ({error})")
+        problems.broken(f"{name}:{number + 1}", f"the file cannot be decompressed any further ({error})")
 
 
 def _text_file(path: Path, name: str, field: str, problems: Problems) -> Iterator[tuple[dict[str, Any], str]]:

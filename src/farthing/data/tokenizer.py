@@ -1,4 +1,4 @@
-"""Text to tokens and back, and conversations to text, for a model folder.
+"""The tokenizer of a model folder: text to tokens and back, and conversations to text.
 
 tokenizer.json is read by the `tokenizers` library and the chat template rendered here, the way transformers
 does (the tests hold the two together): importing transformers would cost more time than a short chat's first
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 _SENTINEL = "farthing sentinel"
-# What Python raises when a template adds a text to a number, asks for a third of two, and so on
+# Exceptions of broken templates: adding text to a number, indexing beyond a list, and so on
 _TEMPLATE_MISTAKES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
@@ -66,7 +66,7 @@ class Tokenizer:
         return list(self._tokens.encode(text).ids)
 
     def raw_encode(self, text: str) -> list[int]:
-        """Ids of exactly this text, nothing put around it; special tokens written in it count as such."""
+        """Ids of exactly this text, nothing added; special tokens written in it count as such."""
         return list(self._tokens.encode(text, add_special_tokens=False).ids)
 
     def offset_encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -84,13 +84,13 @@ class Tokenizer:
         return lambda texts: [list(encoded.ids) for encoded in tokens.encode_batch(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, without special tokens. Bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids, without special tokens. Bytes that are not UTF-8 become U+FFFD."""
         return self._tokens.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **template_kwargs: Any
     ) -> str:
-        """The conversation as the model was trained to read it, by the folder's chat template.
+        """Render a conversation by the folder's chat template, as the model was trained to read it.
 
         `messages` are {"role", "content"}; `add_generation_prompt` opens the assistant's turn; further
         keywords go to the template (`tools`, `enable_thinking`). Raises UserError when there is no template
@@ -160,7 +160,7 @@ class StreamDecoder:
         )
 
     def push(self, token_id: int) -> str:
-        """The text that is now complete, perhaps none."""
+        """The text that is now complete, possibly empty."""
         if token_id in self._tokenizer.special_ids:
             return ""
         self._ids.append(token_id)
@@ -212,7 +212,7 @@ def _convert(folder: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
     try:
         theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokens: tokenizers.Tokenizer = theirs.backend_tokenizer
-    except Exception as error:  # whatever goes wrong in a conversion, the remedy is the same
+    except Exception as error:  # the remedy is the same whatever goes wrong in a conversion
         raise UserError(
             f"{folder} has no tokenizer.json and its old tokenizer cannot be converted ({error})"
         ) from None
@@ -255,7 +255,7 @@ def _read_template(folder: Path, settings: dict[str, Any]) -> jinja2.Template | 
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """A sandbox with the filters and functions chat templates count on, and nothing else."""
+    """A sandbox with just the filters and functions that chat templates rely on."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )

@@ -1,7 +1,7 @@
 """Plans, from whatever names them: a recipe, a config.json, or the folder, repository or package that holds one.
 
-`plan` is the public function. The arithmetic lives in `cost`; here names are turned into configs, since that
-takes what the lower packages must not know: where weights come from.
+`plan` is the public function. The arithmetic lives in `cost`; here names are turned into configs, which requires
+knowledge that lower packages must not have: where weights come from.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def plan(
         what: a recipe, its name or file; a config.json (its path, or the table in it); a model that
             `farthing.load` takes.
         tokens: to train a network on, as a number or as "14.8T".
-        device: a name of the catalogue, forgivingly read: "h800", "a100-40gb", "rtx4090"; "cpu" is this
+        device: a name of the catalogue, read leniently: "h800", "a100-40gb", "rtx4090"; "cpu" is this
             machine. None takes h100, or for a recipe the device its rates name, or this machine.
         count: devices; None finds a sensible number. A recipe runs on one.
         seq_len: tokens of a sequence.
         precision: "bf16", "fp16" or "fp8".
         price: dollars a device-hour; None takes the catalogue's.
         pass_rate: share of its answers that a recipe's base gets right; 0 is refused.
-        say: is told what is measured, where a plan needs it.
+        say: called with a sentence for what is measured.
 
-    Raises UserError for what cannot be read, is not known, or cannot work.
+    Raises UserError for an unreadable or unknown source, and a plan that cannot work.
     """
     if isinstance(what, str | Path) and is_recipe(str(what)):
         what = load(what)
@@ -85,10 +85,10 @@ def plan(
 def this_machine(place: Place | None = None, say: Callable[[str], None] = lambda _: None) -> Calibration:
     """The calibration of this machine's CPU in the dtype of `place`, by default the one that `choose` finds best.
 
-    Measured now, in ten seconds at most, if it was not before; and kept, if it can be.
+    Measures now, in at most ten seconds, if there is no calibration yet, and keeps it if possible.
 
     Args:
-        say: is told what is measured.
+        say: called with a sentence for what is measured.
     """
     place = place or choose("cpu")
     known = _known(place.dtype)
@@ -96,11 +96,11 @@ def this_machine(place: Place | None = None, say: Callable[[str], None] = lambda
         return known
     from farthing.plans.calibrate import calibrate
 
-    say(f"this machine is measured once in {place.dtype}:")
+    say(f"this machine is being measured once in {place.dtype}:")
     found = calibrate(place, say)
     try:
         calibration.save(found)
-    except UserError as error:  # a plan is worth more than keeping what it took
+    except UserError as error:  # the plan matters more than keeping the calibration
         say(f"not kept: {error}")
     return found
 
@@ -228,7 +228,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise UserError(f"{path}: is not JSON; give the config.json of a model") from None
     if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError(f"{path}: has no model_type, so it is no config of a model; give a config.json")
+        raise UserError(f"{path}: has no model_type, so it is not a model's config; give a config.json")
     return config
 
 

@@ -1,4 +1,4 @@
-"""The plan turned round: the largest model and the most tokens that an amount of money pays for.
+"""The inverse plan: the largest model and the most tokens that a sum of money pays for.
 
 Money buys device-hours, these buy FLOPs C at the fitted efficiency, and a scaling law splits C into N
 parameters and D tokens so that the loss comes out lowest:
@@ -11,7 +11,7 @@ parameters and D tokens so that the loss comes out lowest:
 * DeepSeek LLM (arXiv:2401.02954, equation 4): M = 0.1715 C^0.5243 non-embedding FLOPs a token and
   D = 5.8316 C^0.4757 tokens; N is given here as M / 6.
 * Counting use as well (Sardana et al., arXiv:2401.00448, section 2): the lowest L where training and answering
-  together are paid from the money, C = 6 N D + 2 N D', with D' tokens read and written in use.
+together are paid for, C = 6 N D + 2 N D', with D' tokens read and written in use.
 
 The constants were taken from texts that quote the papers. The laws were fitted between 1e17 and 1e22 FLOPs, on
 their authors' data; beyond that they are extrapolations.

@@ -133,17 +133,17 @@ SIZES = (
 
 
 class TooLate(Exception):
-    """There is no time left for what was to be measured."""
+    """No time is left for a measurement."""
 
 
 def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibration:
     """Measure this machine's CPU in the dtype of `place`, by default what `choose` finds best.
 
     Args:
-        say: is told of each part before it is measured.
+        say: called with a sentence before each part is measured.
 
     Raises:
-        UserError: for a place that is no CPU.
+        UserError: for a place that is not a CPU.
     """
     called = time.perf_counter() - min(SECONDS, max(0.0, time.time() - process_started()))
     place = place or choose()
@@ -206,7 +206,7 @@ def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibrat
 
 
 def _load(place: Place) -> Any:
-    """torch and all that is timed, done once so that what is loaded and tried at first use is not timed."""
+    """Run torch and everything timed once, so that one-time costs of first use are not timed."""
     import torch
 
     if place.device == "cpu":

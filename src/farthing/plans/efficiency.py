@@ -149,9 +149,7 @@ def conditions(
 def balance(device: Device) -> float:
     """FLOPs that the device computes while it reads one byte. Raises UserError if that is not known."""
     if not device.bytes_per_second or not peak(device):
-        raise UserError(
-            f"nothing is known of the speed of {device.name}: name a device of the catalogue, --gpu h100"
-        )
+        raise UserError(f"no speed is known for {device.name}: name a device of the catalogue, --gpu h100")
     return peak(device) / device.bytes_per_second
 
 
@@ -223,8 +221,8 @@ def summary(ratios: Iterable[float]) -> dict[str, float]:
 
 
 def default_devices(flops: float, device: Device) -> int:
-    """Devices for a run whose size nobody said: the fewest of 1, 2, 4, … that end it in 60 days at the
-    baseline's 40% of peak."""
+    """Default number of devices: the fewest of 1, 2, 4, … that finish the run in 60 days at the baseline's 40% of
+    peak."""
     count = 1
     while flops / (peak(device) * BASELINE * count) > 60 * 24 * 3600 and count < 2**20:
         count *= 2
@@ -348,7 +346,7 @@ def validation_json() -> dict[str, Any]:
 
 
 def validation_text() -> str:
-    """The table as a person reads it."""
+    """The table as text."""
     found = validation_json()
     lines = [f"{'run':22} {'scope':9} {'reported':>10} {'predicted':>10} {'ratio':>6}  in range"]
     for row in found["rows"]:

@@ -107,7 +107,7 @@ def _cache(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def inspection_text(found: dict[str, Any]) -> str:
-    """The same for a person to read."""
+    """The inspection as text."""
     size, cache, work, room = (
         found[key] for key in ("parameters", "cache", "flops_per_token", "memory_bytes")
     )

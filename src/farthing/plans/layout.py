@@ -41,7 +41,7 @@ Limit = Literal["compute", "memory", "network"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to lay a run out. Seconds are of one optimizer step and bounds from below."""
+    """One layout of a run. Seconds are lower bounds for one optimizer step."""
 
     layout: Layout
     micro_batch: int
@@ -53,7 +53,7 @@ class Candidate:
     memory: float
     network: float
     bubble: float
-    """Share of the step that pipeline stages wait."""
+    """Share of the step that pipeline stages spend waiting."""
     step: float
 
     @property

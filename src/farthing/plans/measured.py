@@ -98,7 +98,7 @@ def load(dtype: str, folder: Path | None = None) -> Calibration | None:
 
 
 def save(calibration: Calibration, folder: Path | None = None) -> Path:
-    """Keep it for later plans; returns the file. Raises UserError when it cannot be written."""
+    """Keep the calibration for later plans; returns the file. Raises UserError when it cannot be written."""
     file = path(calibration.dtype, folder)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

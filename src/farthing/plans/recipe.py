@@ -165,7 +165,7 @@ def plan_recipe(
 
 
 def check_pass_rate(recipe: Recipe, pass_rate: float | None) -> None:
-    """Raises UserError if rewards are to be learnt from by a base that never earns one."""
+    """Raises UserError if a base that never earns a reward is to learn from rewards."""
     if pass_rate is None or recipe.stages[0].asks is None:
         return
     if not 0 <= pass_rate <= 1:
@@ -178,7 +178,7 @@ def check_pass_rate(recipe: Recipe, pass_rate: float | None) -> None:
 
 
 def known_pass_rate(run: Path) -> float | None:
-    """Share right before training in an earlier run's results.json, if it has one."""
+    """Share of right answers before training, from an earlier run's results.json; None without one."""
     try:
         found = json.loads((run / "results.json").read_text())["evaluations"]
         return next(float(e["accuracy"]) for e in found if e["name"] == "before")
@@ -209,7 +209,7 @@ def plan_beside_actual(plan: RecipePlan, seconds: Mapping[str, float], usd: floa
 
 
 def beside_text(found: Mapping[str, Any]) -> str:
-    """`plan_beside_actual` in a few lines."""
+    """`plan_beside_actual` as a few lines of text."""
     actual = found["actual"]
     lines = [f"  {'':12}{'planned':>10}{'actual':>10}"]
     for name, planned in found["by_activity"].items():
@@ -223,7 +223,7 @@ def beside_text(found: Mapping[str, Any]) -> str:
 
 
 def recipe_text(plan: RecipePlan) -> str:
-    """The plan as a person reads it."""
+    """The plan as text."""
     counted = parameters(plan.config)
     lines = [f"{plan.recipe.name}   1 x {plan.device.name}, in {plan.dtype}"]
     rows = [("model", f"{letters(counted.total)} parameters, {letters(counted.active)} active")]

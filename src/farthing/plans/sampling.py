@@ -1,8 +1,8 @@
-"""The work of a recipe's stages and the seconds it takes, with what answers are likely to look like.
+"""From the work of a recipe's stages to seconds, FLOPs and memory.
 
-A stage of reinforcement learning samples, judges and trains; how long depends on how long the answers get and
-on how many groups of answers disagree, which nobody knows before. `MEASURED` says what was seen; the low and
-high ends of the plan halve and double it.
+A stage of reinforcement learning samples, judges and trains; its time depends on the length of answers and on how
+many groups of answers disagree, which is unknown beforehand. `MEASURED` has what was observed; the low and high ends
+of a plan halve and double it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def plan_stages(
 
 
 def halved_and_doubled(guess: Guess) -> tuple[Guess, Guess]:
-    """The ends of what answers may be like."""
+    """The low and high ends of the assumptions."""
     return (
         replace(guess, answer=guess.answer / 2, kept=guess.kept / 2),
         replace(guess, answer=min(1.0, guess.answer * 2), kept=min(1.0, guess.kept * 2)),
@@ -136,7 +136,7 @@ def _sampling(like: Answers, config: Config, speed: Speed) -> tuple[float, float
 
 
 def _evaluate(recipe: Recipe, config: Config, speed: Speed, guess: Guess) -> StagePlan:
-    """The held-out questions, before and after; a model from nothing that earns no rewards is asked after alone."""
+    """The held-out questions, before and after; a model from nothing without rewards is asked only after."""
     settings, asks = recipe.evaluate, recipe.asks()
     assert settings is not None
     trained = [stage.asks.max_new_tokens for stage in recipe.stages if stage.asks]

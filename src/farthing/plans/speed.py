@@ -1,8 +1,8 @@
-"""Seconds of what a recipe's stages do, on a machine that was measured or on one of the catalogue.
+"""Times of a recipe's work, on a measured machine or on a device of the catalogue.
 
 All times are of one device. `Measured` uses what `farthing calibrate` found; `Catalogued` uses a device's
 figures: reading the weights for every token, products at the fitted efficiency, and a launch for every small
-operation. The second is a guess where nothing was measured, and its range says so.
+operation. The second is a guess, and its range says so.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Catalogued:
-    """A device of the catalogue that nobody measured with this program."""
+    """A device of the catalogue, not measured with this program."""
 
     device: Device
     dtype: str = "bfloat16"

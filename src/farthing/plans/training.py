@@ -327,7 +327,7 @@ def _assumptions(plan: Plan) -> Iterator[Assumption]:
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan as a person reads it."""
+    """The plan as text."""
     rows = [
         (
             "model",

@@ -1,4 +1,4 @@
-"""Verifiable problems and their verifiers. Nothing a model writes is ever run."""
+"""Verifiable problems and their verifiers. Model output is never executed."""
 
 from farthing.tasks.audit import audit
 from farthing.tasks.extract import extract

@@ -1,7 +1,7 @@
-"""chain_sum and products, made here: sums and products need no other package.
+"""Generators of chain_sum and products, so that sums and products need no other package.
 
-The questions are reasoning-gym's (0.1.25, Apache-2.0, arXiv:2505.24760): same sentences, same settings, and the same
-draws in the same order, so that a seed and an index name the same item in both. The tests hold the two together.
+The questions are reasoning-gym's (0.1.25, Apache-2.0, arXiv:2505.24760): same sentences, settings and draws in the
+same order, so a seed and an index name the same item in both. Tests compare the two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attacks on the verifiers, before any training: what must earn nothing, run nothing and hang nothing.
+"""Attacks on the verifiers, before any training: they must earn nothing, run nothing and hang nothing.
 
 Every case is tried on several items of every task. One more case, the control, must be paid: the right answer
 in the convention's plainest form. A verifier that pays an attack teaches the attack.
@@ -22,7 +22,7 @@ from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 
 _ITEMS = 6  # a task
-_DRAWS = 200  # among which two different answers have to appear
+_DRAWS = 200  # which must have at least two different answers
 _SEED = 3 * 2**30  # neither Mixture's training seeds nor its held-out ones
 _MEGABYTE = 1_000_000
 _LOOKALIKE = {ord(char): ord(char) + 0xFEE0 for char in string.digits + string.ascii_letters}  # full width
@@ -32,13 +32,13 @@ _Attack = Callable[[Item, str, Convention], str]
 
 
 def audit(tasks: Mixture | Mapping[str, Task], convention: Convention, pool: VerifierPool) -> dict[str, Any]:
-    """Tries every attack on every task; the result is what audit.json holds.
+    """Try every attack on every task; returns the content of audit.json.
 
     {"passed", "seconds", "cases": [{"case", "task", "expected", "outcome", "passed", "seconds"}]}, where
     `expected` is "paid" or "unpaid". `outcome` is the items' worst: the verdict that fails the case if there
     is one.
 
-    Raises UserError for a task whose answer is always the same, which any model would learn at once.
+    Raises UserError for a task whose answer is always the same, which any model learns at once.
     """
     started = time.monotonic()
     cases: list[dict[str, Any]] = []
@@ -124,7 +124,7 @@ def _form(payload: str) -> _Attack:
 
 
 def _nested(item: Item, other: str, convention: Convention) -> str:
-    if convention == "final":  # has no brackets to nest; a clause within a clause comes nearest
+    if convention == "final":  # has no brackets to nest; a clause within a clause is the closest
         return f"The answer is: {item.answer} is {other}"
     return plain_form(plain_form(item.answer, convention), convention)
 
@@ -142,7 +142,7 @@ def _everything(item: Item, other: str, convention: Convention) -> str:
 
 
 def _items(task: Task) -> tuple[list[Item], list[str]]:
-    """Several items, and for each the answer of another one that is not right for it."""
+    """Several items, each with the wrong answer of another."""
     drawn: list[Item] = []
     for index in range(_DRAWS):
         drawn.append(task.item(_SEED, index))

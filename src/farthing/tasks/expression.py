@@ -1,4 +1,4 @@
-"""Arithmetic puzzles (countdown, 24): a safe parser for what a model writes. Nothing is ever run as code.
+"""Arithmetic puzzles (countdown, 24): a safe parser for model output, which is never run as code.
 
 sum    = term   { ("+" | "-") term }
 term   = factor { ("*" | "/") factor }
@@ -23,7 +23,7 @@ _SPELLINGS = {
 
 
 class _Malformed(Exception):
-    """The text is no expression of the grammar."""
+    """The text is not an expression of the grammar."""
 
 
 class _Parser:
@@ -82,10 +82,10 @@ def tidy(text: str) -> str | None:
 
 
 def evaluate(text: str) -> tuple[Fraction | None, list[int]] | None:
-    """The exact value of an expression and the integers in it, in order; None when it is no expression.
+    """The exact value of an expression and the integers in it, in order; None if it is not an expression.
 
     The value is None where a division by zero leaves it undefined. `**`, `//`, decimals, leading zeros,
-    implied multiplication and names are no part of the grammar.
+    implied multiplication and names are not part of the grammar.
     """
     tokens: list[str] = []
     at = 0
@@ -115,7 +115,7 @@ def evaluate(text: str) -> tuple[Fraction | None, list[int]] | None:
 def solves(text: str, numbers: Sequence[int], target: int, operators: Collection[str]) -> bool | None:
     """Whether the expression makes `target` from every given number, each exactly as often as given.
 
-    Both puzzles say "using all of these numbers" and "each only once". None when the text is no expression.
+    Both puzzles say "using all of these numbers" and "each only once". None if the text is not an expression.
     """
     result = evaluate(text)
     if result is None:

@@ -4,8 +4,8 @@ final   the last thing said: "3 + 4 = 7", "The answer is 7."
 tag     <answer>7</answer>, once, at the end (DeepSeek-R1's form, arXiv:2501.12948, section 2.3)
 boxed   \\boxed{7}, once, with no number after it
 
-All are strict on purpose. Where a text offers two answers, none is read, so that a model cannot be paid for
-listing. Only the last 20,000 characters are looked at, in linear time.
+All are strict on purpose: of a text with two answers none is read, so listing answers earns nothing. Only the last
+20,000 characters are read, in linear time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind = Literal["integer", "text", "expression"]
 
 LOOKED_AT = 20_000  # characters
 PUNCTUATION = " \t\r\n.,;:!?\"'`*$“”‘’"
-# What comes before an answer. Each branch begins with a plain character, which lets the search skip ahead:
+# Words before an answer. Each branch begins with a plain character, which lets the search skip ahead:
 # three times faster than with \b in front and IGNORECASE.
 _IS = r"[iI][sS]\b(?<!\w[iI][sS])"
 _ARE = r"[aA][rR][eE]\b(?<!\w[aA][rR][eE])"
@@ -58,7 +58,7 @@ def plain_form(answer: str, convention: Convention) -> str:
 
 
 def tail(text: str) -> str:
-    """The part of a completion that is looked at: its end, from the first whole word on."""
+    """The part of a completion that is read: its end, from the first whole word on."""
     if len(text) <= LOOKED_AT:
         return text
     end = text[-LOOKED_AT:]
@@ -132,10 +132,10 @@ _WRAPPERS = "{$*(`£€\\"  # may stand between a sign and its number: -$7$, \bo
 _OPERATORS = "±√^/×÷·≠"  # what precedes an operand, not an answer
 
 
-_LONGEST = 400  # characters; longer numbers are no answer to any task here
+_LONGEST = 400  # characters; no task here has a longer answer
 
 
-_BEFORE = 24  # characters looked at in front of a number
+_BEFORE = 24  # characters examined before a number
 
 
 def one_number(text: str) -> str | None:

@@ -1,6 +1,5 @@
-"""reasoning-gym's generators (arXiv:2505.24760) as tasks: a seed and an index name an item, for good.
-
-Those of `arithmetic` are made here; every other one asks for reasoning-gym itself.
+"""reasoning-gym's generators (arXiv:2505.24760) as tasks: a seed and an index always name the same item. Those of
+`arithmetic` are built in; the others need reasoning-gym.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _SEEDS_KEPT = 8  # datasets kept per task; making one costs up to 0.2 s
 _ENDLESS = 2**62  # the size asked for; datasets make items on demand
 _LISTED = ("gsm_symbolic",)  # draws one number per item up front, in order: its size has to be kept small
 _LISTED_SIZE = 4096
-_CHATTY = ("bf",)  # prints a dot an item, where --json wants one object
+_CHATTY = ("bf",)  # prints a dot per item, where --json needs one object
 _SATISFIED = ("zebra_puzzles",)  # asks pycosat whether its puzzle has one solution
 
 
@@ -44,7 +43,7 @@ class Task:
         """Item `index` (any integer from 0 on) of the dataset that `seed` names.
 
         Nearby seeds share items: most generators draw item i of seed s from Random(s + i). Raises UserError
-        where the config leaves the generator no way to make the item.
+        if the generator cannot make the item under its config.
         """
         assert index >= 0
         try:
@@ -126,7 +125,7 @@ def origin(name: str) -> dict[str, str | None]:
 
 
 def installed(package: str) -> str | None:
-    """The version of a package, None where it is not installed."""
+    """The version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -134,14 +133,14 @@ def installed(package: str) -> str | None:
 
 
 def reasoning_gym(module: str = "reasoning_gym") -> Any:
-    """A module of reasoning-gym, imported whether pycosat is there or not. Raises ImportError.
+    """Import a module of reasoning-gym, with or without pycosat. Raises ImportError.
 
     pycosat has to be compiled, one generator uses it, and reasoning-gym imports it for all: where it is missing, an
     empty module stands in for it while reasoning-gym is imported.
     """
     if "reasoning_gym" in sys.modules or _importable("pycosat"):
         return importlib.import_module(module)
-    blocked = "pycosat" in sys.modules  # as None, which is how an import is forbidden
+    blocked = "pycosat" in sys.modules  # None forbids an import
     sys.modules["pycosat"] = ModuleType("pycosat", "Stands in for pycosat, which is not installed.")
     try:
         return importlib.import_module(module)

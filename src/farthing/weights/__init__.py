@@ -1,4 +1,4 @@
-"""Model folders in and out. `load` and `save` are the pair every stage uses."""
+"""Model folders in and out: the functions that every stage loads and saves with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _layout(hf: dict[str, Any]) -> ModuleType:
         if kind in layout.MODEL_TYPES:
             return layout
     known = ", ".join(sorted(name for layout in LAYOUTS for name in layout.MODEL_TYPES))
-    raise UserError(f"config.json: model_type {kind!r} is not a family Farthing knows; known are {known}")
+    raise UserError(f"config.json: model_type {kind!r} is not a supported family; supported are {known}")
 
 
 def decoder_config(hf: dict[str, Any]) -> ModelConfig:
@@ -62,8 +62,8 @@ def load_decoder(
         stored: as in `Decoder`; the weights are rounded to it.
 
     Raises:
-        UserError: when a tensor is missing, has the wrong shape or is one this family does not have, and when the
-            weights do not fit the memory that is free.
+        UserError: if a tensor is missing, has the wrong shape or does not belong to this family, and if the weights
+        do not fit into free memory.
     """
     hf = read_config(folder)
     layout, config = _layout(hf), decoder_config(hf)
@@ -88,7 +88,7 @@ def load_decoder(
     for name, tensor in read:
         if name not in places:
             if name in ignored or name.endswith("rotary_emb.inv_freq") or not tensor.numel():
-                # a copy of what is shared, a buffer of old releases, or the shared experts of a model without any
+                # a copy of a shared tensor, a buffer of old releases, or the shared experts of a model without any
                 continue
             raise UserError(
                 f"{folder}: tensor {name!r} is not part of a {hf['model_type']} model; is config.json its own?"
@@ -122,7 +122,7 @@ def load_decoder(
 
 
 def check_memory(folder: Path, decoder: Decoder, device: str) -> None:
-    """Refuse a network whose weights are larger than the memory that is free, before any of it is taken. On a CPU that
+    """Refuse a network whose weights exceed free memory, before any is allocated. On a CPU that
     packs its weights to sample (`kernels.packed`) they are there twice.
 
     Raises:
@@ -167,7 +167,7 @@ def _rows(decoder: Decoder, name: str, parameter: Tensor, part: int) -> Tensor:
 
 
 def export_tensors(decoder: Decoder, hf: dict[str, Any]) -> dict[str, Tensor]:
-    """The network's weights under the names its family's folders use, low-rank updates merged in."""
+    """The network's weights under its family's names, low-rank updates merged in."""
     layout, config = _layout(hf), decoder.config
     merged = dict(decoder.named_parameters())
     for name, module in decoder.named_modules():
@@ -179,7 +179,7 @@ def export_tensors(decoder: Decoder, hf: dict[str, Any]) -> dict[str, Tensor]:
     for ours, names in layout.tensors(config).items():
         for part, theirs in enumerate(names):
             rows = _rows(decoder, ours, merged[ours], part)
-            if not ours.endswith("router.bias"):  # which is float32 in every folder
+            if not ours.endswith("router.bias"):  # float32 in every folder
                 rows = rows.to(stored)
             order = _row_order(layout, config, theirs)
             out[theirs] = rows.contiguous() if order is None else rows[order.argsort()]
@@ -188,7 +188,7 @@ def export_tensors(decoder: Decoder, hf: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def folder_config(hf: dict[str, Any], config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a folder that holds this network in `dtype`, with every key other engines ask for."""
+    """The config.json for this network in `dtype`, with every key that other engines need."""
     name = str(dtype).removeprefix("torch.")
     layout = _layout(hf)
     complete = layout.complete(hf, config) if hasattr(layout, "complete") else hf

@@ -22,7 +22,7 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
     """The network a DeepSeek config.json describes.
 
     Raises:
-        UserError: for a missing key, or a setting that would change the result and is not built.
+        UserError: for a missing key, or an unsupported setting that would change the result.
     """
     version3 = hf["model_type"] == "deepseek_v3"
     if hf.get("hidden_act", "silu") != "silu":
@@ -72,7 +72,7 @@ def gate(hf: dict[str, Any], scoring: str) -> Moe:
 
     Raises:
         KeyError: when a size is missing.
-        UserError: for a way to choose experts that is not known.
+        UserError: for an unknown way to choose experts.
     """
     method = hf.get("topk_method") or ("noaux_tc" if scoring == "sigmoid" else "greedy")
     if method not in ("noaux_tc", "group_limited_greedy", "greedy"):
@@ -125,7 +125,7 @@ def rope_keys(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:
-    """For every parameter of the decoder, the tensors on disk whose rows it joins."""
+    """For every parameter of the decoder, the tensors on disk that it joins, in the order of its rows."""
     table = {"embed.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
     if not config.tied_head:
         table["head.weight"] = ["lm_head.weight"]
@@ -200,7 +200,7 @@ def copies(config: ModelConfig) -> dict[str, str]:
 
 
 def row_order(config: ModelConfig, theirs: str) -> Tensor | None:
-    """Which of its rows on disk each row of a tensor here is; None where they are in the same order."""
+    """For each row of a tensor here, its row on disk; None if the order is the same."""
     mla = config.mla
     assert mla is not None
     halves = torch.arange(mla.rope_dim).view(-1, 2).t().flatten()

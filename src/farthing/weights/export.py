@@ -1,4 +1,4 @@
-"""A model folder in other formats: a .gguf, a folder in block-scaled FP8, a folder in bfloat16."""
+"""Export a model folder: a .gguf, a folder in block-scaled FP8, a folder in bfloat16."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _EXACT = ".e_score_correction_bias"  # float32 in every folder: its differences 
 
 
 def export(folder: Path, to: str, out: Path, kind: str = "f16") -> list[str]:
-    """Write the model of `folder` as `out` in the format `to`, and return what is left out or differs, a sentence each.
+    """Write the model of `folder` as `out` in the format `to`; returns what is left out or differs, one sentence each.
 
-    `kind` is the type of a .gguf's tensors and means nothing for the other formats.
+    `kind` is the type of a .gguf's tensors, ignored by the other formats.
 
     Raises:
-        UserError: for a format or type that is not known, a family that is not, a damaged folder, a target that is the
-            folder itself or no model folder, or a full disk.
+        UserError: for an unknown format, type or family, a damaged folder, a target that is the folder itself or not
+        a model folder, or a full disk.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: there is no such format; give one of {', '.join(FORMATS)}")

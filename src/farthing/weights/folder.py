@@ -1,6 +1,6 @@
-"""Model folders on disk: an ordinary Hugging Face directory, read carefully and written whole or not at all.
+"""Model folders on disk: ordinary Hugging Face directories, read carefully and written whole or not at all.
 
-Only safetensors is read: it holds numbers and nothing that runs. Pickled weights are refused by name.
+Only safetensors is read, which holds numbers and nothing executable. Pickled weights are refused by name.
 """
 
 import json
@@ -43,7 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a folder; give a model folder that holds config.json")
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder} holds no config.json, so it is no model folder; give the folder that has one"
+            f"{folder} holds no config.json, so it is not a model folder; give the folder that has one"
         )
     return read_json(folder / "config.json")
 
@@ -66,11 +66,11 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise UserError(
-                f"{folder / INDEX} names {shard!r}, which is no safetensors file in the same folder"
+                f"{folder / INDEX} names {shard!r}, which is not a safetensors file in the same folder"
             )
         if shard not in headers:
             if not (folder / shard).is_file():
-                raise UserError(f"{folder / shard} is missing though the index names it; download it again")
+                raise UserError(f"{folder / shard} is missing, though the index names it; download it again")
             headers[shard] = set(_header(folder / shard))
     for name, shard in weight_map.items():
         if name not in headers[shard]:
@@ -109,7 +109,7 @@ def _stream(names_of: dict[Path, list[str]]) -> Iterator[tuple[str, "Tensor"]]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The tensors a safetensors file says it holds, once its length is found to agree with that."""
+    """The tensors in a safetensors file's header, after checking the file's length against it."""
     size = path.stat().st_size
     broken = UserError(f"{path} is cut short or damaged; download it again")
     with path.open("rb") as file:
@@ -148,7 +148,7 @@ def write_folder(
     tokenizer_from: Path | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """Write a model folder, and return its path once every byte is on disk.
+    """Write a model folder; returns its path once every byte is on disk.
 
     `tokenizer_from` is a model folder whose tokenizer, chat template and generation_config.json are copied.
     An older model folder of that path is replaced. Raises UserError when there is no room on the disk, when
@@ -166,9 +166,7 @@ def write_folder(
 def write_tensors(
     folder: Path, tensors: "Iterable[tuple[str, Tensor]]", max_shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Write tensors as they come, holding no more than a shard in memory: one file, or shards and their
-    index.
-    """
+    """Write tensors as they come, with at most one shard in memory: one file, or shards and their index."""
     from safetensors.torch import save_file
 
     weight_map: dict[str, int] = {}

@@ -22,7 +22,7 @@ from farthing.base.errors import UserError
 from farthing.weights.folder import read_config, tensor_files
 
 BLOCK = (128, 128)
-SCALE = "_scale_inv"  # what a weight's name gets added to be its scales' name
+SCALE = "_scale_inv"  # suffix of a weight's name that names its scales
 QUANTIZATION_CONFIG: dict[str, Any] = {
     "quant_method": "fp8",
     "fmt": "e4m3",
@@ -62,10 +62,10 @@ def quantise(weight_RC: Tensor, name: str = "the weight") -> tuple[Tensor, Tenso
 def dequantise(
     weight_RC: Tensor, scale_rc: Tensor, name: str = "the weight", block: tuple[int, int] = BLOCK
 ) -> Tensor:
-    """The float32 weight [R, C] that an FP8 weight and its scales [r, c] mean.
+    """The float32 weight [R, C] of an FP8 weight and its scales [r, c].
 
     Raises:
-        UserError: when the scales are not one positive number for each block, naming the tensor.
+        UserError: if the scales are not one positive number per block; names the tensor.
     """
     if weight_RC.ndim != 2:
         raise UserError(f"{name} has FP8 scales but {weight_RC.ndim} dimensions; only matrices have them")
@@ -90,7 +90,7 @@ def _spread(scale_rc: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tens
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a model folder by name, each read when it is asked for; FP8 ones come as the float32 they mean.
+    """The tensors of a model folder by name, each read on demand; FP8 ones are dequantised to float32.
 
     Their scales are not among the names. A weight and its scales may lie in any shards, and in any order.
 
@@ -141,7 +141,7 @@ class Weights(Mapping[str, Tensor]):
 
     @contextmanager
     def _damage(self, name: str) -> Iterator[Any]:
-        """The opened file a tensor lies in; what is wrong with it becomes a sentence."""
+        """The open file of a tensor. Raises UserError if it is damaged."""
         from safetensors import SafetensorError, safe_open
 
         path = self._files[name]

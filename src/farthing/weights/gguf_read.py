@@ -1,8 +1,8 @@
-"""A .gguf of the llama family, written as an ordinary Hugging Face folder in bfloat16.
+"""Import a .gguf of the llama family as an ordinary Hugging Face folder in bfloat16.
 
 The file's quantised blocks are expanded, its tensors get their Hugging Face names, and its metadata becomes
-config.json, the tokenizer and the chat template. What cannot be carried over faithfully is refused: a folder
-that computes something else than the file it came from would be worse than none.
+config.json, the tokenizer and the chat template. What cannot be converted faithfully is refused: a folder that
+computes something other than its file would be worse than none.
 """
 
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-# What `_config` reads. Any other key is refused, as it may change what is computed.
+# Keys that `_config` reads. Any other is refused, since it may change the result.
 _NUMBERS = {
     "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
@@ -31,7 +31,7 @@ _NUMBERS = {
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
 _KNOWN_KEYS = _NUMBERS | {"rope.scaling.type", "rope.scaling.finetuned"}
-# Keys that change nothing at one value, which is the only one accepted.
+# Keys with one harmless value, the only one accepted.
 _NEUTRAL: dict[str, Any] = {
     "expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0,
     "rope.scale_linear": 1.0, "logit_scale": 1.0, "embedding_scale": 1.0, "residual_scale": 1.0,
@@ -74,7 +74,7 @@ def open_gguf(path: Path) -> tuple["GGUFReader", Metadata]:
         reader = GGUFReader(path, "c")  # copy-on-write: NumPy arrays that PyTorch accepts without a warning
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is no whole .gguf file ({error}); download it again") from None
+        raise UserError(f"{path} is not a complete .gguf file ({error}); download it again") from None
     if int(metadata.get("split.count") or 0) > 1:
         raise UserError(f"{path} is one part of several; join them with `llama-gguf-split --merge` first")
     return reader, metadata
@@ -96,7 +96,7 @@ def _config(reader: "GGUFReader", metadata: Metadata) -> dict[str, Any]:
     }
     for key, value in given.items():
         if key not in _KNOWN_KEYS and not (key in _NEUTRAL and value == _NEUTRAL[key]):
-            raise UserError(f"it sets {architecture}.{key} to {value!r}, which Farthing cannot carry over")
+            raise UserError(f"it sets {architecture}.{key} to {value!r}, which Farthing cannot convert")
 
         if key in _NUMBERS and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise UserError(f"its {architecture}.{key} is {value!r} where one positive number belongs")
@@ -116,7 +116,7 @@ def _config(reader: "GGUFReader", metadata: Metadata) -> dict[str, Any]:
             )
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
-        raise UserError("it holds no token_embd.weight; give a file with the whole model")
+        raise UserError("it lacks token_embd.weight; give a file with the whole model")
     if need("block_count") > len(tensors):
         raise UserError(f"its metadata promises {given['block_count']} layers for {len(tensors)} tensors")
     rope = _rope(given, tensors, head_dim)
@@ -155,30 +155,26 @@ def _config(reader: "GGUFReader", metadata: Metadata) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """A float32 from the file as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
+    """A float32 of the file as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
 def _rope(given: dict[str, Any], tensors: dict[str, "ReaderTensor"], head_dim: int) -> dict[str, Any]:
-    """`rope_parameters` of config.json: the base, and how it is stretched to a longer context."""
+    """`rope_parameters` of config.json: the base and the scaling to a longer context."""
     theta = _short(given.get("rope.freq_base", 10_000.0))
     kind = given.get("rope.scaling.type", "none")
     factor = _short(given.get("rope.scaling.factor", 1.0))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if _ROPE_FREQUENCIES in tensors:
         if kind != "none":
-            raise UserError(
-                f"it stretches its positions twice ({_ROPE_FREQUENCIES} and {kind}): not supported"
-            )
+            raise UserError(f"it scales its positions twice ({_ROPE_FREQUENCIES} and {kind}): not supported")
         divisors = np.asarray(tensors[_ROPE_FREQUENCIES].data, dtype=np.float32)
         return rope | _llama3(divisors, theta, head_dim)
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         if "rope.scaling.original_context_length" not in given:
-            raise UserError(
-                "it stretches its positions by yarn without saying from which length; not supported"
-            )
+            raise UserError("it scales its positions by yarn without the original length; not supported")
         original = int(given["rope.scaling.original_context_length"])
         rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         for name in ("beta_fast", "beta_slow"):
@@ -186,13 +182,12 @@ def _rope(given: dict[str, Any], tensors: dict[str, "ReaderTensor"], head_dim: i
                 rope[name] = _short(given[f"rope.scaling.yarn_{name}"])
         return rope
     if kind != "none":
-        raise UserError(f"it stretches its positions by {kind!r}, which Farthing cannot carry over")
+        raise UserError(f"it scales its positions by {kind!r}, which Farthing cannot convert")
     return rope
 
 
 def _llama3(divisors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3.1's stretching, recovered from the divisor of each frequency that llama.cpp stores in its
-    place.
+    """Llama 3.1's scaling, recovered from the divisor of each frequency that llama.cpp stores instead.
 
     The rule (Llama 3.1's reference code): wavelengths below `original / high` stay, those above `original /
     low` are divided by `factor`, and between them the two are mixed in proportion. All released models keep
@@ -205,7 +200,7 @@ def _llama3(divisors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]
     expected = 1 / ((1 - kept) / factor + kept)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise UserError(
-            f"its {_ROPE_FREQUENCIES} does not follow Llama 3.1's rule, the only one Farthing carries over"
+            f"its {_ROPE_FREQUENCIES} does not follow Llama 3.1's rule, the only one Farthing converts"
         )
     return {
         "rope_type": "llama3",
@@ -257,7 +252,7 @@ def _check_tensors(reader: "GGUFReader", names: dict[str, tuple[str, tuple[int, 
         if name == _ROPE_FREQUENCIES:
             continue  # became part of config.json
         if name not in names:
-            raise UserError(f"it holds a tensor {name}, which Farthing cannot carry over")
+            raise UserError(f"it holds a tensor {name}, which Farthing cannot convert")
         shape = tuple(int(size) for size in reversed(tensor.shape))
         if shape != names[name][1]:
             raise UserError(
@@ -312,7 +307,7 @@ def halves(rows_RD: "Tensor", heads: int) -> "Tensor":
 
 
 def _card(path: Path, metadata: Metadata) -> str:
-    """A README.md that says where the folder came from and keeps the licence the file states."""
+    """A README.md with the folder's origin and the licence that the file states."""
     licence = metadata.get("general.license")
     head = f"---\nlicense: {licence}\n---\n" if isinstance(licence, str) and licence.isprintable() else ""
     name = str(metadata.get("general.name", path.stem))

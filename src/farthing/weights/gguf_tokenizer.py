@@ -1,9 +1,9 @@
-"""The tokenizer a .gguf carries, written as tokenizer.json and tokenizer_config.json.
+"""Convert a .gguf's tokenizer to tokenizer.json and tokenizer_config.json.
 
 A .gguf holds the vocabulary, but of the rules that cut text up before merging only their name
 (`tokenizer.ggml.pre`). The table below gives each name its rules, as the models' own tokenizer.json have
-them; the tests compare every entry with llama.cpp. A name that is not in the table is refused: guessed rules
-give text that looks right and ids the model was never trained on.
+them; the tests compare every entry with llama.cpp. Other names are refused: guessed rules give plausible text and ids
+that the model was never trained on.
 """
 
 from collections.abc import Iterator
@@ -77,7 +77,7 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     """Write the tokenizer, its chat template and generation_config.json from a .gguf's metadata into
     `folder`.
 
-    Raises UserError for a kind of tokenizer or a way of cutting text that is not known.
+    Raises UserError for an unknown kind of tokenizer or pre-tokenizer.
     """
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
     if not tokens:
@@ -108,7 +108,7 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
 
 
 def token_id(metadata: Metadata, name: str) -> int | None:
-    """The id of a named token (bos, eos, eot, unknown, padding …), or None when the file does not name it."""
+    """The id of a named token (bos, eos, eot, unknown, padding …); None if the file does not name it."""
     number = metadata.get(f"tokenizer.ggml.{name}_token_id")
     return (
         int(number) if number is not None and int(number) < len(metadata["tokenizer.ggml.tokens"]) else None
@@ -162,7 +162,7 @@ def _byte_level(metadata: Metadata) -> tuple["Tokenizer", bool]:
     rules = RULES.get(str(name))
     if rules is None:
         raise UserError(
-            f"the .gguf's tokenizer cuts text the way called {name!r}, which Farthing does not know "
+            f"the .gguf's pre-tokenizer is {name!r}, which Farthing does not know "
             f"(it knows {', '.join(RULES)}); use the model's Hugging Face folder instead"
         )
     merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]

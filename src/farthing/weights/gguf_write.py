@@ -1,6 +1,6 @@
-"""A model folder as one .gguf for llama.cpp: the Llama family and DeepSeek's (`deepseek2`).
+"""Export a model folder as one .gguf for llama.cpp: the Llama family and DeepSeek's (`deepseek2`).
 
-What a .gguf cannot say is refused rather than approximated. Tensors are written one at a time; the file appears whole
+What a .gguf cannot express is refused, not approximated. Tensors are written one at a time; the file appears whole
 or not at all.
 """
 
@@ -37,14 +37,14 @@ _F16_LARGEST = 65504.0
 
 
 def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
-    """Write the model folder as the file `path`, and return what the file leaves out, a sentence each.
+    """Write the model folder as the file `path`; returns what the file leaves out, one sentence each.
 
-    `kind` is one of `TYPES`. Vectors and routers are float32 whatever it is, and rows that q8_0's blocks of 32 do not
-    divide are f16.
+    `kind` is one of `TYPES`. Vectors and routers are always float32, and rows that q8_0's blocks of 32 do not divide
+    are f16.
 
     Raises:
-        UserError: for a family, a setting or a tokenizer that llama.cpp has no words for, tensors that do not fit the
-            config, a number too large for f16, or a full disk.
+        UserError: for a family, setting or tokenizer that llama.cpp cannot express, tensors that do not fit the
+        config, a number too large for f16, or a full disk.
     """
     assert kind in TYPES
     hf = read_config(folder)
@@ -55,7 +55,7 @@ def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
             f"supported are {', '.join(ARCHITECTURES)}"
         )
     if path.suffix != ".gguf" or path.is_dir():
-        raise UserError(f"{path} is no name for the file; give one that ends in .gguf")
+        raise UserError(f"{path} is not a name for the file; give one that ends in .gguf")
     config = decoder_config(hf)
     weights = Weights(folder)
     metadata = {
@@ -78,7 +78,7 @@ def _licence(folder: Path) -> dict[str, str]:
 
 
 def _check(folder: Path, weights: Weights, plan: list[Planned], config: ModelConfig) -> list[str]:
-    """That the folder holds the plan's tensors and no others, in their shapes; what of it is left out."""
+    """Check that the folder holds exactly the plan's tensors in their shapes; returns what is left out."""
     used = {source for planned in plan for source in planned.sources}
     for planned in plan:
         for source in planned.sources:
@@ -229,7 +229,7 @@ def sizes(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """The file's keys under the architecture's name.
 
     Raises:
-        UserError: for a setting that llama.cpp has no word for.
+        UserError: for a setting that llama.cpp cannot express.
     """
     if config.o_bias or config.mlp_bias or config.qkv_bias != (architecture == "qwen2"):
         raise UserError(f"config.json: the biases it asks for are not part of llama.cpp's {architecture}")
@@ -295,7 +295,7 @@ def _latent_sizes(config: ModelConfig) -> dict[str, Any]:
         )
     return {
         "attention.q_lora_rank": mla.q_lora_rank
-        or 0,  # always said: llama.cpp asks for it unless it knows the model
+        or 0,  # always written: llama.cpp requires it unless it knows the model
         "attention.kv_lora_rank": mla.kv_lora_rank,
         "attention.key_length_mla": mla.qk_dim,
         "attention.value_length_mla": mla.v_dim,

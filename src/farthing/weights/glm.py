@@ -20,7 +20,7 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
     """The network a GLM-4-MoE config.json describes.
 
     Raises:
-        UserError: for a missing key, or a setting that is not built.
+        UserError: for a missing key, or an unsupported setting.
     """
     rope = hf.get("rope_parameters") or {}
     if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 0.5)) != 1.0:
@@ -47,7 +47,7 @@ def complete(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:
-    """For every parameter of the decoder, the tensors on disk whose rows it joins."""
+    """For every parameter of the decoder, the tensors on disk that it joins, in the order of its rows."""
     table = {name: theirs for name, theirs in llama.tensors(config).items() if ".feedforward." not in name}
     for i in range(config.num_layers):
         table |= feedforward(config, i, f"layers.{i}", f"model.layers.{i}")

