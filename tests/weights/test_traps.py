@@ -26,18 +26,18 @@ from farthing.weights import decoder_config, load_decoder, save_decoder
 from farthing.weights.export import export
 from farthing.weights.folder import read_config, read_tensors
 from farthing.weights.fp8 import Weights
-from farthing.weights.traps import TRAPS, Facts, facts, fallen
+from farthing.weights.traps import TRAPS, Facts, facts, failed_traps
 
 Make = Callable[..., Path]
 
 
 def told(folder: Path) -> set[int]:
-    return {trap.number for trap, _ in fallen(facts(folder))}
+    return {trap.number for trap, _ in failed_traps(facts(folder))}
 
 
 def sentence(number: int, config: dict[str, Any]) -> str:
     """What is said of a config that only a `Facts` can hold, as we refuse to write such a folder."""
-    return {trap.number: said for trap, said in fallen(Facts(config))}[number]
+    return {trap.number: said for trap, said in failed_traps(Facts(config))}[number]
 
 
 def change(folder: Path, **changed: Any) -> Path:
@@ -340,7 +340,7 @@ def test_trap_14_fp8_without_a_gpu(make_folder: Make, tmp_path: Path) -> None:
     kv_b = "model.layers.1.self_attn.kv_b_proj.weight"  # 160 rows: a block of 128, and one of 32
     wrong = (theirs[kv_b] != meant[kv_b]).any(dim=1).nonzero().flatten()
     assert wrong.tolist() == list(range(80, 128)), "the trap: two blocks of 80 are read"
-    [said] = [said for trap, said in fallen(facts(tmp_path / "fp8")) if trap.number == 14]
+    [said] = [said for trap, said in failed_traps(facts(tmp_path / "fp8")) if trap.number == 14]
     assert "kv_b_proj.weight in blocks that are not 128 x 128" in said
     before = dict(read_tensors(folder))[kv_b]
     assert (meant[kv_b] - before).abs().max() < 2**-4 * before.abs().max()

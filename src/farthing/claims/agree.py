@@ -155,16 +155,16 @@ def _elsewhere(claim: Claim, computes: list[Compute]) -> Iterator[Check]:
         own = device_hours(claim) if other.figure == "device_hours" else getattr(claim.reported, other.figure)
         if own is None:
             continue
-        apart = max(own, other.value) / min(own, other.value)
+        ratio = max(own, other.value) / min(own, other.value)
         values = f"{exact(own)} here, {exact(other.value)} in {other.source} ({other.date})"
-        text = f"{other.figure}: {values}, {apart:.1f} times"
+        text = f"{other.figure}: {values}, {ratio:.1f} times"
         if other.figure == "device_hours" and computes:
             causal, full = computes[0].mfu
             scale = own / other.value
             text += (
                 f"; MFU {causal:.1%} causal, {full:.1%} full, or {causal * scale:.1%} and {full * scale:.1%}"
             )
-        yield Check("sources", "plausible" if apart <= APART else "cannot be checked", text)
+        yield Check("sources", "plausible" if ratio <= APART else "cannot be checked", text)
 
 
 Verdict = Literal["plausible", "implausible", "cannot be checked"]

@@ -100,7 +100,7 @@ class Excluded(Strict):
         return self
 
 
-class Elsewhere(Strict):
+class OtherSource(Strict):
     """The same figure from another source."""
 
     figure: Literal["device_hours", "dollars", "tokens", "devices", "energy_mwh", "tonnes_co2e"]
@@ -132,7 +132,7 @@ class Claim(Strict):
     params: Positive | None = None
     """Parameters that a token passes through, where the architecture is not published."""
     excluded: list[Excluded] = Field(default_factory=list)
-    elsewhere: list[Elsewhere] = Field(default_factory=list)
+    elsewhere: list[OtherSource] = Field(default_factory=list)
     notes: list[Note] = Field(default_factory=list)
     sources: Annotated[list[Source], Field(min_length=1)]
     same_runs: list[Text] = Field(default_factory=list)

@@ -179,7 +179,7 @@ def validation() -> tuple[Validated, ...]:
     for i, run in enumerate(tested):
         below, above = _quantiles(errors[:i] + errors[i + 1 :])
         weights = _fit(tuple(other for other in _all_rows() if other is not run))
-        told = _conditions(run)
+        labelled = _conditions(run)
         blind = _predict(_conditions(run, scope="run"), weights)
         hours = run.per_token.model * run.tokens / (peak(run.device) * 3600)
         rows.append(
@@ -189,7 +189,7 @@ def validation() -> tuple[Validated, ...]:
                 low=hours / (blind * math.exp(above)),
                 high=hours / (blind * math.exp(below)),
                 baseline=hours / BASELINE,
-                labelled=hours / _predict(told, weights),
+                labelled=hours / _predict(labelled, weights),
             )
         )
     return tuple(rows)
@@ -360,7 +360,7 @@ def validation_text() -> str:
     names = {
         "model": "the model",
         "model_on_single_runs": "  of these, single runs",
-        "model_told_scopes": "the model, told the scopes",
+        "model_told_scopes": "the model, given the scopes",
         "model_without_family": "fitted without its family",
         "baseline": f"baseline: {100 * BASELINE:.0f}% of peak",
     }

@@ -11,7 +11,7 @@ from farthing.cost.flops import CONVENTION, decode_flops, flops_per_token, param
 from farthing.cost.memory import cache_bytes_per_token, check_latent, memory
 from farthing.weights import decoder_config
 from farthing.weights.folder import read_config, tensor_files
-from farthing.weights.traps import TRAPS, Facts, facts, fallen
+from farthing.weights.traps import TRAPS, Facts, facts, failed_traps
 
 CONTEXT = 4096  # tokens; the length that work and memory are given at, unless the model's own is less
 ACTIVE = "active: what one token passes through, embedding and head included; prediction modules apart"
@@ -30,10 +30,12 @@ def inspect(folder: Path) -> dict[str, Any]:
     try:
         config = decoder_config(hf)
     except UserError as error:
-        why = "; ".join(f"trap {trap.number}: {said} ({trap.engines})" for trap, said in fallen(Facts(hf)))
+        why = "; ".join(
+            f"trap {trap.number}: {said} ({trap.engines})" for trap, said in failed_traps(Facts(hf))
+        )
         raise UserError(f"{folder}: {error}{f' [{why}]' if why else ''}") from error
     context = min(CONTEXT, config.max_positions)
-    counted, found = parameters(hf), fallen(facts(folder))
+    counted, found = parameters(hf), failed_traps(facts(folder))
     train = memory(hf, kind="pretrain", micro_tokens=context, seq_len=context)
     serve = memory(hf, kind="serve", micro_tokens=context, seq_len=context)
     return {

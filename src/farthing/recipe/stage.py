@@ -104,7 +104,7 @@ LANGUAGE_CURVES = (
     Curve("loss", "Loss", "nats per token", "How badly the next token was predicted, on the step's own text.",
           live="loss", drawn=True),
     Curve("val_bits_per_byte", "Validation", "bits per byte",
-          "The same on text kept apart, for each byte of it, whatever the tokenizer.", live="bits per byte",
+          "The same on validation text, per byte, so comparable across tokenizers.", live="bits per byte",
           optional=True),
     Curve("tokens", "Tokens", live="tokens"),
     PACE,

@@ -97,10 +97,10 @@ def result(run: Run) -> Result | None:
 def _shares(run: Run) -> list[Share]:
     both = pairs(run)
 
-    def share(name: str, some: list[tuple[Json, Json]]) -> Share:
-        before = sum(outcome(first) == "right" for first, _ in some)
-        after = sum(outcome(second) == "right" for _, second in some)
-        return Share(name, len(some), before, after, (after - before) / max(1, len(both)))
+    def share(name: str, members: list[tuple[Json, Json]]) -> Share:
+        before = sum(outcome(first) == "right" for first, _ in members)
+        after = sum(outcome(second) == "right" for _, second in members)
+        return Share(name, len(members), before, after, (after - before) / max(1, len(both)))
 
     readable = [one for one in both if outcome(one[0]) in READABLE]
     unread = [one for one in both if outcome(one[0]) not in READABLE]

@@ -359,13 +359,13 @@ def _columns(amounts: Sequence[float]) -> list[float]:
     return [*marks, *(marks[-1] * 10.0 ** (step + 1) for step in range(extra))][::stride]
 
 
-def _spread(heights: Sequence[float], sides: Sequence[bool], apart: float = 16.0) -> list[float]:
+def _spread(heights: Sequence[float], sides: Sequence[bool], gap: float = 16.0) -> list[float]:
     """The heights moved down just so far that no two labels on the same side overlap."""
     placed = list(heights)
     last = {True: -math.inf, False: -math.inf}
     for place in sorted(range(len(heights)), key=lambda place: heights[place]):
         side = sides[place]
-        last[side] = placed[place] = max(heights[place], last[side] + apart)
+        last[side] = placed[place] = max(heights[place], last[side] + gap)
     return [round(height, 1) for height in placed]
 
 

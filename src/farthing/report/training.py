@@ -160,11 +160,11 @@ def audit(run: Run) -> Audit | None:
     table = [
         AuditRow(
             name.replace("_", " "),
-            sorted({text(case.get("task")) for case in some}),
-            sum(case.get("passed") is not True for case in some),
-            sorted({text(case.get("outcome")) for case in some}),
+            sorted({text(case.get("task")) for case in group}),
+            sum(case.get("passed") is not True for case in group),
+            sorted({text(case.get("outcome")) for case in group}),
         )
-        for name, some in grouped.items()
+        for name, group in grouped.items()
     ]
     failures = [{key: text(case.get(key)) for key in ("case", "task", "expected", "outcome")}
                 for case in cases if case.get("passed") is not True]  # fmt: skip

@@ -18,7 +18,7 @@ from farthing.recipe import Asks, Source
 from farthing.stages.at import Say
 from farthing.tasks.item import Item
 from farthing.tasks.mixture import Mixture
-from farthing.tasks.worked import WORKED, conversation, text
+from farthing.tasks.solutions import SOLVABLE, solution_conversation, solution_text
 
 LESSONS = "lessons-{}.jsonl"
 _AT_ONCE = 1000  # questions
@@ -54,8 +54,10 @@ def _write_lessons(source: Source, path: Path, seed: int, held_out: set[str], as
     assert source.tasks is not None
     assert source.items is not None
     for name in source.tasks:
-        if name not in WORKED:
-            raise UserError(f"data: {name} has no worked solutions; those that have are {', '.join(WORKED)}")
+        if name not in SOLVABLE:
+            raise UserError(
+                f"data: {name} has no worked solutions; those that have are {', '.join(SOLVABLE)}"
+            )
     stage = 1 if asks is None else 2
     stream = Mixture(source.tasks, seed + stage * _SEEDS).stream(exclude=held_out)
     lines: list[str] = []
@@ -65,7 +67,7 @@ def _write_lessons(source: Source, path: Path, seed: int, held_out: set[str], as
         solved = [json.dumps(lesson) + "\n" for item in items if (lesson := _lesson(item, asks))]
         if not solved:
             raise UserError(
-                f"data: hardly any question of {', '.join(source.tasks)} can be worked; widen the config"
+                f"data: hardly any question of {', '.join(source.tasks)} can be solved; widen the config"
             )
         lines += solved
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +77,9 @@ def _write_lessons(source: Source, path: Path, seed: int, held_out: set[str], as
 def _lesson(item: Item, asks: Asks | None) -> dict[str, object] | None:
     """A line of the file; None for the few questions without a solution that ends in their answer."""
     if asks is None:
-        solution = text(item)
+        solution = solution_text(item)
         return {"question": item.question, "text": solution} if solution else None
-    messages = conversation(item, asks.answer, asks.prompt, asks.system)
+    messages = solution_conversation(item, asks.answer, asks.prompt, asks.system)
     return {"question": item.question, "messages": messages} if messages else None
 
 

@@ -84,7 +84,7 @@ def _ragged(size: int, block: int) -> bool:
     return size > block and size % block > 0
 
 
-def fallen(found: Facts) -> list[tuple[Trap, str]]:
+def failed_traps(found: Facts) -> list[tuple[Trap, str]]:
     """The traps a folder falls into, with what happens."""
     said = [(trap, trap.check(found)) for trap in TRAPS if trap.check is not None]
     return [(trap, sentence) for trap, sentence in said if sentence]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from farthing.model.kernels import KERNELS, Kernel
-from farthing.model.kernels.probe import distance, moved, numbers, outcomes
+from farthing.model.kernels.probe import distance, numbers, on_device, outcomes
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -75,8 +75,8 @@ def test_it_gives_what_its_reference_gives(kernel: Kernel, dtype: torch.dtype, d
     status = kernel.status(place, dtype)
     if not status.on:
         pytest.skip(status.why)
-    inputs = moved(INPUTS[kernel.name](), place, dtype)
-    exact = moved(inputs, place, torch.float32)
+    inputs = on_device(INPUTS[kernel.name](), place, dtype)
+    exact = on_device(inputs, place, torch.float32)
     expected = outcomes(kernel.reference, exact)
     results = outcomes(kernel.fast, inputs)
     same_dtype = outcomes(kernel.reference, inputs)

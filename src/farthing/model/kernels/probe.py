@@ -86,19 +86,19 @@ def _try(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str:
     limit = TOLERANCE.get(dtype, TOLERANCE_HALF)
     try:
         for example in kernel.examples():
-            inputs = moved(example, device, dtype)
-            exact = moved(inputs, device, torch.float32)
+            inputs = on_device(example, device, dtype)
+            exact = on_device(inputs, device, torch.float32)
             pairs = zip(outcomes(kernel.fast, inputs), outcomes(kernel.reference, exact), strict=True)
-            apart = max(distance(got, expected) for got, expected in pairs)
-            if not apart <= limit:  # also where it is no number
-                return f"its result is off by {apart:.1%}"
+            error = max(distance(got, expected) for got, expected in pairs)
+            if not error <= limit:  # also where it is no number
+                return f"its result is off by {error:.1%}"
     except Exception as error:  # whatever it is, the reference will do
         first_line = (str(error).splitlines() or [""])[0]
         return f"{type(error).__name__}: {first_line[:120]}"
     return ""
 
 
-def moved(inputs: Sequence[Any], device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+def on_device(inputs: Sequence[Any], device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     """Inputs on a device, those of floating point in a dtype; other things as they are."""
 
     def move(x: Any) -> Any:

@@ -18,28 +18,28 @@ from farthing.tasks.item import Convention, Item
 _AT_ONCE = 10  # sums of numbers below this are one step
 
 
-def worked(item: Item) -> tuple[str, str] | None:
+def solve(item: Item) -> tuple[str, str] | None:
     """(thinking, answer): steps, one a line, that lead to the item's answer; None for a question not solved here.
 
-    Not solved are generators without an entry in `WORKED`, and questions whose gold answer is not the value of what
+    Not solved are generators without an entry in `SOLVABLE`, and questions whose gold answer is not the value of what
     they ask (basic_arithmetic without parentheses has some: it divides by another number than it writes).
     """
-    solve = _SOLVERS.get(item.task)
+    solver = _SOLVERS.get(item.task)
     lines: list[str] = []
-    answer = solve(item.question, lines) if solve else None
+    answer = solver(item.question, lines) if solver else None
     return ("\n".join(lines), item.answer) if answer is not None and answer == item.answer.strip() else None
 
 
-def text(item: Item) -> str | None:
+def solution_text(item: Item) -> str | None:
     """Question, steps and answer as plain text to pretrain on, or None."""
-    solution = worked(item)
+    solution = solve(item)
     if solution is None:
         return None
     thinking, answer = solution
     return f"{item.question.strip()}\n{thinking}\n{plain_form(answer, 'final')}\n"
 
 
-def conversation(
+def solution_conversation(
     item: Item, answer: Convention = "final", prompt: str = "{question}", system: str | None = None
 ) -> list[dict[str, str]] | None:
     """Question and `<think>` answer as messages to fine-tune on, or None.
@@ -47,7 +47,7 @@ def conversation(
     `answer`, `prompt` and `system` are those of the stage that will train on rewards later, so that it finds the
     questions in the same words and the answers where it looks for them.
     """
-    solution = worked(item)
+    solution = solve(item)
     if solution is None:
         return None
     said = f"<think>{solution[0]}</think>\n\n{plain_form(solution[1], answer)}"
@@ -136,7 +136,7 @@ _SOLVERS: dict[str, Callable[[str, list[str]], str | None]] = {
     "simple_equations": _equation,
     "spell_backward": _backward,
 }
-WORKED: tuple[str, ...] = tuple(_SOLVERS)
+SOLVABLE: tuple[str, ...] = tuple(_SOLVERS)
 
 
 def _numbers(question: str) -> list[int]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from farthing.tasks import load_task, verify
 from farthing.tasks.item import CONVENTIONS, Convention, Item
-from farthing.tasks.worked import WORKED, conversation, text, worked
+from farthing.tasks.solutions import SOLVABLE, solution_conversation, solution_text, solve
 
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("chain_sum", {}),
@@ -79,7 +79,7 @@ def test_every_solution_is_right_by_the_tasks_own_verifier(name: str, config: di
     solved = 0
     for index in range(300):
         one = task.item(11, index)
-        solution = worked(one)
+        solution = solve(one)
         if solution is None:
             continue
         solved += 1
@@ -87,30 +87,30 @@ def test_every_solution_is_right_by_the_tasks_own_verifier(name: str, config: di
         assert answer == one.answer
         assert thinking.strip() == thinking != ""
         convention: Convention = CONVENTIONS[index % 3]
-        messages = conversation(one, convention)
+        messages = solution_conversation(one, convention)
         assert messages is not None
         assert verify(one, messages[-1]["content"], convention).outcome == "right", messages
-        assert verify(one, text(one) or "", "final").outcome == "right"
+        assert verify(one, solution_text(one) or "", "final").outcome == "right"
         if name != "spell_backward":
             check_steps(thinking)
     assert solved >= 299, "simple_equations has one in hundreds that asks nothing: 0 = 0"
 
 
 def test_all_generators_are_tried_here() -> None:
-    assert {name for name, _ in CONFIGS} == set(WORKED)
+    assert {name for name, _ in CONFIGS} == set(SOLVABLE)
 
 
 @given(st.lists(st.tuples(st.sampled_from("+-*"), st.integers(-(10**6), 10**6)), min_size=1, max_size=4))
 def test_any_expression_is_worked_out(terms: list[tuple[str, int]]) -> None:
     expression = " ".join([str(terms[0][1]), *(f"{sign} {number}" for sign, number in terms[1:]), "- 0"])
-    found = worked(item(f"problem: {expression} =", str(value(expression))))
+    found = solve(item(f"problem: {expression} =", str(value(expression))))
     assert found is not None
     check_steps(found[0])
 
 
 def test_the_form_of_the_steps() -> None:
     def steps(question: str, answer: str, task: str = "chain_sum") -> str:
-        found = worked(item(question, answer, task))
+        found = solve(item(question, answer, task))
         assert found is not None
         return found[0]
 
@@ -160,19 +160,19 @@ def test_the_form_of_the_steps() -> None:
 )
 def test_what_cannot_be_solved_is_left_alone(task: str, question: str, answer: str) -> None:
     one = item(question, answer, task)
-    assert worked(one) is None
-    assert text(one) is None
-    assert conversation(one) is None
+    assert solve(one) is None
+    assert solution_text(one) is None
+    assert solution_conversation(one) is None
 
 
 def test_a_conversation_asks_as_the_stage_after_it_will() -> None:
     one = item("problem: 2 + 3 =", "5")
-    assert text(one) == "problem: 2 + 3 =\n2 + 3 = 5\nThe answer is 5\n"
-    assert conversation(one) == [
+    assert solution_text(one) == "problem: 2 + 3 =\n2 + 3 = 5\nThe answer is 5\n"
+    assert solution_conversation(one) == [
         {"role": "user", "content": "problem: 2 + 3 ="},
         {"role": "assistant", "content": "<think>2 + 3 = 5</think>\n\nThe answer is 5"},
     ]
-    assert conversation(one, "tag", "Please: {question} {x}", "Think.") == [
+    assert solution_conversation(one, "tag", "Please: {question} {x}", "Think.") == [
         {"role": "system", "content": "Think."},
         {"role": "user", "content": "Please: problem: 2 + 3 = {x}"},
         {"role": "assistant", "content": "<think>2 + 3 = 5</think>\n\n<answer>5</answer>"},
@@ -184,5 +184,5 @@ def test_the_page_about_data_shows_a_solution_as_it_is() -> None:
     section = page.split("\n## Worked solutions\n")[1]
     [shown] = re.findall(r"```text\n(.*?)```", section, flags=re.S)
     question, _, rest = shown.partition("\n")
-    assert text(item(question, rest.split()[-1])) == shown
-    assert set(re.findall(r"`([a-z_]+)`", section)) == set(WORKED)
+    assert solution_text(item(question, rest.split()[-1])) == shown
+    assert set(re.findall(r"`([a-z_]+)`", section)) == set(SOLVABLE)
