@@ -54,7 +54,7 @@ def test_a_bill_reads_like_a_shop_s(tmp_path):
     assert cells["train"][1:4] == ["52", "min", "5.4M"]
     assert cells["interrupted once"][-2:] == ["30.0", "0.29"]
     assert cells["total"] == ["total", "3", "h", "12", "min", "125.0", "960.0", "9.44"]
-    assert "2.95 $/h for NVIDIA H100 SXM 80GB" in text
+    assert "$2.95/h for NVIDIA H100 SXM 80GB" in text
     assert "2026-05" in text
     assert "energy measured" in text
     assert "causal" in text

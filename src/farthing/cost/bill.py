@@ -93,7 +93,7 @@ def foot(summary: Summary) -> list[str]:
     lines = []
     for rate in summary.rates:
         each = f" each for {rate.devices}x" if rate.devices > 1 else " for"
-        lines.append(f"{rate.usd:.4g} $/h{each} {rate.device} ({rate.source})")
+        lines.append(f"${rate.usd:.4g}/h{each} {rate.device} ({rate.source})")
     if summary.rows:
         wall = duration(summary.wall_seconds)
         lines.append(f"{summary.covered:.1%} of {wall} on the clock is in this bill")
