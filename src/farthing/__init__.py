@@ -1,7 +1,7 @@
 """Farthing: build a DeepSeek-style language model from open parts, and account for every farthing.
 
-The public face is `load`, `run`, `plan` and what they return; all are imported when first used, so that the command
-line answers without loading torch.
+The public API is `load`, `run`, `plan` and the types they return. They are imported on first use, so the command line
+starts without loading torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["Completion", "Model", "UserError", "load", "plan", "run"]
 from farthing.base import processor
 from farthing.base.errors import UserError
 
-processor.limit_libraries()  # before anything below loads torch
+processor.limit_libraries()  # before any import loads torch
 
 if TYPE_CHECKING:
     from farthing.engine import Completion, Model, load

@@ -83,7 +83,10 @@ def test_a_file_of_your_own(tmp_path):
         ({"reported": {"dollars": "5"}}, "a number"),
         ({"reported": {"tokens": 1e12}}, "no source is given for tokens"),
         ({"sources": []}, "must not be empty"),
-        ({"sources": [{"of": ["fame"], "text": "x", "date": "2026", "evidence": "read"}], "reported": {}}, "not a figure"),
+        (
+            {"sources": [{"of": ["fame"], "text": "x", "date": "2026", "evidence": "read"}], "reported": {}},
+            "not a figure",
+        ),
         ({"excluded": [{"what": "data", "amount": [1, 2]}]}, "a range needs a source"),
         ({"excluded": [{"what": "data", "amount": [2, 1], "source": "x"}]}, "[low, high]"),
         ({"excluded": [{"what": "data", "amount": [1, 2], "multiple": [1, 2]}]}, "not both"),

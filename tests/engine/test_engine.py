@@ -139,7 +139,7 @@ def test_stop_ids_stop_strings_and_streaming(decoder):
 
 def test_a_prompt_that_cannot_fit_is_refused(decoder):
     engine = Engine(decoder, cache_tokens=32)
-    with pytest.raises(UserError, match="there are 32"):
+    with pytest.raises(UserError, match="the cache holds 32"):
         engine.generate([Request(list(range(30)), Sampling(max_new_tokens=10))])
     with pytest.raises(UserError, match="empty"):
         engine.generate([Request([], Sampling())])
@@ -219,7 +219,7 @@ def test_the_work_is_told_once(decoder):
 
 def test_positions_the_model_was_not_made_for_are_refused(decoder):
     engine = Engine(decoder, cache_tokens=8192)
-    with pytest.raises(UserError, match="made for 2048"):
+    with pytest.raises(UserError, match="the model supports 2048"):
         engine.generate([Request([1] * 2040, Sampling(max_new_tokens=9))])
 
 

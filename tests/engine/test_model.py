@@ -108,7 +108,7 @@ def test_a_stop_string_ends_the_answer_and_is_left_out(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"temprature": 1}, "temprature.*sampling takes .*temperature"),
+        ({"temprature": 1}, "temprature.*sampling accepts .*temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1}, "temperature is -1"),
         ({"top_p": 0}, "top_p is 0"),

@@ -200,7 +200,7 @@ def test_what_the_modules_compute_is_booked(small_deepseek: Deepseek) -> None:
 
 def test_more_guesses_than_modules_are_refused(small_deepseek: Deepseek) -> None:
     decoder, _ = small_deepseek()
-    with pytest.raises(UserError, match="speculate is 2, the model has 1"):
+    with pytest.raises(UserError, match="speculate is 2, but the model has 1"):
         Engine(decoder, speculate=2)
     with pytest.raises(UserError, match="speculate is -1"):
         Engine(decoder, speculate=-1)

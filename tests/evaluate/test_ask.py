@@ -142,7 +142,7 @@ def test_guessing_changes_no_answer_and_is_counted(
     (share,) = fast.pop("acceptance")
     assert 0 <= share < 1
     assert fast == plain
-    with pytest.raises(UserError, match="speculate is 1, the model has 0"):
+    with pytest.raises(UserError, match="speculate is 1, but the model has 0"):
         evaluate_source(tiny_model, **setting(speculate=1))
 
 

@@ -117,7 +117,7 @@ def test_words_stay_words(tmp_path: Path, word: str) -> None:
         ("", "table of keys"),
         ("- a\n- b\n", "table of keys"),
         ("a: [1", "line"),
-        ("name: a\nname: b\n", "line 2: name stands here twice"),
+        ("name: a\nname: b\n", "line 2: duplicate key name"),
         ("a: &x [1]\nb: *x\n", "line 2: aliases"),
         ("a: !!python/object/apply:os.system [x]\n", "could not determine a constructor"),
         ("a: {<<: {b: 1}}\n", "a: no such key"),

@@ -100,7 +100,7 @@ def test_a_source_is_a_path_or_a_table() -> None:
         ([PRETRAIN | {"batch_tokens": 64, "length": 128}], {}, "batch_tokens (64) must hold one row of length (128)"),
         ([PRETRAIN | {"mtp_depth": 1, "family": "llama"}], {}, "mtp_depth needs family: deepseek"),
         ([PRETRAIN | {"famly": "moe"}], {}, "stages.1.famly: no such key; did you mean family?"),
-        ([PRETRAIN | {"group": 8}], {}, "stages.1.group: no such key; there are kind, data, "),
+        ([PRETRAIN | {"group": 8}], {}, "stages.1.group: no such key; the keys are kind, data, "),
         ([PRETRAIN | {"family": "lama"}], {}, "got 'lama'; did you mean llama?"),
         ([PRETRAIN], {"base": "x"}, "base: a pretrain stage starts from nothing; leave base out"),
         ([SFT, PRETRAIN], {"base": "x"}, "stages: a pretrain stage starts from nothing, so it can only be the first"),

@@ -1,1 +1,1 @@
-"""The ground floor: errors, files, schemas, figures, and the machine."""
+"""Shared foundations: the machine, files, schemas, errors."""

@@ -1,9 +1,9 @@
-"""The exception for users' mistakes."""
+"""The exception shown to users."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix: one sentence that names what is wrong and what to do.
+    """An error the user can fix: one sentence that says what is wrong and what to do.
 
-    The command line prints it as a single line and exits with code 2. Any other exception is a bug of ours and keeps
-    its traceback.
+    The command line prints it on one line and exits with code 2. Any other exception is a bug in Farthing and keeps its
+    traceback.
     """

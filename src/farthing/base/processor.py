@@ -1,7 +1,7 @@
-"""The processor's instruction sets, and those that this process may use.
+"""The processor's instruction sets, and those this process may use.
 
-Asks the system, not torch. `FARTHING_ISA` names a lesser set than the machine has; then everything here answers as on
-such a machine, and torch, oneDNN and MKL are limited before they load.
+Reads system information, so it works without torch. `FARTHING_ISA` limits the process to a smaller set than the machine
+has: everything here then answers as on such a machine, and torch, oneDNN and MKL are limited before they load.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from farthing.base.errors import UserError
 
 X86 = ("sse4", "avx2", "avx_ne_convert", "avx512", "avx512_bf16", "amx")
 ARM = ("neon", "bf16")
-BFLOAT16 = frozenset({"avx_ne_convert", "avx512_bf16", "amx", "bf16"})  # sets with products of bfloat16
+BFLOAT16 = frozenset({"avx_ne_convert", "avx512_bf16", "amx", "bf16"})  # sets with bfloat16 products
 
 _NEEDED = {
     "avx2": {"avx2", "fma"},
@@ -28,7 +28,7 @@ _NEEDED = {
     "amx": {"amx_tile", "amx_bf16"},
     "bf16": {"bf16"},
 }
-# What torch, oneDNN and MKL read when they load; where MKL has no name for a set, oneDNN's limit has to do.
+# Variables that torch, oneDNN and MKL read when they load; if MKL has no name for a set, only oneDNN's limit applies.
 _LIMITS = {
     "sse4": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -43,7 +43,7 @@ _LIMITS = {
 
 
 def features() -> frozenset[str]:
-    """The processor's features as Linux or macOS names them, lower case; empty where neither tells."""
+    """Return the processor's features by their Linux or macOS names, in lower case; empty if unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -53,16 +53,16 @@ def features() -> frozenset[str]:
 
 
 def _apple_features() -> frozenset[str]:
-    """sysctl's names: hw.optional.arm.FEAT_BF16 is `bf16`, machdep.cpu.leaf7_features holds AVX2 on an Intel Mac."""
-    said = sysctl("hw.optional.arm", "machdep.cpu.features", "machdep.cpu.leaf7_features")
-    found = re.findall(r"FEAT_(\w+): 1$", said, re.MULTILINE)
-    for words in re.findall(r"features: (.+)$", said, re.MULTILINE):
-        found += words.split()
-    return frozenset(name.lower() for name in found)
+    """Features by sysctl: hw.optional.arm.FEAT_BF16 is `bf16`; machdep.cpu.leaf7_features has AVX2 on an Intel Mac."""
+    output = sysctl("hw.optional.arm", "machdep.cpu.features", "machdep.cpu.leaf7_features")
+    names = re.findall(r"FEAT_(\w+): 1$", output, re.MULTILINE)
+    for words in re.findall(r"features: (.+)$", output, re.MULTILINE):
+        names += words.split()
+    return frozenset(name.lower() for name in names)
 
 
 def sysctl(*arguments: str) -> str:
-    """A value of macOS's sysctl; empty elsewhere, or if it does not answer."""
+    """Return the output of macOS's sysctl; empty on other systems or on failure."""
     if sys.platform != "darwin":
         return ""
     command = ["sysctl", *arguments]
@@ -73,40 +73,44 @@ def sysctl(*arguments: str) -> str:
 
 
 def levels() -> tuple[str, ...]:
-    """The instruction sets of this machine, the least first."""
-    machine, have = platform.machine().lower(), features()
+    """Return this machine's instruction sets, smallest first."""
+    machine, available = platform.machine().lower(), features()
     known = {"arm64": ARM, "aarch64": ARM, "x86_64": X86, "amd64": X86}.get(machine, ("generic",))
-    return tuple(level for level in known if _NEEDED.get(level, set()) <= have)
+    return tuple(level for level in known if _NEEDED.get(level, set()) <= available)
 
 
 @functools.cache
 def isa() -> str:
-    """The instruction set to use: the machine's best, or the one that FARTHING_ISA names.
+    """Return the instruction set to use: the one named by FARTHING_ISA, else the machine's largest.
 
     Raises:
-        UserError: if FARTHING_ISA names an unknown set or one that the machine lacks, or was set after torch had
-        loaded.
+        UserError: if FARTHING_ISA names an unknown set or one the machine lacks, or took effect after torch had loaded.
     """
-    have, asked = levels(), os.environ.get("FARTHING_ISA", "")
-    if not asked:
-        return have[-1]
-    if asked not in have:
-        why = "this processor lacks it" if asked in X86 + ARM else "no such instruction set"
-        raise UserError(f"FARTHING_ISA={asked}: {why}; it has {', '.join(have)}")
+    available, requested = levels(), os.environ.get("FARTHING_ISA", "")
+    if not requested:
+        return available[-1]
+    if requested not in available:
+        why = "this processor lacks it" if requested in X86 + ARM else "unknown instruction set"
+        raise UserError(f"FARTHING_ISA={requested}: {why}; use one of {', '.join(available)}")
     if _too_late:
-        raise UserError(f"FARTHING_ISA={asked} came too late: import farthing before torch")
-    return asked
+        raise UserError(
+            f"FARTHING_ISA={requested} has no effect once torch is loaded; import farthing before torch"
+        )
+    return requested
 
 
 _too_late = False
 
 
 def limit_libraries() -> None:
-    """Limit torch, oneDNN and MKL to FARTHING_ISA; call it before torch loads. `isa` refuses an invalid value."""
+    """Limit torch, oneDNN and MKL to FARTHING_ISA; call before torch loads.
+
+    Ignores an invalid value; `isa` rejects it.
+    """
     global _too_late
-    asked = os.environ.get("FARTHING_ISA", "")
-    if asked not in levels()[:-1]:  # nothing is asked for, or nothing less than there is
+    requested = os.environ.get("FARTHING_ISA", "")
+    if requested not in levels()[:-1]:  # unset, or already the machine's largest set
         return
-    missing = {key: value for key, value in _LIMITS[asked].items() if os.environ.get(key) != value}
+    missing = {key: value for key, value in _LIMITS[requested].items() if os.environ.get(key) != value}
     _too_late = bool(missing) and "torch" in sys.modules
     os.environ.update(missing)

@@ -1,7 +1,4 @@
-"""Tables that people write by hand: recipes, claims, rates. Every mistake is one sentence that names the key.
-
-The sentence says where it is, what is wanted and what was given.
-"""
+"""Reads YAML and turns pydantic's errors into one sentence each: where, what is expected, what was given."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from farthing.base.errors import UserError
 
-# Names of the same keys in other trainers, which spelling alone would not match.
+# Names that other trainers use for our keys, where spelling alone would not find the right one.
 _OTHER_NAMES = {
     "learning_rate": "lr", "num_generations": "group", "group_size": "group", "batch_size": "prompts",
     "beta": "kl", "kl_coef": "kl", "epsilon": "clip_low", "epsilon_high": "clip_high", "max_steps": "steps",
@@ -27,10 +24,10 @@ _OTHER_NAMES = {
     "system_prompt": "system", "type": "kind",
 }  # fmt: skip
 
-# Types of pydantic's errors; the second is a key that is not text.
+# pydantic error types for an unknown key; the second is for a key that is not text.
 UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
-_WANTS = {
+_EXPECTED = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "text", "dict_type": "a table", "list_type": "a list",
     "model_type": "a table", "tuple_type": "a list of two numbers", "finite_number": "a finite number",
@@ -74,7 +71,7 @@ def checked(model: type[M], data: Any, name: str = "") -> M:
 
 
 def sentence(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
-    """One pydantic error as "path: what is wrong, and what is wanted"."""
+    """Return one pydantic error as "path: what is wrong and what is expected"."""
     kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
     path = _path(problem["loc"], data, keep_last=kind == "missing" or kind in UNKNOWN_KEY)
     where = ".".join(path)
@@ -83,10 +80,10 @@ def sentence(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
     if kind == "union_tag_not_found":
         return f"{where}.kind: is missing (the kinds are {', '.join(_kinds(root, path))})"
     if kind == "union_tag_invalid":
-        kinds, said = _kinds(root, path), value.get("kind") if isinstance(value, dict) else value
-        hint = nearest(str(said), kinds)
+        kinds, tag = _kinds(root, path), value.get("kind") if isinstance(value, dict) else value
+        hint = nearest(str(tag), kinds)
         allowed = ", ".join(f"'{name}'" for name in kinds[:-1]) + f" or '{kinds[-1]}'"
-        return f"{where}.kind: must be {allowed}, got {given(said)}" + (f"; {hint}" if hint else "")
+        return f"{where}.kind: must be {allowed}, got {given(tag)}" + (f"; {hint}" if hint else "")
     if kind == "missing":
         models = [model for model in _models_at(root, path[:-1], data) if path[-1] in model.model_fields]
         meaning = models[0].model_fields[path[-1]].description if models else None
@@ -105,13 +102,13 @@ def sentence(problem: dict[str, Any], data: Any, root: type[BaseModel]) -> str:
         return f"{where}: must be {word} {bound}, got {given(value)}"
     if kind in ("too_short", "string_too_short"):
         return f"{where}: must not be empty"
-    wanted = _WANTS.get(kind)
-    said = f"must be {wanted}" if wanted else problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{where}: {said}, got {given(value)}"
+    expected = _EXPECTED.get(kind)
+    message = f"must be {expected}" if expected else problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{where}: {message}, got {given(value)}"
 
 
 def _path(loc: Sequence[int | str], data: Any, keep_last: bool) -> list[str]:
-    """The error's path as the user counts (from 1), without the branches of unions that pydantic adds."""
+    """Return the error's path with list items counted from 1, without the union branches that pydantic adds."""
     path: list[str] = []
     for depth, part in enumerate(loc):
         is_list = isinstance(data, list)
@@ -125,7 +122,7 @@ def _path(loc: Sequence[int | str], data: Any, keep_last: bool) -> list[str]:
 
 
 def _models_at(root: type[BaseModel], path: Sequence[str], data: Any) -> list[type[BaseModel]]:
-    """The models whose keys may appear at `path`; among those with a `kind`, the one that `data` names."""
+    """Return the models whose keys are valid at `path`; among models with a `kind`, the one that `data` names."""
     hints: list[Any] = [root]
     for part in path:
         hints = [inner for hint in hints for inner in _inside(hint, part)]
@@ -148,7 +145,7 @@ def _child(data: Any, part: str) -> Any:
 
 
 def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
-    """Values of a model's `kind`; empty if it has no such key."""
+    """Return the allowed values of a model's `kind`; none if it has no such key."""
     return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
 
 
@@ -179,21 +176,22 @@ def _right_key(root: type[BaseModel], path: Sequence[str], data: Any) -> str:
     fields = [name for model in _models_at(root, path[:-1], data) for name in model.model_fields]
     if _OTHER_NAMES.get(key) in fields:
         return f"did you mean {_OTHER_NAMES[key]}?"
-    if len(path) == 1:  # a key of a stage or of evaluate, written one level too far out
+    if len(path) == 1:  # a key of a stage or of evaluate, written one level too high
         for parent in (["stages", "1"], ["evaluate"]):
             for name in (key, _OTHER_NAMES.get(key)):
                 if any(name in model.model_fields for model in _models_at(root, parent, data)):
                     return f"did you mean {'.'.join(parent)}.{name}?"
-    return nearest(key, fields) or f"there are {', '.join(fields)}"
+    return nearest(key, fields) or f"the keys are {', '.join(fields)}"
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
+    """Return a "did you mean" hint with the closest word; "" if none is close."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else ""
 
 
 def given(value: Any) -> str:
-    """The user's value, short enough for a sentence."""
+    """Return the user's value, shortened for an error message."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -238,7 +236,7 @@ class _Loader(yaml.SafeLoader):
                 name = (key.tag, str(key.value))
                 if name in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"{key.value} appears twice", problem_mark=key.start_mark
+                        problem=f"duplicate key {key.value}", problem_mark=key.start_mark
                     )
                 seen.add(name)
         return super().construct_mapping(node, deep=deep)
@@ -248,12 +246,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would read as something else."""
+    """Quotes text that YAML 1.1 or 1.2 would read as another type."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         style = None
         if re.search(r"[\r\x85\u2028\u2029]", text):
-            style = '"'  # only here do these line breaks come back as they went
+            style = '"'  # the only style that preserves these line breaks
         elif "\n" in text and re.fullmatch(r"\S(?:.*\S)?(?:\n(?:\S(?:.*\S)?)?)*", text):
             style = "|"
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
@@ -271,7 +269,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def parse_text(text: str, name: str) -> Any:
-    """The one YAML document in `text`. Raises UserError with `name` and the line."""
+    """Parse the one YAML document in `text`. Raises UserError with `name` and the line."""
     try:
         return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -281,12 +279,12 @@ def parse_text(text: str, name: str) -> Any:
         raise UserError(f"{name}: not YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
         raise UserError(f"{name}: nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits, a wrong !!timestamp
+    except ValueError as error:  # a number with thousands of digits, an invalid !!timestamp
         raise UserError(f"{name}: {error}") from None
 
 
 def parse_value(text: str, name: str) -> Any:
-    """A value from the command line: a list, table or quoted text as in YAML, else one plain scalar."""
+    """Parse a command-line value: a list, table or quoted text as in YAML, else one plain scalar."""
     if text.lstrip()[:1] in ("[", "{", '"', "'"):
         return parse_text(text, name)
     text = text.strip()
@@ -301,7 +299,7 @@ def parse_value(text: str, name: str) -> Any:
 
 
 def dump_text(data: Any) -> str:
-    """YAML that `parse_text` reads back to equal data, keys in their order."""
+    """Return YAML that `parse_text` reads back to equal data, with keys in order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -1,11 +1,11 @@
-"""The paged key/value cache: memory in pages of a few tokens, shared between sequences that begin alike.
+"""The paged key/value cache: pages of a few tokens, shared between sequences with the same prefix.
 
-Kwon et al., arXiv:2309.06180 (pages); a full page of prompt is found again by its tokens and the page before
-it, so the samples of a prompt, and prompts with the same beginning, store and compute it once. Latent attention keeps
-one entry a token, the latent and the rotated key, in place of every head's keys and values.
+Paging follows Kwon et al., arXiv:2309.06180. A full prompt page is looked up by its tokens and the page before it, so
+the samples of a prompt, and prompts with the same beginning, store and compute it once. Latent attention stores one
+entry per token, the latent and the rotated key, instead of every head's keys and values.
 
-Shapes: B sequences, M pages a sequence, S tokens a page, N new tokens (of a sequence, or of all of them flat), G
-key/value heads, D head width, T = M * S, H query heads, K experts a token, L latent, R rotated width, W = L + R.
+Shapes: B sequences, M pages per sequence, S tokens per page, N new tokens (of one sequence, or of all of them flat), G
+key/value heads, D head width, T = M * S, H query heads, K experts per token, L latent, R rotated width, W = L + R.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from farthing.model.latent import LatentAttention
 
 
 class PagedCache:
-    """Keys and values of every layer in `pages` pages of `page_size` tokens, with a count of users for each
-    page.
+    """Keys and values of every layer in `pages` reference-counted pages of `page_size` tokens.
 
     Args:
-        modules: prediction modules that get a layer each, after the decoder's.
-        routing: keep beside them the experts that each token was sent to.
+        modules: number of prediction modules; each gets a layer after the decoder's.
+        routing: also store the experts each token was routed to.
     """
 
     def __init__(
@@ -55,13 +54,13 @@ class PagedCache:
         self.values = [] if config.mla else store()
         self.routes: Tensor | None = None
         if routing and config.moe and config.moe_layers:
-            narrow = torch.uint8 if config.moe.experts <= 256 else torch.int16
+            index_dtype = torch.uint8 if config.moe.experts <= 256 else torch.int16
             shape = (pages, page_size, len(config.moe_layers), config.moe.top_k)
-            self.routes = torch.zeros(shape, dtype=narrow, device=device)
+            self.routes = torch.zeros(shape, dtype=index_dtype, device=device)
         self.users = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
-        # remembered prefixes, least recently used first: (name of the page before, its tokens) -> (page, its
-        # name). Names are never reused, so a chain cannot lead through a page that has been given away.
+        # Cached prefixes, least recently used first: (name of the previous page, tokens) -> (page, its name). Names
+        # are never reused, so a chain cannot lead through an evicted page.
         self._prefixes: OrderedDict[tuple[int, tuple[int, ...]], tuple[int, int]] = OrderedDict()
         self._remembered: set[int] = set()
         self._names = itertools.count(1)
@@ -73,11 +72,11 @@ class PagedCache:
 
     @property
     def available(self) -> int:
-        """Available pages: free ones, and remembered prefixes that nobody uses."""
+        """Number of pages that `take` can allocate: free ones and unused cached prefixes."""
         return len(self._free) + sum(self.users[page] == 0 for page in self._remembered)
 
     def take(self, count: int) -> list[int]:
-        """Take `count` pages; forgets unused prefixes, oldest first, when none is free."""
+        """Allocate `count` pages; evicts unused prefixes, least recently used first, when no page is free."""
         while len(self._free) < count:
             key = next(key for key, (page, _) in self._prefixes.items() if self.users[page] == 0)
             page, _ = self._prefixes.pop(key)
@@ -89,7 +88,7 @@ class PagedCache:
         return pages
 
     def release(self, pages: Sequence[int]) -> None:
-        """Release a use of each page; an unused page is free unless it is a remembered prefix."""
+        """Drop one use of each page; an unused page becomes free unless it is a cached prefix."""
         for page in pages:
             self.users[page] -= 1
             assert self.users[page] >= 0
@@ -101,7 +100,7 @@ class PagedCache:
         return [tuple(ids[start : start + size]) for start in range(0, len(ids) - size + 1, size)]
 
     def find_prefix(self, ids: Sequence[int]) -> list[int]:
-        """Pages that already hold the beginning of ids (used once more each); at least one token is left to
+        """Return the pages that already hold the beginning of ids, each with one more use; leaves at least one token to
         compute."""
         pages: list[int] = []
         name = 0
@@ -115,7 +114,7 @@ class PagedCache:
         return pages
 
     def remember(self, ids: Sequence[int], pages: Sequence[int]) -> None:
-        """Remember the full pages of a computed prompt."""
+        """Register the full pages of a computed prompt for `find_prefix`."""
         name = 0
         for chunk, page in zip(self._chunks(ids), pages, strict=False):
             if (name, chunk) not in self._prefixes:
@@ -124,26 +123,25 @@ class PagedCache:
             name = self._prefixes[name, chunk][1]
 
     def forget(self) -> None:
-        """Drop all remembered prefixes: the weights changed, so their keys are stale."""
+        """Drop all cached prefixes; their keys are stale once the weights change."""
         self._free += [page for page in self._remembered if self.users[page] == 0]
         self._remembered.clear()
         self._prefixes.clear()
 
     def copy_page(self, source: int, target: int) -> None:
-        """Copy one page in every layer (a partly filled page cannot be shared by sequences that differ after
-        it)."""
+        """Copy one page in every layer (sequences that diverge within a page cannot share it)."""
         routes = [] if self.routes is None else [self.routes]
         for tensor in (*self.keys, *self.values, *routes):
             tensor[target] = tensor[source]
 
     def write_routes(self, slots_N: Tensor, chosen: Mapping[int, Tensor]) -> None:
-        """Keep the experts chosen for tokens, [N, K] for each layer number, in their slots."""
+        """Store the tokens' chosen experts, [N, K] by layer number, in their slots."""
         assert self.routes is not None
         stacked = torch.stack([chosen[layer] for layer in sorted(chosen)], 1)
         self.routes.flatten(0, 1).index_copy_(0, slots_N, stacked.to(self.routes.dtype))
 
     def read_routes(self, pages: Sequence[int], length: int) -> Tensor:
-        """The experts of a sequence's first `length` tokens, [length, layers with experts, K]."""
+        """Return the experts of a sequence's first `length` tokens, [length, layers with experts, K]."""
         assert self.routes is not None
         return self.routes[pages].flatten(0, 1)[:length]
 
@@ -154,13 +152,13 @@ class PagedCache:
 
 
 class Decode:
-    """The same number of new tokens for each of B sequences: store their keys and values, attend to everything up to
-    themselves (an `Attend`). One in plain decoding, more where guesses are verified.
+    """An `Attend` for the same number of new tokens in each of B sequences: stores their keys and values and attends
+    causally. One token in plain decoding, several when guesses are verified.
 
-    The queries that share a key/value head, of several heads and tokens, are rows of one small matrix product.
+    Queries of several heads and tokens that share a key/value head become rows of one small matrix product.
 
     Args:
-        positions: of the new tokens in each sequence, [B][N].
+        positions: positions of the new tokens in each sequence, [B][N].
     """
 
     def __init__(
@@ -176,7 +174,7 @@ class Decode:
         self.slots = (table.gather(1, at_BN // size) * size + at_BN % size).flatten()
         self.pages_BM = table.flatten()
         self.shape = (len(tables), pages * size)
-        # every layer gathers its pages into the same two buffers: they stay in the processor's own cache
+        # every layer gathers its pages into the same two buffers, which stay in the processor's cache
         self.gathered = [
             cache.keys[0].new_empty((len(self.pages_BM), *cache.keys[0].shape[1:]))
             for _ in range(2 if cache.values else 1)
@@ -184,16 +182,16 @@ class Decode:
         self.mask = None
         if min(map(min, positions)) + 1 < self.shape[1]:
             hidden_BNT = torch.arange(self.shape[1], device=device) > at_BN[..., None]
-            # added to the scores; made once a step, where a boolean one would be converted in every layer
+            # additive, built once per step: a boolean mask would be converted in every layer
             mask = torch.zeros(hidden_BNT.shape, dtype=cache.keys[0].dtype, device=device)
             self.mask = mask.masked_fill_(hidden_BNT, -torch.inf)[:, None]
 
     def _rows_mask(self, heads: int) -> Tensor | None:
-        """For the rows of a product, [B, 1, N * heads, T]: every token's once for each of `heads`."""
+        """Return the mask of the product's rows, [B, 1, N * heads, T]: each token's row repeated `heads` times."""
         if self.mask is None or self.mask.shape[2] == 1:
             return self.mask
         rows = len(self.slots) // self.shape[0] * heads
-        if self.mask.shape[2] < rows:  # the first layer widens it for all
+        if self.mask.shape[2] < rows:  # the first layer expands it for all
             self.mask = self.mask.repeat_interleave(heads, 2)
         return self.mask
 
@@ -214,7 +212,7 @@ class Decode:
         return out.view(q.shape).transpose(1, 2).reshape(q_NHD.shape)
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
-        """The absorbed form: all heads attend to the latents themselves, as keys and as values."""
+        """Absorbed form: all heads attend to the latents, which serve as keys and values."""
         store, heads = self.cache.keys[attention.layer], q_NHD.shape[1]
         self.cache._write(attention.layer, self.slots, torch.cat([c_NL, r_NR], -1)[:, None])
         torch.index_select(store, 0, self.pages_BM, out=self.gathered[0])
@@ -229,7 +227,11 @@ class Decode:
 
 
 class Prefill:
-    """The new tokens of several prompts, each after what the cache already holds of it (an `Attend`)."""
+    """An `Attend` for the new tokens of several prompts, each after the part of it that is already cached.
+
+    Args:
+        spans: (start, end) of the new tokens in each prompt.
+    """
 
     def __init__(
         self, cache: PagedCache, tables: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
@@ -257,7 +259,7 @@ class Prefill:
         return self._attend(q_NHD, k_NGD, v_NGD, cached)
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
-        """The expanded form, of the new tokens' latents and of those that the cache already held."""
+        """Expanded form, over the new latents and those already in the cache."""
         self.cache._write(attention.layer, self.slots, torch.cat([c_NL, r_NR], -1)[:, None])
 
         def cached(table: Tensor, end: int) -> tuple[Tensor, Tensor]:
@@ -273,7 +275,7 @@ class Prefill:
         v_NGE: Tensor,
         cached: Callable[[Tensor, int], tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Each span by itself; `cached` gives the keys and values of a sequence's first so many tokens."""
+        """Attend within each span; `cached(table, end)` returns a sequence's keys and values before `end`."""
         outs, at = [], 0
         for table, (start, end) in zip(self.tables, self.spans, strict=True):
             new = end - start

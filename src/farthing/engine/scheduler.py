@@ -1,8 +1,7 @@
-"""Continuous batching: which samples run, and in which pages of the cache (Yu et al., Orca, OSDI 2022; Kwon et al.,
-arXiv:2309.06180).
+"""Continuous batching (Yu et al., Orca, OSDI 2022; Kwon et al., arXiv:2309.06180): which samples run, in which pages.
 
-Requests may arrive at any time. A sample joins the batch as soon as there is room and leaves it when it ends; others
-wait their turn. A prompt is computed once for all its samples.
+Requests may arrive at any time. A sample joins the batch as soon as there is room and leaves it when it ends; the rest
+wait in order. A prompt is computed once for all its samples.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ import torch
 
 from farthing.engine.cache import PagedCache
 from farthing.engine.sampling import uniforms
-from farthing.engine.sequence import Fresh, Job, Request, Running
+from farthing.engine.sequence import Job, NewPrompt, Request, Running
 
-PREFILL_TOKENS = 2048  # new prompt tokens computed in one pass at most, which bounds the memory of a pass
+PREFILL_TOKENS = 2048  # bound on new prompt tokens per pass, and thus on its memory; one prompt may exceed it
 
 
 class Scheduler:
-    """Runs jobs over a cache, at most `max_batch` samples at a time.
+    """Runs jobs over a cache, up to `max_batch` samples at a time.
 
     Args:
-        guesses: tokens that a sample may reach beyond its end, where some are guessed ahead.
-        prefill: computes new prompts and gives each of their samples its first token.
-        decode: gives every running sample one more token, or several.
+        guesses: number of guessed tokens by which a sample may extend past its end.
+        prefill: computes new prompts and adds the first token to each of their samples.
+        decode: adds one or more tokens to every running sample.
     """
 
     def __init__(
@@ -33,7 +32,7 @@ class Scheduler:
         cache: PagedCache,
         max_batch: int,
         guesses: int,
-        prefill: Callable[[Sequence[Fresh]], None],
+        prefill: Callable[[Sequence[NewPrompt]], None],
         decode: Callable[[Sequence[Running]], None],
     ) -> None:
         self.cache, self.max_batch, self.guesses = cache, max_batch, guesses
@@ -42,13 +41,13 @@ class Scheduler:
         self.running: list[Running] = []
 
     def add(self, request: Request) -> Job:
-        """Queue a request. Its samples fill up as `step` is called; the caller checks that it fits the cache."""
+        """Queue a request; `step` fills its samples. The caller checks that it fits the cache."""
         job = Job(request)
         self.waiting.append(job)
         return job
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job and free its pages; does nothing to a finished one."""
+        """Stop a job and release its pages; no effect on a finished job."""
         if job in self.waiting:
             self.waiting.remove(job)
         for s in [s for s in self.running if s.job is job]:
@@ -57,15 +56,14 @@ class Scheduler:
 
     @torch.inference_mode()
     def step(self) -> list[Running]:
-        """Run one pass through the network: new prompts if there is room for any, otherwise the next token of every
-        running sample.
+        """Run one pass through the network: new prompts if any fit, else the next token of all running samples.
 
         Returns:
-            the samples finished by this pass.
+            The samples that this pass finished.
         """
-        fresh = self._admit()
-        if fresh:
-            self.prefill(fresh)
+        prompts = self._admit()
+        if prompts:
+            self.prefill(prompts)
         elif self.running:
             self.decode(self.running)
         finished = [s for s in self.running if s.done]
@@ -76,40 +74,40 @@ class Scheduler:
         self.running = [s for s in self.running if not s.done]
         return finished
 
-    def _admit(self) -> list[Fresh]:
+    def _admit(self) -> list[NewPrompt]:
         """Start as many waiting samples as fit."""
-        fresh: list[Fresh] = []
+        prompts: list[NewPrompt] = []
         size, budget = self.cache.page_size, PREFILL_TOKENS
         while self.waiting and budget > 0 and (room := self.max_batch - len(self.running)) > 0:
             job = self.waiting[0]
             ids, sampling = list(job.request.ids), job.request.sampling
             prefix = self.cache.find_prefix(ids)
             reach = (len(prefix) + 1) * size
-            # a prompt of this pass with the same beginning goes first, and its pages are reused
-            alike = len(ids) > reach and any(other.ids[:reach] == ids[:reach] for other in fresh)
-            own = -(-(len(ids) + sampling.max_new_tokens + self.guesses) // size) - len(prefix)
-            whole = len(ids) // size - len(prefix)  # full prompt pages that are new: shared by the samples
-            extra = own - whole
-            count = min(job.waiting, room, (self.cache.available - whole) // extra)
-            if alike or count < 1:
+            # wait if a prompt in this pass begins the same way: its pages can be reused in the next
+            same_prefix = len(ids) > reach and any(other.ids[:reach] == ids[:reach] for other in prompts)
+            new_pages = -(-(len(ids) + sampling.max_new_tokens + self.guesses) // size) - len(prefix)
+            whole = len(ids) // size - len(prefix)  # new full prompt pages, shared by the samples
+            per_sample = new_pages - whole
+            count = min(job.waiting, room, (self.cache.available - whole) // per_sample)
+            if same_prefix or count < 1:
                 self.cache.release(prefix)
                 break
             shared = prefix + self.cache.take(whole)
-            fresh.append(Fresh(ids, len(prefix) * size, []))
+            prompts.append(NewPrompt(ids, len(prefix) * size, []))
             for number in range(job.started, job.started + count):
                 if number > job.started:
                     for page in shared:
                         self.cache.users[page] += 1
                 draws = uniforms(sampling.seed, job.request.first_sample + number, sampling.max_new_tokens)
-                pages = shared + self.cache.take(extra)
+                pages = shared + self.cache.take(per_sample)
                 s = Running(job, job.samples[number], draws.tolist(), pages, len(ids))
-                self.running.append(s)  # from here on its pages are freed whatever happens
-                fresh[-1].samples.append(s)
+                self.running.append(s)  # from here on `cancel` releases its pages
+                prompts[-1].samples.append(s)
             job.started += count
-            budget -= len(ids) - fresh[-1].cached
+            budget -= len(ids) - prompts[-1].cached
             if not job.waiting:
                 self.waiting.popleft()
-        return fresh
+        return prompts
 
     def _release(self, s: Running) -> None:
         pages, s.pages = s.pages, []

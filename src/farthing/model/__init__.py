@@ -1,4 +1,4 @@
-"""The network. `Decoder` expresses every family by its `ModelConfig`."""
+"""The network: one `Decoder` for every family, described by a `ModelConfig`."""
 
 from farthing.model.attention import Attend, Segments
 from farthing.model.config import Mla, ModelConfig, Moe, Rope

@@ -1,8 +1,8 @@
-"""Grouped-query attention, and the ways a set of tokens can attend.
+"""Grouped-query attention, and the `Attend` interface that decides which tokens attend to which.
 
-A layer projects and rotates; *what attends to what, and where keys are kept* is up to its `Attend`: `Segments` in
-training, the paged cache in the engine. The network stays the same. Latent attention (`model.latent`) passes on what
-it would cache, and the `Attend` chooses between its two forms.
+A layer projects and rotates; the `Attend` passed to it decides what attends to what and where keys are kept. Training
+passes `Segments` and the engine passes its paged cache, so both share one network. Latent attention (`model.latent`)
+passes what it would cache and lets the `Attend` choose between its two forms.
 
 Shapes: N tokens (of all sequences, flat), H query heads, G key/value heads, D head width, E value width (D, or less in
 latent attention), L queries and M keys of one sequence.
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 class Attend(Protocol):
-    """Attention proper for layer number `layer`: q [N, H, D], k [N, G, D], v [N, G, E] -> [N, H, E].
+    """Attention of layer number `layer`: q [N, H, D], k [N, G, D], v [N, G, E] -> [N, H, E].
 
-    `latent` does the same for a `LatentAttention`, given its queries, latents and shared rotated keys.
+    `latent` does the same for a `LatentAttention`, from its queries, latents and shared rotated keys.
     """
 
     def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, /) -> Tensor: ...
@@ -38,13 +38,13 @@ class Attend(Protocol):
 
 
 class Segments:
-    """Causal attention within segments laid one after another; a segment is a prefix and any number of suffixes.
+    """Causal attention within concatenated segments; a segment is a prefix and any number of suffixes.
 
-    Every suffix sees the prefix and itself, never its siblings. A packed document is a prefix without suffixes; the
+    Each suffix sees the prefix and itself, never its siblings. A packed document is a prefix without suffixes. The
     samples of a prompt are its suffixes, so a prompt is computed once for its whole group (exact, unlike padding).
 
     Args:
-        segments: (prefix length, suffix lengths) in the order of the tokens.
+        segments: (prefix length, suffix lengths) in token order.
     """
 
     def __init__(self, segments: Sequence[tuple[int, Sequence[int]]]) -> None:
@@ -53,11 +53,11 @@ class Segments:
 
     @property
     def tokens(self) -> int:
-        """Tokens in all segments together."""
+        """Number of tokens in all segments."""
         return sum(sum((prefix, *suffixes)) for prefix, suffixes in self.segments)
 
     def positions(self) -> Tensor:
-        """The position of every token in its own sequence, [N] int64; suffixes continue where the prefix ends."""
+        """Position of each token in its own sequence, [N] int64; suffixes continue where the prefix ends."""
         parts = []
         for prefix, suffixes in self.segments:
             parts.append(torch.arange(prefix))
@@ -65,14 +65,14 @@ class Segments:
         return torch.cat(parts)
 
     def pairs(self) -> int:
-        """(query, key) pairs attended, for counting FLOPs."""
+        """Number of (query, key) pairs attended, for counting FLOPs."""
         return sum(
             prefix * (prefix + 1) // 2 + sum(n * prefix + n * (n + 1) // 2 for n in suffixes)
             for prefix, suffixes in self.segments
         )
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
-        """The expanded form: every head's own keys and values, as in ordinary attention."""
+        """Expanded form: each head has its own keys and values, as in ordinary attention."""
         return self(attention.layer, q_NHD, *attention.expand(c_NL, r_NR))
 
     def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
@@ -80,12 +80,15 @@ class Segments:
 
 
 def sequence_attention(q_HLD: Tensor, k_GMD: Tensor, v_GME: Tensor, mask: Tensor | None) -> Tensor:
-    """One sequence's attention, [H, L, E]; without a mask it is causal."""
+    """Attention of one sequence, [H, L, E]; causal if there is no mask."""
     return attention(q_HLD[None], k_GMD[None], v_GME[None], mask, causal=mask is None)[0]
 
 
 class GroupedQueryAttention(nn.Module):
-    """Attention with fewer key/value than query heads (Ainslie et al., arXiv:2305.13245); q, k, v in one matrix."""
+    """Attention with fewer key/value heads than query heads (Ainslie et al., arXiv:2305.13245).
+
+    q, k and v are fused into one matrix.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The description of a network. Every family's adapter (`farthing.weights`) translates to and from it."""
+"""The description of a network. Each family's adapter (`farthing.weights`) translates to and from it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (Su et al., arXiv:2104.09864) and how it is stretched to longer contexts.
+    """Rotary position embedding (Su et al., arXiv:2104.09864) and its scaling to longer contexts.
 
     `kind` is `default`, `linear` (positions divided by `factor`), `llama3` (low frequencies divided by `factor`, high
-    ones kept, a ramp between; Llama 3.1's model card) or `yarn` (the same idea with a ramp over dimensions, and sharper
+    ones kept, a ramp between; Llama 3.1's model card) or `yarn` (the same with a ramp over dimensions, and sharper
     attention; Peng et al., arXiv:2309.00071). `table_scale` multiplies cosine and sine, `score_scale` the attention
     scores: DeepSeek keeps the first at 1 and sets the second to m squared (arXiv:2405.04434 section 3.1.4).
     """
@@ -29,13 +29,14 @@ class Rope:
 
 @dataclass(frozen=True)
 class Mla:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434 section 2.1): widths of its parts.
+    """Widths of multi-head latent attention (DeepSeek-V2, arXiv:2405.04434 section 2.1).
 
-    Keys and values of all heads come from one latent of `kv_lora_rank`; a head's query and key are `nope_dim` wide
-    without position and `rope_dim` wide with it, its value `v_dim`. `q_lora_rank` None projects queries directly.
+    Keys and values of all heads come from one latent of width `kv_lora_rank`. A head's query and key have `nope_dim`
+    elements without position and `rope_dim` with it; its value has `v_dim`. If `q_lora_rank` is None, queries are
+    projected directly.
 
     Raises:
-        ValueError: for a width below 1 or an odd `rope_dim`.
+        ValueError: if a width is below 1 or `rope_dim` is odd.
     """
 
     q_lora_rank: int | None
@@ -45,9 +46,9 @@ class Mla:
     v_dim: int
 
     def __post_init__(self) -> None:
-        _whole(self, "kv_lora_rank", "nope_dim", "rope_dim", "v_dim")
+        _check_integers(self, "kv_lora_rank", "nope_dim", "rope_dim", "v_dim")
         if self.q_lora_rank is not None:
-            _whole(self, "q_lora_rank")
+            _check_integers(self, "q_lora_rank")
         if self.rope_dim % 2:
             raise ValueError(f"qk_rope_head_dim is {self.rope_dim}; rotary embedding needs an even number")
 
@@ -58,21 +59,21 @@ class Mla:
 
     @property
     def cache_dim(self) -> int:
-        """Cache elements per token and layer: the latent and the shared rotated key."""
+        """Cached elements per token and layer: the latent and the shared rotated key."""
         return self.kv_lora_rank + self.rope_dim
 
 
 @dataclass(frozen=True)
 class Moe:
-    """A mixture of experts in the layers from number `first_dense` on (DeepSeekMoE, arXiv:2401.06066; V3's gate,
-    arXiv:2412.19437 section 2.1.2).
+    """Mixture of experts, in layers `first_dense` and up (DeepSeekMoE, arXiv:2401.06066; V3's gate, arXiv:2412.19437
+    section 2.1.2).
 
-    Every token goes through `shared` experts and `top_k` of `experts` routed ones, each `expert_size` wide. The choice
-    is limited to the best `top_groups` of `groups` groups. `scoring` is `sigmoid` or `softmax`; `normalise` divides the
-    chosen scores by their sum, `scale` multiplies them; `bias` adds V3's correction to the choice (not to the gate).
+    Each token goes through `shared` experts and `top_k` of `experts` routed ones, each `expert_size` wide, chosen from
+    the best `top_groups` of `groups` groups. `scoring` is `sigmoid` or `softmax`. `normalise` divides the chosen scores
+    by their sum, and `scale` multiplies them. `bias` adds V3's correction to the choice, not to the gate.
 
     Raises:
-        ValueError: for numbers that leave nothing to choose, or groups of fewer than two experts.
+        ValueError: if the numbers contradict each other, or groups have fewer than two experts.
     """
 
     experts: int
@@ -88,8 +89,8 @@ class Moe:
     first_dense: int = 0
 
     def __post_init__(self) -> None:
-        _whole(self, "experts", "top_k", "expert_size", "groups", "top_groups")
-        _whole(self, "shared", "first_dense", least=0)
+        _check_integers(self, "experts", "top_k", "expert_size", "groups", "top_groups")
+        _check_integers(self, "shared", "first_dense", least=0)
         if self.scoring not in ("sigmoid", "softmax"):
             raise ValueError(f"scoring_func is {self.scoring!r}; it must be sigmoid or softmax")
         if self.experts % self.groups:
@@ -99,17 +100,17 @@ class Moe:
         per_group = self.experts // self.groups
         if self.groups > 1 and per_group < 2:
             raise ValueError(
-                f"n_group ({self.groups}) leaves {per_group} expert a group of {self.experts} routed experts; a group "
+                f"n_group ({self.groups}) leaves {per_group} of {self.experts} routed experts per group; a group "
                 "is scored by its best two, so use fewer groups"
             )
         if self.top_k > per_group * self.top_groups:
             raise ValueError(
-                f"num_experts_per_tok ({self.top_k}) exceeds the {per_group * self.top_groups} experts of "
+                f"num_experts_per_tok ({self.top_k}) exceeds the {per_group * self.top_groups} experts in "
                 f"{self.top_groups} groups; lower it or raise topk_group"
             )
 
 
-def _whole(config: object, *names: str, least: int = 1) -> None:
+def _check_integers(config: object, *names: str, least: int = 1) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -118,10 +119,10 @@ def _whole(config: object, *names: str, least: int = 1) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and switches of a `Decoder`.
+    """Sizes and options of a `Decoder`.
 
     Raises:
-        ValueError: when the numbers cannot form a network (heads that do not divide, an odd head width).
+        ValueError: if the numbers cannot form a network (heads that do not divide, an odd head width).
     """
 
     vocab_size: int
@@ -139,14 +140,14 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm over each head of q and k before rotation (Qwen3)
-    mla: Mla | None = None  # in place of grouped-query attention; num_kv_heads and head_dim then mean nothing
+    mla: Mla | None = None  # replaces grouped-query attention; num_kv_heads and head_dim are then unused
     moe: Moe | None = None
     mtp_depth: int = 0  # multi-token prediction modules (arXiv:2412.19437 section 2.2)
 
     def __post_init__(self) -> None:
-        _whole(self, "vocab_size", "hidden_size", "intermediate_size", "num_layers")
-        _whole(self, "num_heads", "num_kv_heads", "head_dim")
-        _whole(self, "mtp_depth", least=0)
+        _check_integers(self, "vocab_size", "hidden_size", "intermediate_size", "num_layers")
+        _check_integers(self, "num_heads", "num_kv_heads", "head_dim")
+        _check_integers(self, "mtp_depth", least=0)
         for name, number in (("rms_eps", self.rms_eps), ("rope theta", self.rope.theta)):
             if not isinstance(number, int | float) or not number > 0:
                 raise ValueError(f"{name} is {number!r}; it must be a number above 0")
@@ -159,14 +160,14 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """Number of elements of a head that are rotated."""
+        """Number of rotated elements per head."""
         return self.mla.rope_dim if self.mla else self.head_dim
 
     def is_moe(self, layer: int) -> bool:
-        """Whether layer `layer` is a mixture of experts; MTP modules follow the last layer."""
+        """Return whether layer number `layer` is a mixture of experts; MTP modules follow the last layer."""
         return self.moe is not None and layer >= self.moe.first_dense
 
     @property
     def moe_layers(self) -> list[int]:
-        """Numbers of the decoder's layers that are mixtures of experts; MTP modules are not among them."""
+        """Numbers of the decoder layers that are mixtures of experts, without MTP modules."""
         return [layer for layer in range(self.num_layers) if self.is_moe(layer)]

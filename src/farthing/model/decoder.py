@@ -1,4 +1,4 @@
-"""The network: embedding, layers, final norm, head. One class for every family; `ModelConfig` tells them apart.
+"""The network: embedding, layers, final norm, head. `ModelConfig` selects the family.
 
 Shapes: B sequences, L their length, N tokens of all sequences (flat), C model width, V vocabulary.
 """
@@ -46,11 +46,11 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer over a flat list of tokens; `attend` says which of them see each other.
+    """A decoder-only transformer over a flat list of tokens; `attend` decides which tokens see each other.
 
-    `stored` is the dtype its model folders are written in, None for the one it computes in. Where products are faster
-    in float32, the parameters are float32 tensors with bfloat16 values, so the model that is trained, sampled and
-    judged is exactly the one that is written.
+    `stored` is the dtype of the model folders it writes; None means the dtype it computes in. Where matrix products are
+    faster in float32 than in bfloat16, the parameters are float32 tensors that hold bfloat16 values, so that training,
+    sampling and evaluation use exactly the weights that are written.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
     def hidden(
         self, ids_N: Tensor, positions_N: Tensor, attend: Attend, routing: Routing | None = None
     ) -> Tensor:
-        """The final norm's output for every token, [N, C]; `logits` of it predicts the token after."""
+        """Return the final norm's output, [N, C]; `logits` of row i predict the token after token i."""
         x_NC = F.embedding(ids_N, self.embed.weight)
         rope = self._rope_at(positions_N, x_NC.dtype)
         for layer in self.layers:
@@ -101,12 +101,12 @@ class Decoder(nn.Module):
         attend: Attend,
         routing: Routing | None = None,
     ) -> Tensor:
-        """Prediction module number `depth` (from 0) over the same tokens, [N, C]; `logits` of row i predict the token
-        depth + 2 after token i.
+        """Run prediction module `depth` (from 0) over the same tokens, [N, C]; `logits` of row i predict token
+        i + depth + 2.
 
         Args:
-            ids_N: for every token the one depth + 1 after it (any id where its sequence has ended).
-            hidden_NC: what `hidden`, or the module before, gave for every token.
+            ids_N: for each token, the token depth + 1 positions later (any id past the end of its sequence).
+            hidden_NC: output of `hidden`, or of the previous module, for each token.
         """
         embedded = F.embedding(ids_N, self.embed.weight)
         rope = self._rope_at(positions_N, embedded.dtype)
@@ -114,11 +114,11 @@ class Decoder(nn.Module):
         return out
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
-        """Scores of every vocabulary entry, [N, V] float32."""
+        """Return the score of each vocabulary entry, [N, V] float32."""
         return self.head(hidden_NC).float()
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        """Logits of a rectangular batch without padding, [B, L, V] float32."""
+        """Return the logits of a rectangular batch without padding, [B, L, V] float32."""
         rows, length = ids_BL.shape
         attend = Segments([(length, ())] * rows)
         positions = torch.arange(length, device=ids_BL.device).repeat(rows)
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int, std: float = 0.02) -> None:
-        """Random weights for training from scratch: normal with `std`, projections into the residual stream scaled by
+        """Initialise for training from scratch: normal with `std`, projections into the residual stream scaled by
         1/sqrt(2 layers) (GPT-2's rule), norms at one, biases at zero."""
         generator = torch.Generator().manual_seed(seed)
         residual_std = std / (2 * self.config.num_layers) ** 0.5

@@ -11,7 +11,7 @@ from farthing.model.layers import Linear
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); gate and up are one matrix."""
+    """down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); gate and up are fused into one matrix."""
 
     def __init__(self, hidden: int, inner: int, bias: bool = False) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434 section 2.1; the same in V3).
 
-All heads' keys and values are read from one short latent a token, so the latent is all that a cache has to keep, with
-one rotated key that the heads share. Two forms give the same result:
+The keys and values of all heads come from one short latent per token, so a cache keeps only the latent and one rotated
+key that the heads share. Two forms give the same result:
 
-* expanded: every head's keys and values are computed from the latents, then ordinary attention. Fewest FLOPs where many
-  queries meet the same keys: training and prefill.
-* absorbed: the key projection is moved into the query and the value projection behind the sum, which leaves
-  multi-query attention over the latents themselves. Least memory traffic a query: decoding.
+* expanded: compute each head's keys and values from the latents, then run ordinary attention. Fewest FLOPs when many
+  queries share their keys: training and prefill.
+* absorbed: apply the key projection to the query and the value projection after the sum, which leaves multi-query
+  attention over the latents. Least memory traffic per query: decoding.
 
 Shapes: N tokens, M cached tokens, C model width, H heads, L latent, R rotated width, P width without position,
 D = P + R, E value width.
@@ -22,13 +22,16 @@ from farthing.model.config import ModelConfig
 from farthing.model.layers import Linear, RMSNorm
 from farthing.model.rotary import rotate
 
-# Every implementation that loads DeepSeek's weights uses this epsilon inside attention, whatever rms_norm_eps says.
+# transformers and DeepSeek's own code use this epsilon inside attention, whatever rms_norm_eps says.
 LATENT_EPS = 1e-6
 
 
 class LatentAttention(nn.Module):
-    """Attention through a shared latent. A head's rows of `q_b` (or of `qkv_a`'s first part) are P then R wide; those
-    of `kv_b` P then E; the rotated elements are stored as two halves, not as neighbouring pairs."""
+    """Attention through a shared latent.
+
+    A head's rows of `q_b` (or of the first part of `qkv_a`) are P then R; those of `kv_b` are P then E. Rotated
+    elements are stored as two halves, not as neighbouring pairs.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -60,14 +63,14 @@ class LatentAttention(nn.Module):
         return self.o(out_NHE.reshape(len(x_NC), -1), plus)
 
     def expand(self, c_ML: Tensor, r_MR: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys [M, H, D] and values [M, H, E] of latents and shared rotated keys."""
+        """Return the keys [M, H, D] and values [M, H, E] of latents and shared rotated keys."""
         mla = self.widths
         kv = self.kv_b(c_ML).view(-1, self.heads, mla.nope_dim + mla.v_dim)
         k_nope, v_MHE = kv.split([mla.nope_dim, mla.v_dim], -1)
         return torch.cat([k_nope, r_MR[:, None].expand(-1, self.heads, -1)], -1), v_MHE
 
     def absorb(self, q_NHD: Tensor) -> Tensor:
-        """Queries for [latent | rotated key], [N, H, L + R]: the key projection applied to them instead."""
+        """Return queries for [latent | rotated key], [N, H, L + R]: the key projection is applied to them instead."""
         mla = self.widths
         q_nope, q_rope = q_NHD.split([mla.nope_dim, mla.rope_dim], -1)
         up_HPL, _ = self._up()
@@ -75,7 +78,7 @@ class LatentAttention(nn.Module):
         return torch.cat([absorbed, q_rope], -1)
 
     def unabsorb(self, out_NHL: Tensor) -> Tensor:
-        """Values [N, H, E] of attention-weighted latents."""
+        """Project attention-weighted latents to values, [N, H, E]."""
         _, up_HEL = self._up()
         return torch.bmm(out_NHL.transpose(0, 1), up_HEL.transpose(1, 2)).transpose(0, 1)
 

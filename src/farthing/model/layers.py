@@ -1,4 +1,4 @@
-"""The two building blocks every layer is made of: a linear map and RMSNorm."""
+"""The building blocks of every layer: a linear map and RMSNorm."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from farthing.model.kernels import norm, packed, swiglu
 class Linear(nn.Linear):
     """`nn.Linear` with three additions.
 
-    * Outside autograd the weight may be laid out once for the processor and reused (`kernels.packed`).
-    * `parts` tells how many output rows belong to each of the matrices fused into this one (q, k, v; gate, up), for
-      adapters that store them apart and for optimizers that treat a matrix as a whole (Muon).
-    * `lora` holds a low-rank update, if one is being trained.
+    * Outside autograd the weight may be packed once for the processor and reused (`kernels.packed`).
+    * `parts` holds the number of output rows of each matrix fused into this one (q, k, v; gate, up), for adapters that
+      store them separately and for optimizers that treat a matrix as a whole (Muon).
+    * `lora` holds a low-rank update while one is being trained.
     """
 
     def __init__(self, in_features: int, parts: tuple[int, ...], bias: bool = False) -> None:
@@ -27,11 +27,11 @@ class Linear(nn.Linear):
         self._layout = packed.Layout()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies leave the packed layout out: it is opaque, and made again when needed."""
+        """Leave the packed layout out of copies: it is opaque and rebuilt on demand."""
         return {**self.__dict__, "_layout": packed.Layout()}
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """x W^T + b, and `plus` if it is given (the residual stream)."""
+        """Return x W^T + b, plus `plus` if given (the residual stream)."""
         if self.lora is None and packed.usable(self.weight):
             (layout,) = self._layout.of(self.weight, (self.out_features,))
             return packed.linear(x, layout, self.bias, plus)
@@ -41,18 +41,18 @@ class Linear(nn.Linear):
         return y if plus is None else plus + y
 
     def silu_product(self, x: Tensor) -> Tensor:
-        """silu of the first part's output times the second's: SwiGLU's inner product."""
+        """Return silu(first part's output) * (second part's output), SwiGLU's inner product."""
         if self.lora is None and self.bias is None and packed.usable(self.weight):
             return packed.silu_product(x, *self._layout.of(self.weight, self.parts))
         return swiglu.silu_product(self(x))
 
     def merged(self) -> Tensor:
-        """The weight with its low-rank update, if there is one, [out, in]."""
+        """Return the weight with its low-rank update, if any, [out, in]."""
         return self.weight if self.lora is None else self.weight + self.lora.delta().to(self.weight.dtype)
 
 
 class Lora(nn.Module):
-    """A low-rank update, scale * B A (Hu et al., arXiv:2106.09685). B starts at zero: the model starts unchanged."""
+    """A low-rank update, scale * B A (Hu et al., arXiv:2106.09685). B starts at zero, so the model starts unchanged."""
 
     def __init__(self, linear: Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class Lora(nn.Module):
         return F.linear(F.linear(x, self.down), self.up) * self.scale
 
     def delta(self) -> Tensor:
-        """The update as one matrix, [out, in] float32."""
+        """Return the update as one matrix, [out, in] float32."""
         return (self.up.float() @ self.down.float()) * self.scale
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), the mean taken in float32."""
+    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), with the mean in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""A mixture of experts (DeepSeekMoE, arXiv:2401.06066) with DeepSeek-V3's gate (arXiv:2412.19437 section 2.1.2).
+"""Mixture of experts (DeepSeekMoE, arXiv:2401.06066) with DeepSeek-V3's gate (arXiv:2412.19437 section 2.1.2).
 
-Every token goes through the shared expert and `top_k` routed ones, and no token is ever dropped. How the experts are
-multiplied is the business of `kernels.experts`.
+Every token goes through the shared experts and `top_k` routed ones; no token is dropped. `kernels.experts` multiplies
+the experts.
 
-Shapes: N tokens, C model width, E experts, K experts a token, G groups.
+Shapes: N tokens, C model width, E experts, K experts per token, G groups.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from farthing.model.kernels.experts import mixture
 
 
 class Routing:
-    """The routers' choices in one forward pass, recorded or prescribed.
+    """The routers' choices in one forward pass, recorded or replayed.
 
     Args:
-        replay: for each layer number the experts to use, [N, K], in place of choosing; the gates are still computed
-            from the scores, so gradients reach the router (routing replay, arXiv:2510.11370).
-        lengths: of the sequences that lie one after another, for the balance loss.
+        replay: experts to use by layer number, [N, K], instead of choosing. The gates are still computed from the
+            scores, so gradients reach the router (routing replay, arXiv:2510.11370).
+        lengths: lengths of the concatenated sequences, for the balance loss.
         balance: weight of the sequence-wise balance loss, alpha in arXiv:2412.19437 eq. 17; 0 computes none.
     """
 
@@ -44,8 +44,8 @@ class Routing:
         self._balance, self._lengths = balance, lengths
         self._sequence: Tensor | None = None
 
-    def note(self, layer: int, moe: Moe, scores_NE: Tensor, chosen_NK: Tensor) -> None:
-        """Called by each layer with its scores, before any correction, and its choice."""
+    def record(self, layer: int, moe: Moe, scores_NE: Tensor, chosen_NK: Tensor) -> None:
+        """Record a layer's scores, before any correction, and its choice."""
         self.chosen[layer] = chosen_NK
         self.loads[layer] = torch.bincount(chosen_NK.flatten(), minlength=moe.experts)
         if self._balance:
@@ -53,8 +53,11 @@ class Routing:
             self.loss = loss if self.loss is None else self.loss + loss
 
     def _sequence_loss(self, moe: Moe, scores_NE: Tensor) -> Tensor:
-        """Mean over the sequences of sum_i f_i P_i (arXiv:2412.19437 eq. 17 to 20). As there, f counts the best of the
-        scores themselves: the choice, once corrected, would look balanced and leave the scores nothing to learn."""
+        """Mean over the sequences of sum_i f_i P_i (arXiv:2412.19437 eq. 17 to 20).
+
+        As in the paper, f counts the top experts by the uncorrected scores: the corrected choice looks balanced and
+        would leave the scores nothing to learn.
+        """
         assert self._lengths is not None
         lengths = torch.tensor(self._lengths, device=scores_NE.device)
         if self._sequence is None:
@@ -65,21 +68,21 @@ class Routing:
         share = (scores_NE / scores_NE.sum(-1, keepdim=True)).float()
         mean_share = sums.index_add(0, self._sequence, share) / lengths[:, None]
         best_NK = scores_NE.detach().topk(moe.top_k, -1, sorted=False).indices
-        at = self._sequence[:, None] * moe.experts + best_NK
-        counts = torch.bincount(at.flatten(), minlength=len(lengths) * moe.experts).view(-1, moe.experts)
+        slot_NK = self._sequence[:, None] * moe.experts + best_NK
+        counts = torch.bincount(slot_NK.flatten(), minlength=len(lengths) * moe.experts).view(-1, moe.experts)
         frequency = counts * (moe.experts / moe.top_k) / lengths[:, None]
         return (frequency * mean_share).sum(-1).mean()
 
 
 class Router(nn.Module):
-    """Scores the experts for each token and chooses. All of it in float32: near-ties would flip in less."""
+    """Scores the experts for each token and chooses, in float32: lower precision would flip near-ties."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         assert config.moe is not None
         self.moe, self.layer = config.moe, layer
         self.weight = nn.Parameter(torch.zeros(self.moe.experts, config.hidden_size))
-        # Moved by `update_biases`, never by a gradient; float32 whatever the network is in.
+        # Updated by `update_biases`, never by a gradient; float32 in a network of any dtype.
         self.bias = (
             nn.Parameter(torch.zeros(self.moe.experts), requires_grad=False) if self.moe.bias else None
         )
@@ -88,11 +91,11 @@ class Router(nn.Module):
         bias = None if self.bias is None else self.bias.data
         super()._apply(fn, recurse)
         if self.bias is not None and bias is not None and self.bias.dtype != torch.float32:
-            self.bias.data = bias.to(self.bias.device, torch.float32)  # as it was, not rounded and back
+            self.bias.data = bias.to(self.bias.device, torch.float32)  # the original, not the rounded copy
         return self
 
     def forward(self, x_NC: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
-        """(gates [N, K] float32, experts [N, K])."""
+        """Return (gates [N, K] float32, experts [N, K])."""
         moe = self.moe
         logits_NE = F.linear(x_NC.float(), self.weight.float())
         scores_NE = logits_NE.sigmoid() if moe.scoring == "sigmoid" else logits_NE.softmax(-1)
@@ -104,7 +107,7 @@ class Router(nn.Module):
         if moe.normalise:
             gates_NK = gates_NK / (gates_NK.sum(-1, keepdim=True) + 1e-20)
         if routing is not None:
-            routing.note(self.layer, moe, scores_NE, chosen_NK)
+            routing.record(self.layer, moe, scores_NE, chosen_NK)
         return gates_NK * moe.scale, chosen_NK
 
     def _choose(self, scores_NE: Tensor) -> Tensor:
@@ -113,8 +116,8 @@ class Router(nn.Module):
             scores_NE = scores_NE + self.bias
         if moe.groups > 1:
             scores_NGE = scores_NE.view(len(scores_NE), moe.groups, -1)
-            # V3 scores a group by its best two experts, V2 (arXiv:2405.04434 section 2.2.2) by its best one; what
-            # tells them apart in every engine that reads both is the correction.
+            # V3 scores a group by its best two experts, V2 (arXiv:2405.04434 section 2.2.2) by its best one. Every
+            # engine that reads both tells them apart by the correction.
             best = scores_NGE.topk(2, -1).values.sum(-1) if moe.bias else scores_NGE.amax(-1)
             keep = torch.zeros_like(best, dtype=torch.bool)
             keep.scatter_(1, best.topk(moe.top_groups, -1, sorted=False).indices, True)
@@ -123,7 +126,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts: SwiGLU each, their matrices stacked."""
+    """The routed experts, each a SwiGLU, with stacked matrices."""
 
     def __init__(self, experts: int, hidden: int, inner: int) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(experts, hidden, inner))
 
     def forward(self, x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-        """Sum over its experts of gate times expert, for every token, [N, C]."""
+        """Return each token's sum over its experts of gate * expert(x), [N, C]."""
         return mixture(x_NC, gates_NK.to(x_NC.dtype), chosen_NK, self.gate_up, self.down)
 
 
@@ -153,7 +156,7 @@ class MixtureOfExperts(nn.Module):
 
 
 def routers(network: nn.Module) -> Iterator[Router]:
-    """Every router of a network, in the order of its layers."""
+    """Iterate over the routers of a network, in layer order."""
     return (module for module in network.modules() if isinstance(module, Router))
 
 
@@ -161,8 +164,9 @@ def routers(network: nn.Module) -> Iterator[Router]:
 def update_biases(network: nn.Module, loads: Mapping[int, Tensor], rate: float) -> None:
     """Move each router's correction by `rate` towards experts with less than the mean load, then centre it.
 
-    Auxiliary-loss-free balancing (arXiv:2408.15664; arXiv:2412.19437 section 2.1.2): once an optimizer step, with the
-    loads ([E] tokens for each layer number) of the whole global batch. Centring changes no choice and keeps it small.
+    Auxiliary-loss-free balancing (arXiv:2408.15664; arXiv:2412.19437 section 2.1.2). Call it once per optimizer step
+    with the loads (tokens [E] by layer number) of the whole global batch. Centring changes no choice and keeps the
+    correction small.
     """
     for router in routers(network):
         if router.bias is not None and router.layer in loads:

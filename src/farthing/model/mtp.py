@@ -1,7 +1,7 @@
-"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437 section 2.2): modules that each look one token further.
+"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437 section 2.2): modules that each predict one token further.
 
-Module k reads what the one before it made of token i (the decoder's final norm for the first) and token i + k, and
-predicts token i + k + 1 through the decoder's own embedding and head. DeepSeek's weights hold the two inputs in the
+Module k reads the previous module's output for token i (for the first, the decoder's final norm) and token i + k, and
+predicts token i + k + 1 through the decoder's own embedding and head. DeepSeek's weights take the two inputs in the
 order [embedding, hidden], the reverse of the paper's equation 21.
 
 Shapes: N tokens, C model width.
@@ -19,7 +19,7 @@ from farthing.model.moe import Routing
 
 
 class MultiTokenPredictor(nn.Module):
-    """One module: both inputs normed and joined, a layer like the decoder's last, a norm. `depth` counts from 0."""
+    """One module: norm and join both inputs, a layer like the decoder's last, a norm. `depth` counts from 0."""
 
     def __init__(self, config: ModelConfig, depth: int, layer: nn.Module) -> None:
         super().__init__()
@@ -38,9 +38,9 @@ class MultiTokenPredictor(nn.Module):
         attend: Attend,
         routing: Routing | None,
     ) -> Tensor:
-        """Hidden states for the head and the next module, [N, C].
+        """Return the input of the head and of the next module, [N, C].
 
-        The next module reads it behind the norm, as transformers does; vLLM passes on what lies before it.
+        The next module reads the normed output, as in transformers; vLLM passes it the output before the norm.
         """
         both = torch.cat([self.embedding_norm(embedded_NC), self.hidden_norm(hidden_NC)], -1)
         out: Tensor = self.norm(self.layer(self.join(both), rope, attend, routing))

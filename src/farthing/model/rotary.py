@@ -1,4 +1,4 @@
-"""Rotary position embedding: pairs (i, i + D/2) of a head are rotated by position * frequency_i.
+"""Rotary position embedding: rotates the pairs (i, i + D/2) of a head by position * frequency_i.
 
 Shapes: T positions, N tokens, H heads, D head width.
 """
@@ -17,11 +17,11 @@ KINDS = ("default", "linear", "llama3", "yarn")
 
 
 def frequencies(rope: Rope, head_dim: int) -> Tensor:
-    """Rotation speeds in radians a position, [D/2] float32 (arXiv:2104.09864 section 3.2.2; Llama 3.1 for `llama3`,
-    arXiv:2309.00071 section 3.2 for `yarn`).
+    """Return the rotation speeds in radians per position, [D/2] float32 (arXiv:2104.09864 section 3.2.2; Llama 3.1 for
+    `llama3`, arXiv:2309.00071 section 3.2 for `yarn`).
 
     Raises:
-        ValueError: for a scaling kind that is not known here.
+        ValueError: for an unknown scaling kind.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     freq = 1.0 / rope.theta**exponents
@@ -33,11 +33,11 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
         wavelength = 2 * math.pi / freq
         turns = rope.original_max_positions / wavelength
         ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        keep = ramp.clamp(0, 1)  # 0: slow pair, stretched by factor; 1: fast pair, kept
+        keep = ramp.clamp(0, 1)  # 0: slow pair, divided by factor; 1: fast pair, kept
         return freq * (keep + (1 - keep) / rope.factor)
     if rope.kind == "yarn":
-        # Pairs that turn more than beta_fast times in the original context are kept, those that turn less than
-        # beta_slow times are stretched; between the two pair numbers lies a linear ramp.
+        # Keep pairs that turn more than beta_fast times in the original context, divide those that turn less than
+        # beta_slow times by factor, and ramp linearly between the two pair numbers.
         def pair_turning(times: float) -> float:
             wavelength = rope.original_max_positions / (times * 2 * math.pi)
             return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
@@ -46,37 +46,39 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
         last = min(math.ceil(pair_turning(rope.beta_slow)), head_dim - 1)
         stretch = ((torch.arange(head_dim // 2) - first) / max(last - first, 0.001)).clamp(0, 1)
         return freq * (1 - stretch + stretch / rope.factor)
-    raise ValueError(f"rope scaling {rope.kind!r} is not supported; known are {', '.join(KINDS)}")
+    raise ValueError(f"rope scaling {rope.kind!r} is not supported; use one of {', '.join(KINDS)}")
 
 
 def tables(rope: Rope, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin) for positions 0..length-1, each [T, D] float32; sin carries the sign of its half, so that
-    `rotate` is x * cos + swap_halves(x) * sin."""
+    """Return (cos, sin) for positions 0..length-1, each [T, D] float32.
+
+    The first half of sin is negated, so `rotate` computes x * cos + swap_halves(x) * sin.
+    """
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(rope, head_dim))
     cos, sin = angles.cos() * rope.table_scale, angles.sin() * rope.table_scale
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
-def _turn(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
+def _rotated(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
     return torch.addcmul(x_NHD * cos_N1D, x_NHD.roll(x_NHD.shape[-1] // 2, -1), sin_N1D)
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation's gradient is the rotation by the opposite angle: nothing but the tables is kept for it."""
+    """The gradient of a rotation is the rotation by the opposite angle, so only the tables are saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin), None, None
+        return _rotated(grad, cos, -sin), None, None
 
 
 def rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """x rotated by its tokens' positions. [N, H, D] in, the same out; tables in x's dtype."""
+    """Rotate x by its tokens' positions, [N, H, D] -> [N, H, D]; the tables have x's dtype."""
     if torch.is_grad_enabled():
         return _Rotate.apply(x_NHD, cos_N1D, sin_N1D)
-    return _turn(x_NHD, cos_N1D, sin_N1D)
+    return _rotated(x_NHD, cos_N1D, sin_N1D)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from farthing.model.kernels import KERNELS, Kernel
-from farthing.model.kernels.probe import distance, numbers, on_device, outcomes
+from farthing.model.kernels.probe import cast, distance, numbers, result_and_gradients
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -75,11 +75,11 @@ def test_it_gives_what_its_reference_gives(kernel: Kernel, dtype: torch.dtype, d
     status = kernel.status(place, dtype)
     if not status.on:
         pytest.skip(status.why)
-    inputs = on_device(INPUTS[kernel.name](), place, dtype)
-    exact = on_device(inputs, place, torch.float32)
-    expected = outcomes(kernel.reference, exact)
-    results = outcomes(kernel.fast, inputs)
-    same_dtype = outcomes(kernel.reference, inputs)
+    inputs = cast(INPUTS[kernel.name](), place, dtype)
+    exact = cast(inputs, place, torch.float32)
+    expected = result_and_gradients(kernel.reference, exact)
+    results = result_and_gradients(kernel.fast, inputs)
+    same_dtype = result_and_gradients(kernel.reference, inputs)
     for got, reference, truth in zip(results, same_dtype, expected, strict=True):
         assert got.shape == truth.shape
         allowed = 1e-5 if dtype == torch.float32 else max(2.5 * distance(reference, truth), 0.01)

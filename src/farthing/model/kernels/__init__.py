@@ -1,7 +1,8 @@
-"""Fast paths for one kind of hardware: plain functions of tensors, each with a reference in plain torch.
+"""Fast paths for particular hardware: functions of tensors, each with a reference in plain torch.
 
-Before a fast path is used, its probe checks its requirements, runs it on tiny input and compares (`kernels.probe`).
-If that fails, or under FARTHING_KERNELS=reference, the slower reference does the same.
+Before its first use, a fast path is probed (`kernels.probe`): the probe checks its requirements, runs it on tiny input
+and compares the result with the reference. If that fails, or under FARTHING_KERNELS=reference, the slower reference
+runs instead.
 """
 
 from __future__ import annotations
@@ -38,5 +39,5 @@ KERNELS: tuple[Kernel, ...] = (
 
 
 def status(device: str, dtype: torch.dtype) -> list[Status]:
-    """For every fast path, whether it is used on a device (`cpu`, `cuda:0`) in a dtype, and why."""
+    """Return whether each fast path is used on a device (`cpu`, `cuda:0`) in a dtype, and why."""
     return [kernel.status(torch.device(device), dtype) for kernel in KERNELS]

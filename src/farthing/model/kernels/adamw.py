@@ -1,4 +1,4 @@
-"""AdamW's step as one pass over weights, gradients and moments (torch's fused optimizer), where a device has it."""
+"""AdamW's step as one pass over weights, gradients and moments (torch's fused optimizer), on devices that have it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from farthing.model.kernels.probe import Kernel, anywhere, numbers
 
 
 def usable(weight: Tensor) -> bool:
-    """Whether `torch.optim.AdamW` can be fused for parameters like this one."""
+    """Return whether `torch.optim.AdamW` can be fused for parameters like this one."""
     return KERNEL.on(weight)
 
 
-def _stepped(fused: bool, weight: Tensor, grad: Tensor) -> Tensor:
-    """The weight after two steps with the same gradient."""
+def _two_steps(fused: bool, weight: Tensor, grad: Tensor) -> Tensor:
+    """Return the weight after two steps with the same gradient."""
     parameter = nn.Parameter(weight.detach().clone())
     optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=fused)
     for _ in range(2):
@@ -30,5 +30,5 @@ def _examples() -> list[tuple[Tensor, Tensor]]:
 
 
 KERNEL = Kernel(
-    "AdamW", "torch's fused step", partial(_stepped, True), partial(_stepped, False), anywhere, _examples
+    "AdamW", "torch's fused step", partial(_two_steps, True), partial(_two_steps, False), anywhere, _examples
 )

@@ -1,4 +1,4 @@
-"""Attention proper: torch's fused kernel, a backward pass of our own for short sequences, and plain softmax attention.
+"""Attention: torch's fused kernel, our own backward pass for short sequences, and plain softmax attention.
 
 Shapes: B sequences, H query heads, G key/value heads, L queries, M keys, D head width, E value width.
 """
@@ -18,33 +18,35 @@ from farthing.model.kernels.probe import Kernel, anywhere, cpu_bfloat16, numbers
 def attention(
     q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None, causal: bool = False
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D) + mask) v, [B, H, L, E]. A boolean mask is true where a key is seen; `causal` needs none
-    and L = M."""
-    # short rows: the backward pass written out is faster than in torch's CPU kernel, threefold at 256
+    """Return softmax(q k^T / sqrt(D) + mask) v, [B, H, L, E].
+
+    A boolean mask is true where a key is seen. `causal` takes no mask and needs L = M.
+    """
+    # our backward pass is faster than torch's CPU kernel for short rows, three times at 256
     if torch.is_grad_enabled() and q_BHLD.shape[2] <= SHORT_LENGTH and SHORT.on(q_BHLD):
         return _Short.apply(q_BHLD, k_BGMD, v_BGME, mask, causal)
     return _forward(q_BHLD, k_BGMD, v_BGME, mask, causal)
 
 
 def _forward(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    way = fused if TORCH.on(q_BHLD) else plain
-    return way(q_BHLD, k_BGMD, v_BGME, mask, causal)
+    function = fused if TORCH.on(q_BHLD) else plain
+    return function(q_BHLD, k_BGMD, v_BGME, mask, causal)
 
 
 def plain(
     q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None, causal: bool = False
 ) -> Tensor:
-    """Attention by its definition (arXiv:1706.03762 eq. 1), in float32, which every processor multiplies."""
+    """Attention by its definition (arXiv:1706.03762 eq. 1), in float32, which every processor supports."""
     shared = q_BHLD.shape[1] // k_BGMD.shape[1]
     k_BHMD, v_BHME = (t.float().repeat_interleave(shared, 1) for t in (k_BGMD, v_BGME))
     scores_BHLM = q_BHLD.float() @ k_BHMD.transpose(2, 3) * q_BHLD.shape[-1] ** -0.5
-    added = _added(q_BHLD, k_BGMD, mask, causal)
-    weights_BHLM = (scores_BHLM if added is None else scores_BHLM + added).softmax(-1)
+    bias = _score_bias(q_BHLD, k_BGMD, mask, causal)
+    weights_BHLM = (scores_BHLM if bias is None else scores_BHLM + bias).softmax(-1)
     return (weights_BHLM @ v_BHME).to(q_BHLD.dtype)
 
 
-def _added(q_BHLD: Tensor, k_BGMD: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    """Additive mask: 0 where a key is visible, -inf elsewhere; None if all are visible."""
+def _score_bias(q_BHLD: Tensor, k_BGMD: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    """Return the bias to add to the scores: 0 where a key is seen, -inf elsewhere; None if all are seen."""
     if causal:
         return q_BHLD.new_full((q_BHLD.shape[2], k_BGMD.shape[2]), -torch.inf).triu(1)
     if mask is not None and mask.dtype == torch.bool:
@@ -58,7 +60,7 @@ def fused(
     """torch's scaled_dot_product_attention."""
     width, missing = v_BGME.shape[-1], q_BHLD.shape[-1] - v_BGME.shape[-1]
     if missing > 0 and q_BHLD.device.type == "cpu":
-        # torch's CPU kernel wants values as wide as queries; without it this takes ten times as long
+        # torch's CPU kernel needs values as wide as queries; the fallback takes ten times as long
         v_BGME = F.pad(v_BGME, (0, missing))
     grouped = q_BHLD.shape[1] != k_BGMD.shape[1]
     out = F.scaled_dot_product_attention(
@@ -68,7 +70,7 @@ def fused(
 
 
 class _Short(torch.autograd.Function):
-    """Attention whose backward pass computes the weights again as one matrix a head: five products and a softmax."""
+    """Attention whose backward pass recomputes the weights as one matrix per head: five products and a softmax."""
 
     @staticmethod
     def forward(
@@ -82,14 +84,14 @@ class _Short(torch.autograd.Function):
     def backward(ctx: Any, grad_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q_BHLD, k_BGMD, v_BGME, mask = ctx.saved_tensors
         _, heads, length, width = q_BHLD.shape
-        shared = heads // k_BGMD.shape[1]  # query heads that share a key head are rows of the same product
+        shared = heads // k_BGMD.shape[1]  # query heads that share a key head become rows of one product
         q, k, v, grad = (t.reshape(-1, t.shape[2], t.shape[3]) for t in (q_BHLD, k_BGMD, v_BGME, grad_BHLE))
         q, grad = (t.reshape(len(k), shared * length, -1) for t in (q, grad))
-        added = _added(q_BHLD, k_BGMD, mask, ctx.causal)
-        if added is None:
-            added = q.new_zeros(length, k.shape[1])
+        bias = _score_bias(q_BHLD, k_BGMD, mask, ctx.causal)
+        if bias is None:
+            bias = q.new_zeros(length, k.shape[1])
         scale = width**-0.5
-        weights = torch.baddbmm(added.repeat(shared, 1), q, k.transpose(1, 2), alpha=scale).softmax(-1)
+        weights = torch.baddbmm(bias.repeat(shared, 1), q, k.transpose(1, 2), alpha=scale).softmax(-1)
         grad_v = torch.bmm(weights.transpose(1, 2), grad)
         grad_scores = torch._softmax_backward_data(torch.bmm(grad, v.transpose(1, 2)), weights, -1, q.dtype)
         grad_q = torch.bmm(grad_scores, k * scale)
@@ -100,13 +102,13 @@ class _Short(torch.autograd.Function):
 def short(
     q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None, causal: bool = False
 ) -> Tensor:
-    """`attention` with the backward pass that is ours."""
+    """`attention` with our own backward pass."""
     return _Short.apply(q_BHLD, k_BGMD, v_BGME, mask, causal)
 
 
 def _short_lacks(device: torch.device, dtype: torch.dtype) -> str:
-    if why := cpu_bfloat16(device, dtype):
-        return why
+    if reason := cpu_bfloat16(device, dtype):
+        return reason
     return "" if hasattr(torch, "_softmax_backward_data") else "this torch has no _softmax_backward_data"
 
 
@@ -121,19 +123,21 @@ def _inputs(heads: int, groups: int, length: int, width: int, value: int) -> tup
 def _examples() -> list[tuple[Any, ...]]:
     seen = torch.ones(19, 19, dtype=torch.bool).tril()
     seen[12:, 4:12] = False  # two samples of one prompt
-    added = torch.zeros(19, 19).masked_fill_(~seen, -torch.inf)
+    bias = torch.zeros(19, 19).masked_fill_(~seen, -torch.inf)
     return [
         (*_inputs(4, 2, 19, 16, 12), None, True),
         (*_inputs(4, 4, 19, 16, 16), seen, False),
-        (*_inputs(4, 2, 19, 16, 16), added, False),
+        (*_inputs(4, 2, 19, 16, 16), bias, False),
         (*_inputs(2, 1, 320, 16, 16), None, True),  # long enough for the kernel to pack its operands
     ]
 
 
-def _decoding_too() -> list[tuple[Any, ...]]:
+def _examples_with_decoding() -> list[tuple[Any, ...]]:
     q, (_, k, v) = numbers(1, 2, 3, 16, seed=3), _inputs(2, 2, 19, 16, 16)
     return [*_examples(), (q, k.detach(), v.detach(), None, False)]
 
 
-TORCH = Kernel("attention", "torch's scaled_dot_product_attention", fused, plain, anywhere, _decoding_too)
+TORCH = Kernel(
+    "attention", "torch's scaled_dot_product_attention", fused, plain, anywhere, _examples_with_decoding
+)
 SHORT = Kernel("short attention", "a backward pass of five products", short, plain, _short_lacks, _examples)

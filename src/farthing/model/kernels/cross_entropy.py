@@ -1,4 +1,4 @@
-"""The loss of a token from the last hidden state and the head, in one operation of torch 2.13 and later.
+"""Token loss from the last hidden state and the head, in one operation of torch 2.13 and later.
 
 Shapes: M tokens, C model width, V vocabulary.
 """
@@ -13,7 +13,7 @@ from farthing.model.kernels.probe import Kernel, numbers
 
 
 def fused(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor) -> Tensor:
-    """-log p(target), [M] nats; keeps the logits for the backward pass."""
+    """Return -log p(target), [M] nats; saves the logits for the backward pass."""
     losses_M: Tensor = F.linear_cross_entropy(hidden_MC, head_VC, targets_M, reduction="none")
     return losses_M
 

@@ -1,6 +1,6 @@
-"""The routed experts of a mixture, all in a few batched products, with a backward pass of its own.
+"""All routed experts of a mixture in a few batched products, with its own backward pass.
 
-Shapes: N tokens, C model width, E experts, K experts a token, F inner width of an expert, S rows (`kernels.rows`).
+Shapes: N tokens, C model width, E experts, K experts per token, F inner width of an expert, S rows (`kernels.rows`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from farthing.model.kernels.rows import Rows, ragged_works
 def mixture(
     x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor, gate_up_E2FC: Tensor, down_ECF: Tensor
 ) -> Tensor:
-    """Sum over a token's experts of gate times SwiGLU expert, [N, C]; no token is dropped."""
-    few = not torch.is_grad_enabled() and chosen_NK.numel() < len(down_ECF)  # less than a row an expert
-    way = expert_by_expert if few or not KERNEL.on(x_NC) else batched
-    return way(x_NC, gates_NK, chosen_NK, gate_up_E2FC, down_ECF)
+    """Return each token's sum over its experts of gate * SwiGLU expert, [N, C]; no token is dropped."""
+    few = not torch.is_grad_enabled() and chosen_NK.numel() < len(down_ECF)  # fewer rows than experts
+    function = expert_by_expert if few or not KERNEL.on(x_NC) else batched
+    return function(x_NC, gates_NK, chosen_NK, gate_up_E2FC, down_ECF)
 
 
 def expert_by_expert(
     x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor, gate_up_E2FC: Tensor, down_ECF: Tensor
 ) -> Tensor:
-    """The definition. Reads the weights of the chosen experts alone."""
+    """The definition; reads only the weights of the chosen experts."""
     out_NC = torch.zeros_like(x_NC)
     for expert in chosen_NK.unique().tolist():
         token, place = (chosen_NK == expert).nonzero(as_tuple=True)
@@ -45,8 +45,11 @@ def batched(
 
 
 class _Mixture(torch.autograd.Function):
-    """The experts' forward and backward in one piece: keeps the inputs and the inner products alone, and moves rows by
-    fused gather-and-sum. Filling rows have gate 0, so nothing of them arrives anywhere."""
+    """The experts' forward and backward passes as one function.
+
+    Saves only the inputs and the inner products, and combines rows with a fused gather-and-sum. Padding rows have gate
+    0, so they contribute nothing.
+    """
 
     @staticmethod
     def forward(
@@ -87,7 +90,7 @@ class _Mixture(torch.autograd.Function):
 
 
 def _examples() -> list[tuple[Tensor, ...]]:
-    """Even loads, which are padded, and 100 tokens that all go to the first, which is not worth padding for."""
+    """Even loads, which are padded, and 100 tokens that all choose the first expert, which are not."""
     weights = (numbers(8, 32, 16, seed=1).requires_grad_(), numbers(8, 16, 16, seed=2).requires_grad_())
 
     def inputs(chosen_NK: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Products with a weight packed once for oneDNN, fused with what follows them. No gradients.
+"""Products with a weight packed once for oneDNN, fused with the operation that follows. No gradients.
 
 Shapes: N rows, I inputs, O outputs.
 """
@@ -15,10 +15,10 @@ from farthing.model.kernels.probe import Kernel, numbers
 
 
 class Layout:
-    """A weight in oneDNN's own layout, part by part; opaque, so a copy starts without it.
+    """A weight packed for oneDNN, part by part; opaque, so copies start empty.
 
-    It is keyed by the weight's place and version counter, which every in-place update advances (one through `.data`
-    does not), so a sampler between two optimizer steps reads the new weights.
+    The cache is keyed by the weight's address and version counter. Every in-place update advances the counter (except
+    one through `.data`), so sampling between two optimizer steps reads the new weights.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Layout:
         return Layout, ()
 
     def of(self, weight_OI: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The weight's parts of so many rows each, packed."""
+        """Return the weight's parts, packed; part i has `rows[i]` rows."""
         key = (weight_OI.data_ptr(), weight_OI._version, rows)
         if self._key != key:
             self._parts = tuple(pack(part) for part in weight_OI.detach().split(rows))
@@ -38,8 +38,8 @@ class Layout:
 
 
 def usable(weight_OI: Tensor) -> bool:
-    """Whether products with this weight can use its packed layout now."""
-    # a weight made in inference mode has no version to tell when it changes
+    """Return whether products with this weight can use the packed form now."""
+    # a weight made in inference mode has no version counter, so changes would go unnoticed
     return not torch.is_grad_enabled() and not weight_OI.is_inference() and KERNEL.on(weight_OI)
 
 
@@ -48,19 +48,19 @@ def pack(weight_OI: Tensor) -> Tensor:
 
 
 def linear(x_NI: Tensor, packed: Tensor, bias_O: Tensor | None, plus_NO: Tensor | None) -> Tensor:
-    """x W^T + b, and `plus` where it is given, [N, O]."""
+    """Return x W^T + b, plus `plus` if given, [N, O]."""
     if plus_NO is None:
         return torch.ops.mkldnn._linear_pointwise(x_NI, packed, bias_O, "none", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(x_NI, plus_NO, packed, bias_O, "add")
 
 
 def silu_product(x_NI: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    """silu(x gate^T) * (x up^T), [N, O]."""
+    """Return silu(x gate^T) * (x up^T), [N, O]."""
     inner_NO = torch.ops.mkldnn._linear_pointwise(x_NI, gate, None, "swish", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(x_NI, inner_NO, up, None, "mul")
 
 
-def _all_of_it(x_NI: Tensor, gate_OI: Tensor, up_OI: Tensor, bias_O: Tensor, plus_NO: Tensor) -> Tensor:
+def _all_products(x_NI: Tensor, gate_OI: Tensor, up_OI: Tensor, bias_O: Tensor, plus_NO: Tensor) -> Tensor:
     gate, up = pack(gate_OI), pack(up_OI)
     outs = (linear(x_NI, gate, None, None), linear(x_NI, up, bias_O, plus_NO), silu_product(x_NI, gate, up))
     return torch.stack(outs)
@@ -80,8 +80,8 @@ def _lacks(device: torch.device, dtype: torch.dtype) -> str:
     for name in ("_reorder_linear_weight", "_linear_pointwise"):
         if not hasattr(ops, name):
             return f"this torch has no mkldnn.{name}"
-    asked = getattr(ops, "_is_mkldnn_bf16_supported", None) if dtype == torch.bfloat16 else None
-    if asked is not None and not asked():
+    supported = getattr(ops, "_is_mkldnn_bf16_supported", None) if dtype == torch.bfloat16 else None
+    if supported is not None and not supported():
         return "oneDNN has no bfloat16 on this processor"
     return ""
 
@@ -92,5 +92,5 @@ def _examples() -> list[tuple[Any, ...]]:
 
 
 KERNEL = Kernel(
-    "packed products", "oneDNN products with packed weights", _all_of_it, _reference, _lacks, _examples
+    "packed products", "oneDNN products with packed weights", _all_products, _reference, _lacks, _examples
 )

@@ -1,7 +1,7 @@
-"""Layout of each expert's rows, and products over all experts at once.
+"""Layout of the experts' rows, and products over all experts at once.
 
-Shapes: N tokens, K experts a token, E experts, A and B widths, S rows of all experts together (N * K and, where experts
-are padded to one length, what fills them up).
+Shapes: N tokens, K experts per token, E experts, A and B widths, S rows of all experts (N * K, plus padding rows where
+experts are padded to one length).
 """
 
 from __future__ import annotations
@@ -15,36 +15,39 @@ from torch import Tensor
 
 from farthing.model.kernels.probe import Kernel, numbers
 
-PAD_TO = 64  # rows of an expert are rounded up to this, so that few shapes occur and each is planned once
-MOST_PADDING = 1.5  # beyond this many rows for each real one, several products are faster than one
-GROUPS = 4  # of experts with similar loads
+PAD_TO = (
+    64  # an expert's rows are rounded up to a multiple of this, so few shapes occur and each is planned once
+)
+MOST_PADDING = 1.5  # beyond this many rows per real row, several products are faster than one
+GROUPS = 4  # groups of experts with similar loads
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Layout of each expert's rows, one expert after another, and how all of them are multiplied.
+    """Layout of the experts' rows, one expert after another, and the products over them.
 
-    Padded to one length they are one batched product. When the loads differ too much for that, a GPU has a product
-    over ragged rows; elsewhere experts with similar loads are padded together, a batched product for each group.
+    Experts padded to one length form one batched product. If the loads differ too much for that, a GPU runs a ragged
+    product; other devices pad experts with similar loads together, with one batched product per group.
     """
 
-    source_S: Tensor  # the token a row is taken from; 0 for filling
+    source_S: Tensor  # the token each row is copied from; 0 for padding
     row_NK: Tensor  # the row of a token's k-th expert
-    ends_E: Tensor | None = None  # of the experts' rows, for the ragged product
-    order_E: Tensor | None = None  # the experts as their rows lie, where they are in groups
-    groups: tuple[tuple[int, int], ...] = ()  # (experts, rows of each)
+    ends_E: Tensor | None = None  # end of each expert's rows, for the ragged product
+    order_E: Tensor | None = None  # experts in the order of their rows, when grouped
+    groups: tuple[tuple[int, int], ...] = ()  # (experts, rows per expert)
 
     @staticmethod
     def of(chosen_NK: Tensor, experts: int, may_be_ragged: bool) -> Rows:
+        """Lay out the rows of the chosen experts; `may_be_ragged` permits the ragged product."""
         flat = chosen_NK.flatten()
         counts_E = torch.bincount(flat, minlength=experts)
-        most = _padded(int(counts_E.max()))
-        kinds: dict[str, Any] = {}
-        if experts * most <= max(MOST_PADDING * len(flat), PAD_TO * experts):
-            lengths_E = torch.full_like(counts_E, most)
+        longest = _padded(int(counts_E.max()))
+        layout: dict[str, Any] = {}
+        if experts * longest <= max(MOST_PADDING * len(flat), PAD_TO * experts):
+            lengths_E = torch.full_like(counts_E, longest)
             starts_E = lengths_E.cumsum(0) - lengths_E
         elif may_be_ragged:
-            lengths_E, kinds["ends_E"] = counts_E, counts_E.cumsum(0).to(torch.int32)
+            lengths_E, layout["ends_E"] = counts_E, counts_E.cumsum(0).to(torch.int32)
             starts_E = lengths_E.cumsum(0) - lengths_E
         else:
             sorted_E, order_E = counts_E.sort(descending=True)
@@ -53,19 +56,19 @@ class Rows:
             lengths_E = torch.cat([counts_E.new_full((count,), rows) for count, rows in groups])
             starts_E = torch.empty_like(counts_E)
             starts_E[order_E] = lengths_E.cumsum(0) - lengths_E
-            kinds |= {"order_E": order_E, "groups": groups}
+            layout |= {"order_E": order_E, "groups": groups}
         order = flat.argsort(stable=True)
         expert = flat[order]
-        nth = torch.arange(len(flat), device=flat.device) - (counts_E.cumsum(0) - counts_E)[expert]
-        place = starts_E[expert] + nth
+        rank = torch.arange(len(flat), device=flat.device) - (counts_E.cumsum(0) - counts_E)[expert]
+        sorted_row = starts_E[expert] + rank
         row = torch.empty_like(flat)
-        row[order] = place
+        row[order] = sorted_row
         source_S = flat.new_zeros(int(lengths_E.sum()))
-        source_S[place] = order // chosen_NK.shape[1]
-        return Rows(source_S, row.view_as(chosen_NK), **kinds)
+        source_S[sorted_row] = order // chosen_NK.shape[1]
+        return Rows(source_S, row.view_as(chosen_NK), **layout)
 
     def product(self, x_SA: Tensor, weight_EBA: Tensor, transposed: bool = False) -> Tensor:
-        """Each expert's rows times its matrix transposed, [S, B]; times the matrix as it is if `transposed`."""
+        """Return x W^T for each expert, [S, B]; if `transposed`, x W instead."""
         if self.order_E is not None:
             weight_EBA = weight_EBA.index_select(0, self.order_E)
         weight = weight_EBA if transposed else weight_EBA.transpose(1, 2)
@@ -80,7 +83,7 @@ class Rows:
         return out_SB
 
     def outer(self, x_SA: Tensor, y_SB: Tensor, experts: int) -> Tensor:
-        """Each expert's sum over its rows of x times y, [E, A, B]."""
+        """Return x^T y over each expert's rows, [E, A, B]."""
         if self.ends_E is not None:
             return F.grouped_mm(x_SA.t(), y_SB, offs=self.ends_E)
         if self.order_E is None:
@@ -91,7 +94,7 @@ class Rows:
         return torch.empty_like(sorted_EAB).index_copy_(0, self.order_E, sorted_EAB)
 
     def _split(self, t_SA: Tensor) -> list[Tensor]:
-        """Each group's rows, [experts, rows, A]."""
+        """Split into groups, [experts, rows, A] each."""
         parts = t_SA.split([count * rows for count, rows in self.groups])
         return [part.view(count, rows, -1) for part, (count, rows) in zip(parts, self.groups, strict=True)]
 
@@ -101,13 +104,13 @@ def _padded(rows: int) -> int:
 
 
 def ragged_works(x_NC: Tensor, inner: int) -> bool:
-    """Whether products over ragged rows are possible: both widths must be multiples of 16 bytes."""
+    """Return whether the ragged product is available; it needs both widths in multiples of 16 bytes."""
     aligned = all(n * x_NC.element_size() % 16 == 0 for n in (x_NC.shape[-1], inner))
     return aligned and RAGGED.on(x_NC)
 
 
 def _ragged(x_SA: Tensor, y_SB: Tensor, weight_EBA: Tensor, ends_E: Tensor) -> Tensor:
-    """x weight^T, y weight and the sums of x times y, all flat and joined."""
+    """Return x W^T, y W and x^T y of each expert, flattened and concatenated."""
     rows = Rows(ends_E, ends_E, ends_E=ends_E)
     outs = (rows.product(x_SA, weight_EBA), rows.product(y_SB, weight_EBA, transposed=True))
     return torch.cat([t.flatten() for t in (*outs, rows.outer(x_SA, y_SB, len(ends_E)))])
@@ -122,7 +125,7 @@ def _reference(x_SA: Tensor, y_SB: Tensor, weight_EBA: Tensor, ends_E: Tensor) -
 
 def _lacks(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cuda" or dtype != torch.bfloat16:
-        return "for bfloat16 on a GPU"  # on a CPU it plans every new shape, at 30 ms a call
+        return "for bfloat16 on a GPU"  # a CPU plans every new shape, at 30 ms per call
     if not hasattr(F, "grouped_mm"):
         return "this torch has no grouped_mm"
     capability = torch.cuda.get_device_capability(device)

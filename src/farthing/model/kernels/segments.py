@@ -1,5 +1,4 @@
-"""Attention within segments: which of them are computed together, so that neither many tiny products nor a large mask
-dominates the cost.
+"""Attention within segments. Groups segments so that neither many tiny products nor a large mask dominates the cost.
 
 A segment is (prefix length, suffix lengths), as in `model.attention.Segments`. Shapes: N tokens, H query heads,
 G key/value heads, D head width, E value width.
@@ -15,16 +14,14 @@ from torch import Tensor
 from farthing.model.kernels.attention import attention
 from farthing.model.kernels.probe import Kernel, anywhere, numbers
 
-DENSE_LENGTH = (
-    1024  # up to here a prompt with its samples is one product with a mask: wastes less than it saves
-)
-JOIN_LENGTH = 256  # of short documents that are computed together
+DENSE_LENGTH = 1024  # up to here, one masked product for a prompt and its samples saves more than it wastes
+JOIN_LENGTH = 256  # total length of short documents computed together
 
 Segment = tuple[int, list[int]]
 
 
 class Plan:
-    """The plan for computing a list of segments, with the masks that all layers share."""
+    """The products that compute a list of segments, and their masks, which all layers share."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = list(segments)
@@ -35,12 +32,13 @@ class Plan:
         self._masks: dict[int, Tensor] = {}
 
     def __call__(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
-        """Every token's result, [N, H, E]."""
+        """Return the attention output of every token, [N, H, E]."""
         if not KERNEL.on(q_NHD):
             return one_by_one(q_NHD, k_NGD, v_NGE, self.segments)
         return self.together(q_NHD, k_NGD, v_NGE)
 
     def together(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
+        """The fast path: equal lengths as one batch, short documents and samples joined under a mask."""
         if self._rectangle:
             rows, length = self._rectangle
             q, k, v = (t.view(rows, length, *t.shape[1:]).transpose(1, 2) for t in (q_NHD, k_NGD, v_NGE))
@@ -57,7 +55,7 @@ class Plan:
         return torch.cat(outs)
 
     def _mask(self, number: int, like: Tensor) -> Tensor:
-        """Additive mask of computed segment `number`, [n, n]: 0 where visible, -inf elsewhere."""
+        """Return the mask of computed segment `number`, [n, n]: 0 where a key is seen, -inf elsewhere."""
         if number not in self._masks:
             prefix, suffixes = self._computed[number]
             sizes = torch.tensor([prefix, *suffixes])
@@ -69,7 +67,7 @@ class Plan:
 
 
 def one_by_one(q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """The definition: each prefix by itself, then each of its suffixes after it."""
+    """The definition: each prefix alone, then each suffix after its prefix."""
     sizes = [sum((prefix, *suffixes)) for prefix, suffixes in segments]
     pieces = zip(*(t.split(sizes) for t in (q_NHD, k_NGD, v_NGE)), segments, strict=True)
     return torch.cat([out for q, k, v, segment in pieces for out in _branches(q, k, v, *segment)])
@@ -87,14 +85,14 @@ def _branches(q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, prefix: int, suffixes
 
 
 def _sequence(q_LHD: Tensor, k_MGD: Tensor, v_MGE: Tensor, mask: Tensor | None) -> Tensor:
-    """One sequence's attention, [L, H, E]; without a mask it is causal."""
+    """Attention of one sequence, [L, H, E]; causal if there is no mask."""
     q, k, v = (t.transpose(0, 1)[None] for t in (q_LHD, k_MGD, v_MGE))
     return attention(q, k, v, mask, causal=mask is None)[0].transpose(0, 1)
 
 
 def _joined(segments: Sequence[Segment]) -> list[Segment]:
-    """The same segments with short documents that are neighbours made suffixes of one empty prefix, which says the
-    same: one product with a mask over them beats many tiny ones."""
+    """Join neighbouring short documents as suffixes of one empty prefix, which is equivalent: one masked product beats
+    many tiny ones."""
     out: list[Segment] = []
     for prefix, suffixes in segments:
         if suffixes or prefix > JOIN_LENGTH:

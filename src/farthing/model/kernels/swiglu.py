@@ -1,4 +1,4 @@
-"""SwiGLU's inner product, silu(gate) * up, with a backward pass that keeps one tensor and writes into one.
+"""SwiGLU's inner product, silu(gate) * up, with a backward pass that saves one tensor and writes one.
 
 Shapes: N tokens, F inner width.
 """
@@ -15,7 +15,7 @@ from farthing.model.kernels.probe import Kernel, anywhere, numbers
 
 
 def silu_product(gate_up_N2F: Tensor) -> Tensor:
-    """silu of the first half times the second, [N, F]."""
+    """Return silu(first half) * second half, [N, F]."""
     if torch.is_grad_enabled() and KERNEL.on(gate_up_N2F):
         return _SiluProduct.apply(gate_up_N2F)
     return _reference(gate_up_N2F)
