@@ -20,11 +20,9 @@ Seed = Annotated[
     int | None, typer.Option(min=0, help="Decides every random choice; the recipe's own by default.")
 ]
 DeviceName = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
 ]
-Dtype = Annotated[
-    str, typer.Option("--dtype", help="auto, bfloat16 or float32: what products are computed in.")
-]
+Dtype = Annotated[str, typer.Option("--dtype", help="Dtype of products: auto, bfloat16 or float32.")]
 DeviceOr = Annotated[
     str | None,
     typer.Option("--device", help="auto, cpu, cuda or cuda:N; the recipe's own by default."),

@@ -40,7 +40,7 @@ class Grpo(StageSpec):
     tasks: Tasks = Field(description="Generators by name, each with a weight or {weight, config}.")
     answer: Literal["final", "tag", "boxed"] = Field(
         default=_ASKS.answer,
-        description="How the answer is read: the number the text ends on, <answer>…</answer>, or \\boxed{…}.",
+        description="How the answer is read: the last number of the text, <answer>…</answer>, or \\boxed{…}.",
     )
     prompt: Text = Field(
         default=_ASKS.prompt, description="What the user says; {question} stands for the question."
@@ -72,7 +72,7 @@ class Grpo(StageSpec):
         description="AdamW's two decay rates (DeepSeek-V3, arXiv:2412.19437).",
     )
     weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
-    grad_clip: Positive = Field(default=1.0, description="The gradient's norm is scaled down to this.")
+    grad_clip: Positive = Field(default=1.0, description="The gradient is scaled down to this norm.")
     max_grad_norm: Positive = Field(
         default=100.0, description="A norm above this, before clipping, stops the run."
     )
@@ -93,7 +93,7 @@ class Grpo(StageSpec):
     )
     advantage: Literal["std", "mean"] = Field(
         default="std",
-        description="Reward less the group's mean, divided by its deviation (GRPO, arXiv:2402.03300) or not "
+        description="Reward minus the group's mean, divided by its deviation (GRPO, arXiv:2402.03300) or not "
         "(Dr. GRPO, arXiv:2503.20783).",
     )
     drop_silent: bool = Field(

@@ -23,10 +23,10 @@ class Pretrain(LanguageModelling):
         description="Documents to validate on and never train on: a share, chosen by their text, or a path.",
     )
     tokenizer: Text | None = Field(
-        default=None, description="A model folder whose tokenizer to take; null trains one on the data."
+        default=None, description="A folder whose tokenizer to use; null trains one on the data."
     )
     vocab_size: Amount = Field(
-        default=8192, description="Entries of the tokenizer that is trained, marks included."
+        default=8192, description="Size of the trained tokenizer's vocabulary, special tokens included."
     )
     family: Literal["deepseek", "moe", "llama"] = Field(
         default="deepseek",
@@ -38,7 +38,7 @@ class Pretrain(LanguageModelling):
     )
     depth: Count | None = Field(default=None, description="The dial, by layers; give either size or depth.")
     model: dict[str, JsonValue] = Field(
-        default={}, description="Keys of config.json that take the place of the dial's (hidden_size, …)."
+        default={}, description="Keys of config.json that override the dial's (hidden_size, …)."
     )
     tokens: Amount | None = Field(
         default=None, description="Tokens to train on; null takes the dial's 20 for each active parameter."

@@ -46,7 +46,7 @@ class Evaluate(Strict):
     ] = Field(
         default="same", description="same: the tasks of the last stage that has any; or tasks of its own."
     )
-    held_out: Count = Field(default=200, description="Questions, none of which is ever trained on.")
+    held_out: Count = Field(default=200, description="Number of questions, never trained on.")
     max_new_tokens: Count | None = Field(default=None, description="Longest answer; null takes the stage's.")
     temperature: NotNegative = Field(default=0.0, description="0 answers greedily.")
 
@@ -65,11 +65,11 @@ class Recipe(Strict):
     stages: Annotated[list[Stage], Field(min_length=1, max_length=99)]
     evaluate: Evaluate | None = None
     device: Annotated[str, AfterValidator(check_device)] = Field(
-        default="auto", description="cpu, cuda or cuda:N; auto takes a GPU where there is one."
+        default="auto", description="cpu, cuda or cuda:N; auto takes a GPU if there is one."
     )
     dtype: Annotated[str, AfterValidator(check_dtype)] = Field(
         default="auto",
-        description="What products are computed in; auto takes the faster one. Folders are bfloat16 either way.",
+        description="Dtype of products; auto takes the faster one. Folders are bfloat16 either way.",
     )
     rates: dict[str, Positive] = Field(default={}, description="Dollars per device-hour by device name.")
 

@@ -18,8 +18,8 @@ class Sft(LanguageModelling):
     """Conversations, with a loss on the assistant's words alone (DeepSeek-V3, arXiv:2412.19437, section 5.1)."""
 
     kind: Literal["sft"]
-    epochs: Positive = Field(default=2.0, description="Times through the data (DeepSeek-V3's 2).")
-    steps: Count | None = Field(default=None, description="Steps, whatever epochs says; null goes by epochs.")
+    epochs: Positive = Field(default=2.0, description="Passes over the data (DeepSeek-V3's 2).")
+    steps: Count | None = Field(default=None, description="Steps, overriding epochs; null goes by epochs.")
     batch_tokens: Amount = Field(default=16384, description="Tokens a step, in whole rows.")
     lr: Positive = Field(default=5e-6, description="Peak learning rate (DeepSeek-V3's 5e-6).")
     warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps of linear warm-up.")

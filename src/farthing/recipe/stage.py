@@ -128,7 +128,7 @@ class LanguageModelling(StageSpec):
     )
     policy: Literal["stop", "skip"] = Field(
         default="stop",
-        description="What a broken row or document does: stop the run, or be skipped and said.",
+        description="On a broken row or document: stop the run, or skip it and report it.",
     )
     length: Annotated[int, Field(ge=2)] = Field(
         default=1024, description="Tokens in a row, into which documents are packed."
@@ -144,7 +144,7 @@ class LanguageModelling(StageSpec):
         default=0.1, description="Decoupled weight decay (DeepSeek-V3's 0.1, arXiv:2412.19437)."
     )
     grad_clip: Positive = Field(
-        default=1.0, description="The gradient's norm is scaled down to this (DeepSeek-V3's 1.0)."
+        default=1.0, description="The gradient is scaled down to this norm (DeepSeek-V3's 1.0)."
     )
     max_grad_norm: Positive = Field(
         default=1000.0, description="A norm above this, before clipping, stops the run."

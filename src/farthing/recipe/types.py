@@ -80,11 +80,12 @@ class Source(Strict):
         default=None, description="The field to read; null takes text, and messages where conversations are."
     )
     tasks: Tasks | None = Field(
-        default=None, description="Instead of a path: worked solutions of these tasks, none of them held out."
+        default=None,
+        description="Instead of a path: worked solutions of these tasks, without held-out questions.",
     )
     items: Amount | None = Field(default=None, description="How many worked solutions to make.")
     weight: Positive = Field(
-        default=1.0, description="How often each document is taken: 2 takes it twice, 0.5 every other one."
+        default=1.0, description="Copies of each document: 2 takes it twice, 0.5 every other one."
     )
 
     @model_validator(mode="before")
