@@ -226,7 +226,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             counts["acceptance"] = [0.9, 0.25]
         return {**counts, "accuracy": 0.1, "ci95": [0.05, 0.2]}
 
-    module(monkeypatch, "farthing.evaluate", evaluate_source=evaluate_source)
+    module(monkeypatch, "farthing.evaluate.ask", evaluate_source=evaluate_source)
     return seen
 
 

@@ -9,9 +9,8 @@ import pytest
 from farthing.base.errors import UserError
 from farthing.data.tokenizer import question_ids
 from farthing.engine import Model, Request, Sample, Sampling
-from farthing.evaluate import evaluate_source, gain, summarise
-from farthing.evaluate.ask import judge, trained_questions
-from farthing.evaluate.score import Record, mcnemar, paired_difference, wilson
+from farthing.evaluate.ask import evaluate_source, judge, trained_questions
+from farthing.evaluate.score import Record, gain, mcnemar, paired_difference, summarise, wilson
 from farthing.recipe import dump, validate
 from farthing.tasks import Item, Verdict
 from farthing.tasks.mixture import Mixture, question_key

@@ -175,7 +175,7 @@ def evaluate(
     settings = asked.evaluate if asked else None
     asks = asked.asks() if asked else plain_asks(parse_tasks(tasks or ""))
     with only_results_on_stdout():
-        from farthing.evaluate import evaluate_source
+        from farthing.evaluate.ask import evaluate_source
 
         card = evaluate_source(
             model_source(source),

@@ -21,6 +21,7 @@ from farthing.base import figures
 from farthing.base.errors import UserError
 from farthing.base.files import write
 from farthing.cost import spend
+from farthing.evaluate.score import paired_difference, wilson
 from farthing.report import learning, learning_text
 from farthing.report.charts import Dot, best_for_the_money, frontier
 from farthing.report.run import Json, mapping, number, outcome, pair, read_run, text
@@ -148,8 +149,6 @@ def _contender(folder: Path) -> tuple[Contender, dict[_Key, bool]] | str:
         return f"{folder} was not evaluated after training"
     before = run.evaluation("before")
     gain = mapping(run.results.get("gain"))
-    from farthing.evaluate.score import wilson
-
     overall = after.overall
     contender = Contender(
         name=text(str(folder)),
@@ -194,8 +193,6 @@ def _answers(lines: Sequence[Json]) -> dict[_Key, bool]:
 
 
 def _pair(one: tuple[Contender, dict[_Key, bool]], other: tuple[Contender, dict[_Key, bool]]) -> Pair:
-    from farthing.evaluate.score import paired_difference
-
     (first, asked), (second, answered) = one, other
     common = [key for key in asked if key in answered]
     usd = second.usd - first.usd
