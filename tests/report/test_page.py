@@ -172,7 +172,7 @@ def test_a_run_that_failed_its_audit_says_so_and_names_the_failure(build_run):
     ]
     edit(run, "audit.json", passed=True, cases=cases)  # the cases decide, whatever the summary claims
     words = Page(write_report(run)).words
-    assert "Failed: 1 check of 2 went wrong" in words
+    assert "Failed: 1 check of 2 failed" in words
     assert "cannot be trusted" in words
 
 
@@ -231,12 +231,12 @@ def test_a_very_long_answer_is_cut_and_said_to_be(build_run):
         (["results.json", "evaluations/before.jsonl", "evaluations/after.jsonl"], "has not been evaluated"),
         (["results.json", "evaluations/after.jsonl"], "the trained model has not been evaluated yet"),
         (["results.json"], "The run had not finished when this page was made."),
-        (["results.json"], "it, so take it as a hint"),
+        (["results.json"], "it, so it is only a hint"),
         (["evaluations/before.jsonl"], "no questions answered both before and after"),
         (["stages/01-grpo/metrics.jsonl"], "No training step has been recorded."),
-        (["stages/01-grpo/metrics.jsonl"], "did not measure it"),
+        (["stages/01-grpo/metrics.jsonl"], "Not measured in this run"),
         (["ledger.jsonl"], "no ledger yet"),
-        (["audit.json"], "holds no reward audit"),
+        (["audit.json"], "has no reward audit"),
         (["run.json"], "recorded no versions"),
         (["recipe.yaml"], "recorded no recipe"),
     ],
