@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
-from farthing.base.sizes import SHORT_LENGTH
+from farthing.base.sizes import LOGIT_BYTES, SHORT_LENGTH
 from farthing.cost.flops import parameters
 from farthing.cost.memory import Layout, cache_bytes_per_token, layer_bytes, memory, tokens_per_pass
 from farthing.cost.shapes import shapes
@@ -129,18 +129,40 @@ def test_states_are_what_the_optimizer_holds(name, kind, optimizer, precision):
 
 @pytest.mark.parametrize("config", [LLAMA_3_1_8B, V3], ids=["llama", "v3"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("lora", [0, 8])
-def test_a_pass_fills_its_memory_and_no_more(config, precision, lora):
-    how = {"precision": precision, "code": "farthing-cpu"}
-    tokens = tokens_per_pass(config, 8.0, length=128, lora=lora, **how)
+@pytest.mark.parametrize("kind", ["lora", "grpo"])
+def test_a_pass_fills_its_memory_and_no_more(config, precision, kind):
+    how = {"precision": precision, "code": "farthing-cpu", "kind": kind}
+    tokens = tokens_per_pass(config, 8.0, length=128, lora=8, **how)
 
     def used(count):
-        kind = "lora" if lora else "pretrain"
-        found = memory(config, kind=kind, micro_tokens=count, seq_len=128, lora_rank=lora, **how)
+        found = memory(config, micro_tokens=count, seq_len=128, lora_rank=8, **how)
         return found.activations + found.logits
 
     assert used(tokens) <= 8e9 < used(tokens + 1)
-    assert tokens_per_pass(config, 1e-12, length=128, lora=lora, **how) == 1
+    assert tokens_per_pass(config, 1e-12, length=128, lora=8, **how) == 1
+
+
+@pytest.mark.parametrize("vocab", [1000, 50_000, 250_000])
+def test_every_shorter_pass_fits_too(vocab):
+    """The most logits that are held at once take more than chunks of a few more."""
+    how = {"precision": "bf16", "code": "farthing-cpu"}
+    config = SMALL | {"vocab_size": vocab}
+    for memory_gb in (0.6, 0.7, 0.8, 1.5):
+        most = tokens_per_pass(config, memory_gb, length=64, lora=4, kind="sft", **how)
+        for tokens in {most, min(most, LOGIT_BYTES // (2 * vocab)), most // 2}:
+            used = memory(config, kind="lora", micro_tokens=tokens, seq_len=64, lora_rank=4, **how)
+            assert used.activations + used.logits <= memory_gb * 1e9
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "grpo"])
+def test_a_large_vocabulary_leaves_room_for_a_pass(kind):
+    """The gradient of this head takes 2.3 GB, but no more for a longer pass."""
+    qwen = SMALL | {
+        "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "head_dim": 128,
+        "num_attention_heads": 12, "vocab_size": 151_936,
+    }  # fmt: skip
+    tokens = tokens_per_pass(qwen, 2.0, length=512, precision="bf16", code="farthing-gpu", kind=kind)
+    assert 400 < tokens < 1000
 
 
 def test_eighteen_bytes_a_parameter():

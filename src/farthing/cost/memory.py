@@ -11,6 +11,7 @@ fragmentation come on top, so a plan must leave some room. docs/counting.md has 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -161,37 +162,31 @@ def tokens_per_pass(
     kind: Kind = "pretrain",
     lora: int = 0,
 ) -> int:
-    """The most tokens whose activations and logits, forward and backward, take `memory_gb` GB; at least one.
+    """The most tokens whose activations and logits, forward and backward, take `memory_gb` (1e9 bytes); at least one.
 
-    Trainer and planner both cut their batches by it.
+    Trainer and planner both cut their batches by it. Only what grows with a pass counts: not the gradient of the head's
+    weights, which `Memory.logits` includes and which alone may be larger than `memory_gb`. Every shorter pass fits too.
 
     Args:
         length: tokens of a sequence.
         lora: rank of the adapters; 0 trains every parameter.
     """
-    if lora and kind != "grpo":
-        kind = "lora"
+    s, b = shapes(config), WIDTH[precision]
+    settings = _Settings(kind, 1, length, precision, "adamw", "none", Layout(), code, lora)
+    layers = [*s.layers, *[s.mtp] * (s.mtp_depth if kind != "grpo" else 0)]
+    kept, working = _token_bytes(s, settings, layers, last=True)
+    unchunked = LOGIT_BYTES // (s.vocab * b)  # most tokens whose logits may be held at once
 
-    def fits(tokens: int) -> bool:
-        used = memory(
-            config,
-            kind=kind,
-            micro_tokens=tokens,
-            seq_len=length,
-            precision=precision,
-            code=code,
-            lora_rank=lora,
-        )
-        return used.activations + used.logits <= memory_gb * 1e9
+    def used(tokens: int) -> float:
+        logits = _head(s, replace(settings, tokens=tokens), b, table=0)
+        return kept * tokens + max(working * tokens, logits)
 
-    high = 1
-    while fits(high):
-        high *= 2
-    low = high // 2  # fits; high does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return max(1, low)
+    def most_used(tokens: int) -> float:
+        """By any pass of up to `tokens`: the first one in chunks takes less than the last one without."""
+        return max(used(tokens), used(min(tokens, unchunked)))
+
+    budget = memory_gb * 1e9
+    return max(1, bisect_right(range(1, int(budget / kept) + 2), budget, key=most_used))
 
 
 def precision_of(dtype: object) -> Precision:
@@ -234,29 +229,35 @@ def _stage(s: Shapes, at: _Settings, number: int) -> Memory:
     states = _states(s, at, [*layers, *depths], first, last)
     if at.kind != "grpo":
         layers += depths
-    b, trained = WIDTH[at.precision], not at.lora
     shared = at.tokens / at.layout.tensor
-    short = at.length if is_short(at.code, at.precision, at.length) else 0
-    working = max(working_bytes(s, layer, b, short) for layer in layers) * shared
+    kept, most = _token_bytes(s, at, layers, last)
+    working = most * shared
     if at.kind == "serve":
         return replace(states, activations=int(working))
-    kept = sum(
-        layer_bytes(s, layer, at.recompute, at.code, at.precision, at.length, trained) for layer in layers
-    )
-    if last:  # the final norm's input and output, and the rows that the head reads
-        kept += 3 * s.width * b
     in_flight = stages - number
     activations = in_flight * kept * shared
-    if at.recompute == "full":  # one layer at a time is computed again
-        working += (
-            max(layer_bytes(s, layer, "none", at.code, at.precision, at.length, trained) for layer in layers)
-            * shared
-        )
-    head = _head(s, at, b) if last else 0
+    head = _head(s, at, WIDTH[at.precision], 0 if at.lora else s.vocab * s.embed) if last else 0
     # The head is done when the layers' backward pass begins: the larger of the two needs its room.
     if head < working:
         return replace(states, activations=int(activations + working))
     return replace(states, activations=int(activations), logits=int(head))
+
+
+def _token_bytes(s: Shapes, at: _Settings, layers: Sequence[Layer], last: bool) -> tuple[int, int]:
+    """Bytes per token that these layers keep for the backward pass, and the working set of one of them."""
+    b, trained = WIDTH[at.precision], not at.lora
+    short = at.length if is_short(at.code, at.precision, at.length) else 0
+    working = max(working_bytes(s, layer, b, short) for layer in layers)
+
+    def kept(recompute: Recompute) -> list[int]:
+        return [
+            layer_bytes(s, layer, recompute, at.code, at.precision, at.length, trained) for layer in layers
+        ]
+
+    if at.recompute == "full":  # recomputes one layer at a time
+        working += max(kept("none"))
+    # the final norm's input and output, and the rows that the head reads
+    return sum(kept(at.recompute)) + (3 * s.width * b if last else 0), working
 
 
 def _states(s: Shapes, at: _Settings, layers: Sequence[Layer], first: bool, last: bool) -> Memory:
@@ -328,12 +329,11 @@ def _packed_share(s: Shapes, lora: int) -> float:
     return (table + (0 if lora else inside)) / total
 
 
-def _head(s: Shapes, at: _Settings, b: int) -> float:
-    """Peak memory of the head's loss: logits and the gradient of the head's weights."""
+def _head(s: Shapes, at: _Settings, b: int, table: int) -> float:
+    """Peak memory of the head's loss: logits and the gradient of its `table` trained weights."""
     numbers = at.tokens * s.vocab
     if at.code == "usual":  # logits, their float32 copy, its gradient
         return numbers * (1 + s.mtp_depth) * (b + 2 * _FLOAT) / at.layout.tensor
-    table = 0 if at.lora else s.vocab * s.embed
     if at.kind != "grpo" and numbers * b <= LOGIT_BYTES:
         # logits, log-probabilities and the gradient of one loss, and the log-probabilities that others keep
         return numbers * (3 + s.mtp_depth) * b + table * b
