@@ -156,6 +156,66 @@ def test_two_ranks_together_learn_what_one_does(
         torch.testing.assert_close(mine + other, whole, atol=1e-6, rtol=1e-4)
 
 
+# the first rank has the larger half; of one group the other has none, of three its second part is empty or not
+UNEVEN = {
+    "one group": (["rwww"], {}),
+    "two updates": (["rw", "rrww", "wwwwr"], {"updates": 2}),
+    "none": (["rrrr"], {}),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_ranks_with_unequal_shares_stay_together(
+    decoder: Decoder,
+    small_decoder: Decoders,
+    make_stage: Make,
+    on_two: Callable[..., Any],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    outcomes, settings = UNEVEN[name]
+    groups, reference = make_groups(decoder, outcomes), small_decoder(seed=8, tied=False)
+    stage = make_stage(max_grad_norm=1e9, kl=0.1, **settings)
+
+    def work(rank: Any, own: Decoder) -> dict[str, Any]:
+        weights = MasterWeights(own, "adamw", stage.lr, (0.9, 0.95), 0.0)
+        mine = groups[rank.share(len(groups))]
+        path = tmp_path / f"{rank.count}-{rank.index}.jsonl"
+        with Meter(path, stage="01-grpo", device=Device("test", "cpu"), rate=(0.0, "test")) as meter:
+            return Learner(stage, own, reference, weights, HF, meter, rank).learn(Batch(mine, mine), 0)
+
+    alone = work(Alone("cpu"), copy.deepcopy(decoder))
+    first, second = on_two(work, decoder)
+    for key in ("clip_fraction", "kl", "sync_mean", "sync_max"):
+        assert first[key] == second[key], key
+        if "updates" not in settings:  # the parts of two ranks are others than those of one
+            same = pytest.approx(alone[key], rel=1e-4, abs=1e-7) if alone[key] is not None else None
+            assert first[key] == same, key
+    assert (first["kl"] is None) == (name == "none")
+
+
+def test_samples_of_another_policy_on_one_rank_stop_all(
+    decoder: Decoder, make_stage: Make, on_two: Callable[..., Any], tmp_path: Path
+) -> None:
+    groups = make_groups(decoder, ["rwww", "rrww"])
+    for sample in groups[1].samples:  # the second rank's
+        sample.logprobs = [p + 3.0 for p in sample.logprobs]
+
+    def work(rank: Any, own: Decoder) -> str:
+        stage, weights = make_stage(max_grad_norm=1e9), MasterWeights(own, "adamw", 0.0, (0.9, 0.95), 0.0)
+        mine = groups[rank.share(len(groups))]
+        path = tmp_path / f"{rank.index}.jsonl"
+        with (
+            Meter(path, stage="01-grpo", device=Device("test", "cpu"), rate=(0.0, "test")) as meter,
+            pytest.raises(Diverged, match="sync_tolerance") as said,
+        ):
+            Learner(stage, own, None, weights, HF, meter, rank).learn(Batch(mine, mine), 0)
+        return str(said.value)
+
+    first, second = on_two(work, decoder)
+    assert first == second
+
+
 # ---- layout ----
 
 token_lists = st.lists(st.integers(0, 60), min_size=1, max_size=9)

@@ -257,9 +257,26 @@ def test_bits_per_byte_count_every_byte_once(network: Make, tmp_path: Path) -> N
         ids = torch.tensor([0] + [1 + ord(c) % (VOCAB - 1) for c in text])
         logits = decoder(ids[None])[0, :-1]
         nats += float(F.cross_entropy(logits.detach(), ids[1:], reduction="sum"))
-    found, tokens, flops = bits_per_byte(decoder, corpus, 64, 40, config)
+    found, tokens, flops = bits_per_byte(decoder, corpus, 64, 40, config, Alone("cpu"))
     assert found == pytest.approx(nats / math.log(2) / sum(map(len, texts)), rel=1e-5)
     assert tokens == sum(map(len, texts)) + len(texts)
     assert flops > 0
-    again, _, _ = bits_per_byte(decoder, corpus, 64, 10**6, config)
+    again, _, _ = bits_per_byte(decoder, corpus, 64, 10**6, config, Alone("cpu"))
     assert again == pytest.approx(found, rel=1e-5)
+
+
+def test_two_ranks_score_a_corpus_together(network: Make, on_two: Callable[..., Any], tmp_path: Path) -> None:
+    decoder, config = network()
+    corpus = Corpus.build(
+        (Document(text, "here:1") for text in ["abcdefghij" * 3, "xyz", "a"]),
+        lambda texts: [[1 + ord(c) % (VOCAB - 1) for c in text] for text in texts],
+        tmp_path / "corpus", eos=0, vocab_size=VOCAB,
+    )  # fmt: skip
+    bits, *counts = bits_per_byte(decoder, corpus, 16, 30, config, Alone("cpu"))  # some batches are one row
+
+    def work(rank: Any, own: Decoder) -> tuple[float, int, int]:
+        return bits_per_byte(own, corpus, 16, 30, config, rank)
+
+    for found, *counted in on_two(work, decoder):
+        assert found == pytest.approx(bits, rel=1e-6)
+        assert counted == counts

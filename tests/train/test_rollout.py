@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from farthing.base.device import Alone
 from farthing.cost import ledger
+from farthing.cost.devices import Device
 from farthing.cost.meter import Meter
 from farthing.engine import Model, Sample
 from farthing.recipe import Grpo
@@ -59,7 +61,7 @@ def test_silent_groups_are_counted_but_not_trained_on(roll: Callable[..., Roller
     assert questions(batch.sampled) == [5, 6, 7]
     assert questions(batch.groups) == [6]
     finished = [s.finish_reason == "stop" for g in batch.sampled for s in g.samples]
-    metrics = batch.metrics()
+    metrics = batch.metrics(Alone("cpu"))
     assert all(finished), "an answer ran out of tokens; give the test more"
     assert metrics["right"] == metrics["reward"] == pytest.approx(5 / 12)
     assert metrics["unparsed"] == pytest.approx(1 / 12)
@@ -118,8 +120,8 @@ def test_what_runs_out_of_tokens_is_cut_off_whatever_it_says(
 ) -> None:
     batch, _ = roll(make_stage(max_new_tokens=1), "r" * 8).collect(0, 0)
     assert {o for g in batch.sampled for o in g.outcomes} == {"cut_off"}
-    assert batch.metrics()["cut_off"] == 1
-    assert batch.metrics()["reward"] == 0
+    assert batch.metrics(Alone("cpu"))["cut_off"] == 1
+    assert batch.metrics(Alone("cpu"))["reward"] == 0
     meter.close()
     by_activity = {line["activity"]: line for line in ledger.read(tmp_path / "ledger.jsonl")[0]}
     assert by_activity["generate"]["tokens_out"] == 8
@@ -137,4 +139,41 @@ def test_outcomes_and_rewards() -> None:
     assert group.rewards == [1, 0, 0, 0, 0, 0]
     assert not group.silent
     assert Group(item, [1], [whole] * 3, ["wrong", "cut_off", "unparsed"]).silent
-    assert Batch([], [group]).metrics()["right"] == pytest.approx(1 / 6)
+    assert Batch([], [group]).metrics(Alone("cpu"))["right"] == pytest.approx(1 / 6)
+
+
+def test_two_ranks_ask_what_one_asks(
+    model: Model, make_stage: Make, on_two: Callable[..., Any], tmp_path: Path
+) -> None:
+    stage = make_stage(prompts=4, refill=2)
+    scripts = {1: ("wwww rwww rrrr rwwu wwww rwww rwwr",), 2: ("wwww rwww wwww rwwr", "rrrr rwwu rwww")}
+
+    def work(rank: Any, _: None) -> tuple[Batch, int, dict[str, Any], Any]:
+        tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
+        stream, judge = Mixture(tasks, 3).stream(set()), Judge(scripts[rank.count][rank.index])
+        path = tmp_path / f"{rank.count}-{rank.index}.jsonl"
+        with Meter(path, stage="01-grpo", device=Device("test", "cpu"), rate=(0.0, "test")) as meter:
+            roller = Roller(stage, model, model.engine(), stream, judge, meter, 3, rank)  # type: ignore[arg-type]
+            batch, cursor = roller.collect(0, 5)
+        booked = [line for line in ledger.read(path)[0] if line["activity"] == "generate"]
+        counts = [[line["tokens_in"], line["tokens_out"]] for line in booked]
+        return batch, cursor, batch.metrics(rank), counts
+
+    whole, end, expected, _ = work(Alone("cpu"), None)
+    (first, *ours), (second, *theirs) = on_two(work, None)
+    assert questions(whole.sampled) == [5, 6, 7, 8, 9, 10, 11]
+    assert questions(first.sampled) == [
+        5,
+        6,
+        9,
+        11,
+    ]  # the last refill is one question, and none for the other
+    assert questions(second.sampled) == [7, 8, 10]
+    assert sorted(questions(first.groups + second.groups)) == questions(whole.groups)
+    assert ours == theirs
+    assert ours[0] == end
+    for name in ("right", "reward", "unparsed", "groups_kept", "groups_sampled"):
+        assert ours[1][name] == pytest.approx(expected[name]), name
+    assert sum(out for _, out in ours[2]) == sum(
+        len(s.ids) for b in (first, second) for g in b.sampled for s in g.samples
+    )

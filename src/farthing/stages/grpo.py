@@ -81,10 +81,10 @@ def train_grpo(
         learned = learner.learn(batch, step)
         seconds, totals = time.monotonic() - started, meter.totals()
         spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
-        sampled = sum(len(sample.ids) for group in batch.sampled for sample in group.samples)
+        sampled = ranks.total(sum(len(sample.ids) for group in batch.sampled for sample in group.samples))
         return {
             "step": step + 1,
-            **batch.metrics(),
+            **batch.metrics(ranks),
             **learned,
             "tokens_per_second": sampled / seconds,
             "seconds": seconds,

@@ -89,7 +89,7 @@ class Learner:
         """
         stage = self.stage
         lr = learning_rate(step, stage.steps, stage.lr, stage.warmup, stage.schedule)
-        log = _Log()
+        log = _Log(measures_kl=self.reference is not None)
         for part in _parts(batch.groups, stage.updates):
             answers = prepare(part, stage, self.ranks)
             signal = sum(answer.advantage != 0 for _, group in answers for answer in group)
@@ -143,7 +143,7 @@ class Learner:
                 expected = token_logprobs(seen, self.reference.head.weight, targets, stage.temperature)
             kl = k3(logprobs, expected)
             loss = loss + stage.kl * (kl * weight).sum()
-            log.kl_sum = (log.kl_sum or 0.0) + float(kl.detach().sum())
+            log.kl_sum += float(kl.detach().sum())
         loss.backward()
         log.held += int(held.sum())
         log.tokens += len(targets)
@@ -151,9 +151,10 @@ class Learner:
         return 3 * work + (work if self.reference is not None else 0)
 
     def _prove_sync(self, log: _Log) -> None:
-        if not log.sync_mean <= self.stage.sync_tolerance:  # written so that NaN fails too
+        mean, _ = log.sync(self.ranks)
+        if not mean <= self.stage.sync_tolerance:  # written so that NaN fails too
             raise Diverged(
-                f"sampler and trainer disagree on the sampled tokens by {log.sync_mean:.3f} nats on average "
+                f"sampler and trainer disagree on the sampled tokens by {mean:.3f} nats on average "
                 f"(sync_tolerance {self.stage.sync_tolerance:g}): the samples are not this policy's"
             )
 
@@ -162,10 +163,11 @@ class Learner:
 class _Log:
     """Sums over the passes of a step, of this rank."""
 
+    measures_kl: bool
     updates: int = 0
     tokens: int = 0
     held: int = 0
-    kl_sum: float | None = None  # without a reference there is none
+    kl_sum: float = 0.0
     norms: list[float] = field(default_factory=list)
     sync_tokens: int = 0
     sync_sum: float = 0.0
@@ -177,29 +179,31 @@ class _Log:
         self.sync_sum += float(difference.sum())
         self.sync_max = max(self.sync_max, float(difference.max()))
 
-    @property
-    def sync_mean(self) -> float:
-        return self.sync_sum / max(1, self.sync_tokens)
+    def sync(self, ranks: Ranks) -> tuple[float, float]:
+        """Mean and largest difference between sampler and trainer, over all ranks."""
+        mean = ranks.total(self.sync_sum) / max(1, ranks.total(self.sync_tokens))
+        largest = torch.zeros(ranks.count, dtype=torch.float64, device=ranks.device)
+        largest[ranks.index] = self.sync_max
+        return mean, float(ranks.total(largest).max())
 
     def metrics(self, ranks: Ranks, proved: bool) -> dict[str, Any]:
-        proved = proved and self.sync_tokens > 0
+        proved = proved and self.updates > 0
         tokens, held = ranks.total(self.tokens), ranks.total(self.held)
-        kl = None if self.kl_sum is None else ranks.total(self.kl_sum)
+        kl = ranks.total(self.kl_sum)
+        mean, largest = self.sync(ranks)
         return {
             "grad_norm": max(self.norms, default=None),
             "clip_fraction": held / tokens if tokens else None,
-            "kl": kl / tokens if kl is not None else None,
-            "sync_mean": self.sync_mean if proved else None,
-            "sync_max": self.sync_max if proved else None,
+            "kl": kl / tokens if self.measures_kl and tokens else None,
+            "sync_mean": mean if proved else None,
+            "sync_max": largest if proved else None,
         }
 
 
 def _parts(groups: Sequence[Group], count: int) -> Iterator[Sequence[Group]]:
-    """`groups` in `count` parts whose sizes differ by at most one, without empty parts."""
+    """`groups` in `count` parts whose sizes differ by at most one; every rank has as many, empty ones included."""
     for number in range(count):
-        part = groups[number * len(groups) // count : (number + 1) * len(groups) // count]
-        if part:
-            yield part
+        yield groups[number * len(groups) // count : (number + 1) * len(groups) // count]
 
 
 def prepare(groups: Iterable[Group], stage: Grpo, ranks: Ranks) -> list[tuple[list[int], list[Answer]]]:

@@ -150,7 +150,12 @@ def _losses(decoder: Decoder, hidden_NC: Tensor, targets_N: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bits_per_byte(
-    decoder: Decoder, corpus: Corpus, length: int, tokens_at_once: int, hf_config: dict[str, Any]
+    decoder: Decoder,
+    corpus: Corpus,
+    length: int,
+    tokens_at_once: int,
+    hf_config: dict[str, Any],
+    ranks: Ranks,
 ) -> tuple[float, int, int]:
     """Bits per byte of UTF-8 in predicting a corpus, comparable across tokenizers.
 
@@ -159,10 +164,15 @@ def bits_per_byte(
     """
     nats, tokens, flops = 0.0, 0, 0
     for batch in validation_batches(corpus, length, tokens_at_once):
-        _, losses, segments = _forward(decoder, batch, None)
+        own = ranks.share(batch.rows)
+        if own.start == own.stop:
+            continue
+        part = batch.slice_rows(own.start, own.stop)
+        _, losses, segments = _forward(decoder, part, None)
         nats += float(losses.double().sum())
-        tokens += len(batch.ids_N)
-        flops += forward_flops(hf_config, len(batch.ids_N), segments.pairs(), len(losses))
+        tokens += len(part.ids_N)
+        flops += forward_flops(hf_config, len(part.ids_N), segments.pairs(), len(losses))
+    nats, tokens, flops = ranks.total(nats), ranks.total(tokens), ranks.total(flops)
     return nats / (math.log(2) * corpus.bytes), tokens, flops
 
 
@@ -250,7 +260,7 @@ def train_lm(
         if validation is not None and ((step + 1) % validate_every == 0 or step + 1 == steps):
             with meter.span("evaluate", step=step) as span:
                 found, span.tokens_in, span.flops = bits_per_byte(
-                    decoder, validation, stage.length, at_once, hf_config
+                    decoder, validation, stage.length, at_once, hf_config, ranks
                 )
             line["val_bits_per_byte"] = found
         totals = meter.totals()

@@ -40,25 +40,29 @@ class Group:
 
 @dataclass
 class Batch:
-    """The groups to train on, and all groups sampled to get them."""
+    """This rank's groups to train on, and all groups it sampled to get them."""
 
     groups: list[Group] = field(default_factory=list)
     sampled: list[Group] = field(default_factory=list)
 
-    def metrics(self) -> dict[str, Any]:
-        """Shares and means over everything sampled, silent groups included."""
+    def metrics(self, ranks: Ranks) -> dict[str, Any]:
+        """Shares and means over everything sampled on all ranks, silent groups included."""
         outcomes = Counter(outcome for group in self.sampled for outcome in group.outcomes)
         samples = [sample for group in self.sampled for sample in group.samples]
-        total = len(samples)
+        count = ranks.total(len(samples))
+
+        def mean(amount: float) -> float:
+            return ranks.total(amount) / count
+
         return {
-            "reward": sum(r for group in self.sampled for r in group.rewards) / total,
-            "right": outcomes["right"] / total,
-            "unparsed": outcomes["unparsed"] / total,
-            "cut_off": outcomes["cut_off"] / total,
-            "entropy": sum(sample.entropy for sample in samples) / total,
-            "length": sum(len(sample.ids) for sample in samples) / total,
-            "groups_kept": len(self.groups),
-            "groups_sampled": len(self.sampled),
+            "reward": mean(sum(r for group in self.sampled for r in group.rewards)),
+            "right": mean(outcomes["right"]),
+            "unparsed": mean(outcomes["unparsed"]),
+            "cut_off": mean(outcomes["cut_off"]),
+            "entropy": mean(sum(sample.entropy for sample in samples)),
+            "length": mean(sum(len(sample.ids) for sample in samples)),
+            "groups_kept": ranks.total(len(self.groups)),
+            "groups_sampled": ranks.total(len(self.sampled)),
         }
 
 
@@ -112,6 +116,9 @@ class Roller:
         with self.meter.span("generate", step=step) as span:
             answers = self.generator.generate(requests)
             book_sampling(span, self.generator.done(), self.model.hf_config)
+            span.tokens_in = self.ranks.total(span.tokens_in)
+            span.tokens_out = self.ranks.total(span.tokens_out)
+            span.flops = self.ranks.total(span.flops)
         with self.meter.span("verify", step=step):
             pairs = [
                 (item, tokenizer.decode(sample.ids))
