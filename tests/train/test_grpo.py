@@ -152,8 +152,10 @@ def test_two_ranks_together_learn_what_one_does(
     (ours, first), (theirs, second) = on_two(work, decoder)
     assert first["clip_fraction"] == second["clip_fraction"] == alone["clip_fraction"]
     assert len(ours) == len(theirs) == len(expected) > 5
+    assert first["grad_norm"] == second["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
     for mine, other, whole in zip(ours, theirs, expected, strict=True):
-        torch.testing.assert_close(mine + other, whole, atol=1e-6, rtol=1e-4)
+        assert torch.equal(mine, other)
+        torch.testing.assert_close(mine, whole, atol=1e-6, rtol=1e-4)
 
 
 # the first rank has the larger half; of one group the other has none, of three its second part is empty or not

@@ -1,5 +1,6 @@
 """One step of predicting the next token, against the same written out plainly; and how a corpus is scored."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,13 @@ from farthing.data.corpus import Corpus
 from farthing.data.packing import NO_LOSS, PackedBatch, ragged_batch
 from farthing.data.text import Document
 from farthing.model import Decoder, Segments
-from farthing.model.moe import Routing, routers
+from farthing.model.moe import Routing, routers, update_biases
 from farthing.recipe import validate
 from farthing.recipe.dial import dial
 from farthing.train import losses
 from farthing.train.lm import Step, bits_per_byte, further, lm_step, passes
 from farthing.train.losses import next_token_losses
+from farthing.train.optim import MasterWeights
 from farthing.weights import decoder_config
 
 Make = Callable[..., tuple[Decoder, dict[str, Any]]]
@@ -144,6 +146,37 @@ def test_two_ranks_together_do_the_step_of_one(network: Make, on_two: Callable[.
         assert torch.equal(second.loads[layer], load)
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name] + theirs[name], gradient, atol=5e-6, rtol=1e-3, msg=name)
+
+
+def test_two_ranks_end_a_step_with_the_same_weights_and_biases(
+    network: Make, on_two: Callable[..., Any]
+) -> None:
+    decoder, config = network(mtp_depth=1)
+    packed = batch(*ROWS, masked=True)
+
+    def work(rank: Any, own: Decoder) -> Decoder:
+        weights = MasterWeights(own, "muon", 1e-2, (0.9, 0.95), 0.1)
+        rows = rank.share(packed.rows)
+        part = packed.slice_rows(rows.start, rows.stop)
+        done = lm_step(own, part, config, 20, mtp_weight=0.3, balance=0.1, ranks=rank)
+        weights.sum_gradients(rank)
+        weights.clip(1.0)
+        weights.step(1e-2)
+        update_biases(own, done.loads, 1e-3)
+        return own
+
+    alone = work(Alone("cpu"), copy.deepcopy(decoder))
+    first, second = on_two(work, decoder)
+    for (name, ours), theirs in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+        whole = alone.get_parameter(name)
+        if name.endswith("router.bias"):
+            assert torch.equal(ours, whole)
+            assert not torch.equal(ours, decoder.get_parameter(name))
+        elif (
+            ".layers." in f".{name}" and ours.dim() == 2 and "router" not in name
+        ):  # by Muon, smooth in the gradient
+            torch.testing.assert_close(ours, whole, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_the_balance_loss_reaches_the_router_and_not_the_reported_loss(network: Make) -> None:

@@ -105,6 +105,7 @@ class Learner:
                 span.tokens_in += self.ranks.total(tokens)
                 if log.updates == 0 and step % stage.sync_every == 0:
                     self._prove_sync(log)
+                self.weights.sum_gradients(self.ranks)
                 norm = self.weights.clip(stage.grad_clip)
                 check_norm(norm, stage.max_grad_norm)
                 self.weights.step(lr)

@@ -231,6 +231,7 @@ def train_lm(
                 balance=stage.balance,
                 ranks=ranks,
             )
+            weights.sum_gradients(ranks)
             norm = weights.clip(stage.grad_clip)
             check_norm(norm, stage.max_grad_norm)
             weights.step(rate)

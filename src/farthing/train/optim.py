@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from farthing.base.device import Ranks
 from farthing.model import Decoder
 from farthing.model.kernels import adamw
 from farthing.model.layers import Linear, Lora
@@ -97,6 +98,15 @@ class MasterWeights:
             self.optimizers.append(Muon(single, lr, weight_decay, products))
         if stacks:
             self.optimizers.append(Muon(stacks, lr, weight_decay, products))
+
+    def sum_gradients(self, ranks: Ranks) -> None:
+        """Sum the accumulated gradients over the ranks; one that only other ranks have counts as zero here."""
+        present = torch.tensor([float(not master.fresh) for master in self.masters], device=ranks.device)
+        for master, holders in zip(self.masters, ranks.total(present).tolist(), strict=True):
+            if holders:
+                grad = torch.zeros_like(master.copy) if master.fresh else master.copy.grad
+                assert grad is not None
+                master.copy.grad, master.fresh = ranks.total(grad.detach()), False
 
     def clip(self, max_norm: float) -> float:
         """Scale the accumulated gradients down to `max_norm`; returns their norm before."""
