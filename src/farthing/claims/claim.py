@@ -177,8 +177,8 @@ def load(name_or_path: str) -> Claim:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return parse(read_yaml(path), name_or_path)
     near = difflib.get_close_matches(name_or_path, shipped, n=2, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(shipped)}"
-    raise UserError(f"{name_or_path}: no such claim; {hint} Or give the path of a YAML file")
+    hint = f"try {' or '.join(near)}" if near else f"there are {', '.join(shipped)}"
+    raise UserError(f"{name_or_path}: no such claim; {hint}, or give the path of a YAML file")
 
 
 def parse(data: Any, name: str) -> Claim:

@@ -198,7 +198,7 @@ def ledger(
 
     if as_csv and as_json:
         raise UserError("give --csv or --json, not both")
-    folders = [_run_folder(run) for run in runs]
+    folders = list({folder.resolve(): folder for folder in map(_run_folder, runs)}.values())
     if add is not None:
         if len(folders) != 1:
             raise UserError("--add enters into one run; give one RUN")
@@ -261,7 +261,7 @@ def compare(
     """Compare what runs cost with what they can do, and how they learned."""
     from farthing.report import compare as comparing
 
-    found = comparing.compare([_run_folder(run) for run in runs], baseline)
+    found = comparing.compare(list({f.resolve(): f for f in map(_run_folder, runs)}.values()), baseline)
     if out is not None:
         comparing.write_html(found, out)
         log(f"written: {out}")

@@ -111,7 +111,11 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
         else:
             evaluated.append(contender)
         curve = learning.read(folder)
-        if curve is not None and (not trained or curve.validation == trained[0].validation):
+        if curve is None or (trained and curve.validation != trained[0].validation):
+            continue
+        if (curve.settings, curve.seed) in {(run.settings, run.seed) for run in trained}:
+            reasons[folder] = f"{folder} repeats seed {curve.seed} of a run with the same recipe"
+        else:
             trained.append(curve)
     curves = learning.compare(trained, baseline)
     if curves is None and baseline is not None:

@@ -103,7 +103,7 @@ def _curve(lines: Sequence[Json], rate: float) -> tuple[dict[str, list[float]], 
 
 
 def compare(runs: Sequence[Trained], baseline: str | None = None) -> Json | None:
-    """Compare runs that share a validation set; None for fewer than two variants or seeds.
+    """Compare runs that share a validation set, each seed of a variant once; None for fewer than two variants.
 
     Args:
         baseline: the variant that the others are compared with; the first run's if None.
@@ -111,9 +111,9 @@ def compare(runs: Sequence[Trained], baseline: str | None = None) -> Json | None
     Raises:
         UserError: for a baseline that is none of the variants.
     """
-    if len(runs) < 2:
-        return None
     variants = _variants(runs)
+    if len(variants) < 2:
+        return None
     if baseline is not None and baseline not in variants:
         raise UserError(f"--baseline {baseline}: no such variant; there are {', '.join(variants)}")
     first = baseline or next(iter(variants))

@@ -23,7 +23,7 @@ from farthing.base import processor
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import duration
-from farthing.base.files import link, read_lines, write, write_json
+from farthing.base.files import link, read_json, read_lines, write, write_json
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
@@ -245,7 +245,7 @@ class _Work:
         ended = [line for line in lines if line["attempt"] != self.meter.attempt]
         wall = (ledger.summarise(ended).wall_seconds if ended else 0.0) + time.time() - self.began
         summary = ledger.summarise(lines, wall)
-        stages = [json.loads(path.read_text()) for path in sorted(self.folder.glob("stages/*/done.json"))]
+        stages = [read_json(path) for path in sorted(self.folder.glob("stages/*/done.json"))]
         for stage in stages:  # all attempts at it together
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
         rounds = {
