@@ -143,7 +143,7 @@ def test_a_vocabulary_that_cannot_be(tmp_path: Path) -> None:
         UserError, match="vocab_size 200 is too small: bytes and marks alone are 263; raise it"
     ):
         train_tokenizer(TEXTS, 200, tmp_path)
-    with pytest.raises(UserError, match=r"vocab_size 5000 is more than .* at most (\d+)$") as raised:
+    with pytest.raises(UserError, match=r"vocab_size 5000 exceeds .* at most (\d+)$") as raised:
         train_tokenizer(TEXTS, 5000, tmp_path)
     assert list(tmp_path.iterdir()) == []
     most = int(str(raised.value).split()[-1])

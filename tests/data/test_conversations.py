@@ -201,7 +201,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "role of another kind": ([turns("a")[0], {"role": ["x"], "content": "b"}], "message 2 is by"),
     "content": (
         [turns("a")[0], {"role": "assistant", "content": None}],
-        "the content of message 2 is no text",
+        "the content of message 2 is not text",
     ),
     "empty": (turns("a", " "), "an answer is empty"),
 }
@@ -232,7 +232,7 @@ def test_examples_fit_in_a_row_and_the_rest_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^x:3: message 1 holds a control token"):
         examples(tokenizer, placed, 20, Problems("stop", said.append))
     with pytest.raises(
-        UserError, match="no conversation is left to learn from; give some that fit in 20 tokens"
+        UserError, match="no conversation is left to train on; give some that fit in 20 tokens"
     ):
         examples(tokenizer, placed[1:2], 20, Problems("stop", said.append))
 

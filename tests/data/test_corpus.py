@@ -91,7 +91,7 @@ def test_a_corpus_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_no_documents_and_a_folder_that_is_something_else(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the data holds no document"):
+    with pytest.raises(UserError, match="the data has no documents"):
         build([], tmp_path / "none")
     assert not (tmp_path / "none").exists()
     (tmp_path / "home").mkdir()
@@ -123,5 +123,5 @@ def test_a_damaged_corpus_is_refused(damage: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_corpus(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no corpus; build it again"):
+    with pytest.raises(UserError, match="has no corpus; build it again"):
         Corpus.open(tmp_path)

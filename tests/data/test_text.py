@@ -174,7 +174,7 @@ def test_a_packed_file_that_was_cut_short_gives_what_it_can(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:-200])
     found, said = read(path)
     assert 0 < len(found) < 500
-    assert said[-1].startswith(f"a.jsonl.gz:{len(found) + 1}: the file cannot be unpacked any further")
+    assert said[-1].startswith(f"a.jsonl.gz:{len(found) + 1}: the file cannot be decompressed any further")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_packed_file_that_was_cut_short_gives_what_it_can(tmp_path: Path) -> N
     [
         ("nowhere.jsonl", "nowhere.jsonl does not exist"),
         ("a.csv", "a.csv is of no kind Farthing reads; give one of .jsonl"),
-        ("empty", "empty holds no file Farthing reads"),
+        ("empty", "empty holds no file that Farthing reads"),
         ("hf:nothing", "hf:nothing names no dataset"),
     ],
 )

@@ -70,7 +70,7 @@ def test_quit_leaves_at_once() -> None:
 def test_help_and_unknown_commands_do_not_reach_the_model() -> None:
     messages, shown = talk(["/help", "/rest", "/etc/hosts is what?"], answers("x"))
     assert "/reset" in shown
-    assert "/rest is no command" in shown
+    assert "/rest is not a command" in shown
     assert contents(messages) == ["/etc/hosts is what?", "x"]
 
 

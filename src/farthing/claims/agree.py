@@ -31,7 +31,7 @@ def consistency(claim: Claim, computes: list[Compute]) -> list[Check]:
         *_sums(claim, hours),
         *_rent(claim, hours),
         *_rates(claim, computes),
-        *_elsewhere(claim, computes),
+        *_other_sources(claim, computes),
     ]
 
 
@@ -149,8 +149,8 @@ def _rates(claim: Claim, computes: list[Compute]) -> Iterator[Check]:
             yield Check("flops", "plausible" if near else "implausible", text)
 
 
-def _elsewhere(claim: Claim, computes: list[Compute]) -> Iterator[Check]:
-    """The same figure from another source."""
+def _other_sources(claim: Claim, computes: list[Compute]) -> Iterator[Check]:
+    """Compare the claim's figures with those of other sources."""
     for other in claim.elsewhere:
         own = device_hours(claim) if other.figure == "device_hours" else getattr(claim.reported, other.figure)
         if own is None:

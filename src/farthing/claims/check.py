@@ -6,7 +6,7 @@ Three questions, each answered with a verdict and its arithmetic:
     compute     could that hardware do that work in those hours? The MFU it needs is at most 100% by physics,
                 at most what a large matrix product reaches in practice, and it should not be far from what
                 others measured on hardware of that peak.
-    whole cost does the price cover making the model, or only its last run?
+    whole cost  does the price cover making the model, or only its last run?
 """
 
 from __future__ import annotations

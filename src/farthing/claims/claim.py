@@ -26,7 +26,7 @@ class Figures(Strict):
     """Reported figures of a run, or of a part of it; nothing derived goes in here."""
 
     device: Text | None = None
-    """A name that `hardware.find` knows."""
+    """A name that `devices.find` knows."""
     devices: Positive | None = None
     hours: Positive | None = None
     """Wall clock."""
@@ -59,7 +59,7 @@ _NOT_FIGURES = ("name", "tokens_are", "precision")
 
 
 class Part(Figures):
-    """One stage of a run. A device, a price and a precision that it does not give are the claim's."""
+    """One stage of a run; it inherits a missing device, price or precision from the claim."""
 
     name: Text
 
@@ -130,7 +130,7 @@ class Claim(Strict):
     architecture: dict[str, Any] | None = None
     """A Hugging Face config."""
     params: Positive | None = None
-    """Parameters that a token passes through, where the architecture is not published."""
+    """Active parameters, where the architecture is not published."""
     excluded: list[Excluded] = Field(default_factory=list)
     elsewhere: list[OtherSource] = Field(default_factory=list)
     notes: list[Note] = Field(default_factory=list)

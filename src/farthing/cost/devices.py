@@ -122,7 +122,7 @@ def means(key: str, device: Device) -> bool:
 
 
 def named(name: str) -> Device:
-    """The device that a ledger line names: the catalogue's, or one of which only the name is known."""
+    """The device that a ledger line names: the catalogue's, or a bare one with only that name."""
     for device in catalogue():
         if device.name == name:
             return device
@@ -134,31 +134,30 @@ def detect(device: str = "auto") -> Device:
     """The device of this machine that `device` names (`cpu`, `cuda:N`); `auto` is torch's current CUDA device if there
     is one, else the CPU.
 
-    A GPU that the catalogue does not have comes back with what torch tells of it and no price. A CPU is
-    called "cpu: MODEL"; its rate, power and speed are the catalogue's, scaled to the cores this process may
-    use.
+    A GPU missing from the catalogue has the name and memory that torch reports, and no price. A CPU is called
+    "cpu: MODEL"; its rate, power and speed are the catalogue's, scaled to the cores this process may use.
     """
     torch = sys.modules.get("torch")
     if device != "cpu" and torch is not None and torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(None if device == "auto" else device)
+        properties = torch.cuda.get_device_properties(None if device == "auto" else device)
         try:
-            return find(found.name)
+            return find(properties.name)
         except UserError:
-            return Device(name=found.name, kind="gpu", memory_bytes=int(found.total_memory))
+            return Device(name=properties.name, kind="gpu", memory_bytes=int(properties.total_memory))
     return _this_cpu()
 
 
 def cpu_model() -> str:
-    """The CPU's name as the system gives it, on ARM's Linux the numbers of its maker and part, or its architecture."""
+    """The CPU's name from the system; on Linux on ARM its implementer and part numbers; else its architecture."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    found = dict(re.findall(r"^(model name|CPU implementer|CPU part)\s*:\s*(.+)$", text, re.MULTILINE))
-    if "model name" in found:
-        return found["model name"].strip()
-    if "CPU part" in found:
-        return f"{platform.machine()} {found.get('CPU implementer', '')}:{found['CPU part']}"
+    fields = dict(re.findall(r"^(model name|CPU implementer|CPU part)\s*:\s*(.+)$", text, re.MULTILINE))
+    if "model name" in fields:
+        return fields["model name"].strip()
+    if "CPU part" in fields:
+        return f"{platform.machine()} {fields.get('CPU implementer', '')}:{fields['CPU part']}"
     apple = sysctl("-n", "machdep.cpu.brand_string").strip()
     return apple or platform.processor() or platform.machine() or "unknown"
 

@@ -7,11 +7,10 @@ They cover the processor package and, on a GPU, the board, but not memory, disks
 - CPU, estimated: codecarbon's table of thermal design powers P, and this process tree's share of the cores
   s: P * (0.1 + 0.9 * s) watts. codecarbon's own model agrees at s = 0 and s = 1; it is cubic in between,
   which cannot be added up over spans of any length, so ours is the straight line.
-- GPU, measured: NVML's total energy counter. A counter that is missing or stands at zero (codecarbon#1316)
-  is not believed: then power times time, or the board's limit times time where there is not even that;
-  estimated.
+- GPU, measured: NVML's total energy counter. If it is missing or reads zero (codecarbon#1316), the estimate is
+  power times time, or the board's limit times time if NVML reports no power either.
 
-A sum of which any part is estimated is called estimated.
+A sum with any estimated part is called estimated.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ JoulesAre = Literal["measured", "estimated"]
 IDLE_SHARE = 0.1  # of the design power, drawn by a processor with nothing to do: codecarbon's floor
 _WATTS_PER_CORE = 4.0  # of a processor in no table: codecarbon's default per hardware thread
 _WATTS_PER_BOARD = 300.0  # assumed for an unknown board: better than a silent zero
-SCAN_SECONDS = 5.0  # between two scans for new child processes, each of which reads all of /proc
+SCAN_SECONDS = 5.0  # between scans for new child processes; each scan reads all of /proc
 
 
 class _Source(Protocol):
@@ -49,9 +48,9 @@ class _Source(Protocol):
 class EnergyMeter:
     """Cumulative joules of the process tree on its device. Safe to read from several threads.
 
-    `device` says what to watch and `devices` how many of it; a GPU's host processor is counted along.
-    Starting takes milliseconds: codecarbon's own tracker takes one to two seconds to look at the machine,
-    so only its table and its counters are used, without its logs, files and network.
+    It watches `devices` devices of the kind `device`, and a GPU's host processor too. Starting takes milliseconds:
+    codecarbon's own tracker takes one to two seconds to probe the machine, so only its table and its counters are
+    used, without its logs, files and network.
     """
 
     def __init__(
@@ -83,9 +82,8 @@ def estimate(seconds: float, cpu_seconds: float) -> float:
 def cpu_watts() -> float:
     """Design power, in watts, of the cores that this process may use, by the model's name.
 
-    A virtual machine's cores are a slice of a package whose size it cannot see, and the table is for whole
-    packages, so there, as for a model that is not in the table, it is codecarbon's 4 W for each hardware
-    thread.
+    The table is for whole packages, and a virtual machine cannot see the size of the package its cores are from.
+    There, and for a model that is not in the table, it is codecarbon's 4 W per hardware thread.
     """
     default = _WATTS_PER_CORE * cpu_cores()
     if is_virtual():
@@ -168,8 +166,7 @@ class _ProcessTree:
                 continue
             total += times.user + times.system
             total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-        # A child that was killed and never waited for takes its seconds along; what was counted stays
-        # counted.
+        # The seconds of a child that was killed and never waited for vanish; keep those already counted.
         self._cpu_seconds = max(self._cpu_seconds, total)
         return self._cpu_seconds
 
@@ -222,8 +219,7 @@ class _Board:
         before, self._counter = self._counter, self._read_counter()
         watts = self._watts
         if self._counter is None or before is None or self._counter < before:
-            # No counter, or one that began anew with its driver: this stretch by the mean of the power at
-            # its ends.
+            # No counter, or one that was reset with its driver: use the mean of the power at both ends.
             self.joules_are = "estimated"
             self._watts = self._read_watts()
             self._joules += (watts + self._watts) / 2 * max(0.0, now - self._now)

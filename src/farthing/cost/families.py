@@ -31,7 +31,7 @@ class Family:
     qk_norm_if: str = ""
     """The key that switches them on, where there is one."""
     tied: bool = False
-    """Whether the head shares the embedding's matrix if the config does not say."""
+    """Default for sharing the embedding's matrix with the head, if the config does not say."""
     positions: int | None = None
     """Rows that a learned table of positions has beyond the longest context; None without such a table."""
     embedding_norm: bool = False
@@ -40,7 +40,7 @@ class Family:
     wide: int | None = None
     """f / d where the config leaves f out."""
     kv: Literal["", "falcon", "bigcode"] = ""
-    """A rule of its own for the number of key/value heads; else the config's, or h."""
+    """The family's own rule for the number of key/value heads; else the config's, or h."""
     attention: Literal["", "mla", "moa"] = ""
     """Grouped queries, multi-head latent attention, or JetMoE's mixture of attention heads."""
     experts: Literal["", "deepseek", "qwen", "all"] = ""
@@ -59,7 +59,7 @@ _LLAMA = Family(qkv_bias=_BIAS, o_bias=_BIAS, mlp_bias=("mlp_bias", False))
 _DEEPSEEK = Family(attention="mla", experts="deepseek", o_bias=_BIAS)
 
 FAMILIES: dict[str, Family] = {
-    # what farthing.model runs
+    # run by farthing.model
     "llama": _LLAMA,
     "mistral": Family(window=4096, window_where="all"),
     "qwen2": Family(qkv_bias=True, window_where="qwen"),
@@ -73,7 +73,7 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe": Family(
         experts="deepseek", qkv_bias=_BIAS, qk_norm="head", qk_norm_if="use_qk_norm"
     ),
-    # what a plan may ask about besides
+    # plans only
     "apertus": Family(
         matrices=2, qkv_bias=_BIAS, o_bias=_BIAS, qk_norm="head"
     ),

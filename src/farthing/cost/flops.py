@@ -36,7 +36,7 @@ class Parameters:
     """Parameter counts. Routers' correction biases are buffers and not among them."""
 
     total: int
-    """All parameters, a shared matrix once; multi-token prediction apart."""
+    """All parameters, a shared matrix once, without multi-token prediction."""
     embedding: int
     """V*d, the input table."""
     head: int
@@ -268,7 +268,7 @@ def _flops_of_pair(s: Shapes, absorbed: bool = False) -> int:
 
 
 def _causal(n: int, window: int | None) -> int:
-    """Pairs of a sequence where a token sees itself and what is at most window - 1 before it."""
+    """Pairs of a sequence where a token sees itself and the window - 1 tokens before it."""
     if window is None or n <= window:
         return causal_pairs(n)
     return causal_pairs(window) + (n - window) * window

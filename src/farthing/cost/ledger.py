@@ -104,7 +104,7 @@ class Summary:
     interruptions: int
     """Attempts that were interrupted, failed, or had work repeated."""
     failed: bool
-    """Whether any of the lost lines failed rather than being interrupted."""
+    """True if a lost line failed rather than being interrupted."""
     rates: list[Rate] = field(default_factory=list)
 
     def by_activity(self) -> list[Row]:
@@ -229,13 +229,13 @@ def lost(lines: Sequence[Line]) -> list[bool]:
 
 
 def clock_jumps(lines: Sequence[Line]) -> list[int]:
-    """Which lines (by their place) show that the wall clock was set while the run went on.
+    """Positions of the lines that show that the wall clock was set during the run.
 
-    Seconds come from a clock that cannot be set, so no duration and no cost is wrong; what is wrong is when.
-    A line says so itself (`clock_jump`), or it starts before the one above it and the lines between do not
-    fill that time, as they would if it were a span around them.
+    Seconds come from a clock that cannot be set, so durations and costs are right; only the times of day are wrong.
+    Such a line has a `clock_jump`, or starts before the line above it although the lines between do not fill that
+    time, as they would if it were a span around them.
     """
-    found = []
+    jumps = []
     for place, line in enumerate(lines):
         jumped = "clock_jump" in line
         if not jumped and place:
@@ -244,8 +244,8 @@ def clock_jumps(lines: Sequence[Line]) -> list[int]:
             if back > _CLOCK_SECONDS and line["started"] < before["started"]:
                 jumped = _booked_since(lines, place) < back / 2
         if jumped:
-            found.append(place)
-    return found
+            jumps.append(place)
+    return jumps
 
 
 def _booked_since(lines: Sequence[Line], place: int) -> float:
@@ -307,7 +307,7 @@ def _wall_seconds(lines: Iterable[Line]) -> float:
     for own in attempts.values():
         start = min(line["started"] for line in own)
         end = max(line["started"] + line["seconds"] for line in own)
-        # A line's end is not written: that of a span with others inside lies later than started + seconds.
+        # Lines do not record their end; a span with others inside ends later than started + seconds.
         wall += max(end - start, sum(line["seconds"] for line in own))
     return wall
 

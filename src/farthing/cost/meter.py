@@ -28,8 +28,8 @@ from farthing.cost.flops import forward_flops, mtp_flops
 from farthing.cost.ledger import ACTIVITIES, Line
 
 BEAT_SECONDS = 1.0
-_CLOCK_SECONDS = 1.0  # the wall clock may stray so far from the steady one before a line says it
-_IDLE_LINE_SECONDS = 0.25  # shorter gaps between spans are gathered, or they would double the ledger
+_CLOCK_SECONDS = 1.0  # difference of the wall clock from the steady one above which a line reports it
+_IDLE_LINE_SECONDS = 0.25  # shorter gaps between spans are merged, or they would double the ledger
 
 _Status = Literal["ok", "failed", "interrupted"]
 
@@ -144,7 +144,7 @@ class Meter:
 
     @property
     def stage(self) -> str:
-        """The stage that is booked on. Setting it leaves the spans that are open on theirs."""
+        """The stage that new spans are booked on. Setting it does not move open spans."""
         return self._stage
 
     @stage.setter
@@ -241,7 +241,7 @@ class Meter:
             self._write(self._line(span, status))
 
     def _book_load(self, started: float, seconds: float) -> None:
-        """The time from the start of the process to the meter's, which nobody could watch."""
+        """The unmetered time from the start of the process to the meter's."""
         cpu_seconds = min(time.process_time(), seconds * cpu_cores())
         load = Span(self._stage, "load", None, started, seconds=seconds, joules_are="estimated")
         load.joules = energy.estimate(seconds, cpu_seconds)
@@ -304,7 +304,7 @@ class Meter:
                 self._beat()
 
     def _beat(self) -> None:
-        """Put what is open beside the ledger, and the ledger itself onto the disk."""
+        """Write the open spans beside the ledger, and flush the ledger to disk."""
         with self._lock:
             if self._file.closed:
                 return
@@ -351,7 +351,7 @@ def recover(path: Path) -> int:
 
 
 def process_started() -> float:
-    """Unix seconds at which this process began, to about 10 ms; where /proc does not tell, the present."""
+    """Unix seconds at which this process began, to about 10 ms; the present without /proc."""
     now = time.time()
     try:
         # Field 22 of proc(5)'s stat: clock ticks since boot. Counted behind the command's name, which may

@@ -66,7 +66,7 @@ class Layer:
     inner: int = 0
     """Feed-forward channels that one token fills, chosen and shared experts together."""
     sparse: bool = False
-    """Whether the feed-forward is a mixture of experts."""
+    """True if the feed-forward is a mixture of experts."""
 
     def weights(self, *roles: Role) -> int:
         """Weights of the matrices of these roles; of all if none is given."""
@@ -94,7 +94,7 @@ class Shapes:
     v: int
     """Head size of values."""
     qk_norm: bool
-    """Whether heads of queries and keys are normed."""
+    """True if heads of queries and keys are normed."""
     vocab: int
     embed: int
     """Columns of the embedding: the width, but for OPT-350M."""
@@ -179,7 +179,7 @@ def shapes(config: Config) -> Shapes:
 
 
 def _size(config: Config, *names: str, default: int | None = None, least: int = 1) -> int:
-    """The first of the keys that is there, as a whole number."""
+    """The value of the first key present, as a whole number."""
     name = next((name for name in names if config.get(name) is not None), names[0])
     value = config.get(name)
     value = default if value is None else value

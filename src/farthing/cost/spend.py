@@ -31,7 +31,7 @@ ENTRIES = "entries.jsonl"
 
 
 class Entry(Strict):
-    """Something that was paid for and that no span could measure."""
+    """Something paid for that no span could measure."""
 
     kind: Literal["teacher", "data", "storage", "staff", "other"]
     what: Text
@@ -134,11 +134,11 @@ def with_rates(booked: Sequence[Booked], rates: Rates) -> list[Booked]:
     return [replace(run, lines=reprice(run.lines, rates)) for run in booked]
 
 
-# ---- what is entered by hand ----
+# ---- entries made by hand ----
 
 
 def add_entry(run_dir: Path, data: Any) -> Entry:
-    """Append an entry to a run's `entries.jsonl`, onto the disk; its date is today's if it gives none.
+    """Append an entry to a run's `entries.jsonl` and flush it to disk; its date defaults to today.
 
     Raises UserError when the data is no entry or the directory is no run's.
     """
@@ -264,12 +264,12 @@ def as_csv(booked: Sequence[Booked]) -> str:
 
 
 def amounts(row: Row) -> dict[str, Any]:
-    """A row without what it is a row of."""
+    """The amounts of a row, without its keys."""
     return {name: value for name, value in asdict(row).items() if name not in ("stage", "activity")}
 
 
 def _cell(text: str) -> str:
-    """Text that a spreadsheet will not take for a formula."""
+    """Text escaped so that a spreadsheet does not read it as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
 
 
@@ -282,9 +282,9 @@ class Owned(Strict):
     price: Positive
     """Dollars paid for one device, with its share of the machine around it."""
     years: Positive
-    """Until it is worth nothing."""
+    """Years until it is worth nothing."""
     hours_per_year: Annotated[float, Field(gt=0, le=8784)]
-    """Hours it works; the fewer, the dearer each."""
+    """Hours of use; fewer hours make each dearer."""
     electricity: NotNegative
     """Dollars a kWh."""
 
@@ -344,12 +344,12 @@ def reprice(lines: Sequence[Line], rates: Rates) -> list[Line]:
 
 
 def applies(key: str, device: str) -> bool:
-    """Whether a rate's key names a ledger line's device."""
+    """True if a rate's key names a ledger line's device."""
     return devices.means(key, devices.named(device))
 
 
 def _rate(name: str, rates: Rates) -> tuple[float | Owned, str] | None:
-    """The most particular of the rates that name a device of the ledger."""
+    """The most specific rate that names a device of the ledger."""
     fitting = [key for key in rates if applies(key, name)]
     if not fitting:
         return None
@@ -403,7 +403,7 @@ def other_prices(lines: Sequence[Line]) -> list[Offer]:
 
 
 def other_hardware(lines: Sequence[Line]) -> list[Offer]:
-    """The whole ledger on each other device of the catalogue that somebody rents out, cheapest first.
+    """The whole ledger on each other device of the catalogue that can be rented, cheapest first.
 
     Device for device: a run on 8 is put on 8. Empty for a ledger that did no work that was counted.
     """
@@ -433,7 +433,7 @@ def other_hardware(lines: Sequence[Line]) -> list[Offer]:
 
 
 def _speed(device: Device) -> float:
-    """FLOP/s of the best 16-bit product that was measured on it, else its peak."""
+    """FLOP/s of the best 16-bit product measured on the device, else its peak."""
     return device.measured_flops.get("bfloat16") or peak(device)
 
 

@@ -34,7 +34,7 @@ def conversations(
 ) -> Iterator[list[Message]]:
     """The conversations of a source (as `text.documents` takes them, without .txt): lists of {"role", "content"}.
 
-    A conversation is perhaps a system message and then user and assistant in turn, the assistant last. Anything else
+    A conversation is an optional system message, then user and assistant in turn, the assistant last. Anything else
     is a broken row: reported under `skip`, raised as UserError with file and line under `stop`.
     """
     for messages, _ in placed_conversations(source, field, Problems(policy, on_problem)):
@@ -119,8 +119,8 @@ def _answer_start(tokenizer: Tokenizer, before: Sequence[Message], whole: str) -
     opened = tokenizer.render(before, add_generation_prompt=True)
     if whole.startswith(opened):
         return len(opened)
-    common = _common(opened, whole)
-    if common < _common(tokenizer.render(before, add_generation_prompt=False), opened):
+    common = _common_prefix(opened, whole)
+    if common < _common_prefix(tokenizer.render(before, add_generation_prompt=False), opened):
         raise UserError(
             f"the chat template of {tokenizer.folder} rewrites earlier turns, so what the assistant says cannot be "
             "told apart; use conversations of one answer or another template"
@@ -135,14 +135,14 @@ def _answer_limit(tokenizer: Tokenizer, messages: Sequence[Message], index: int,
     upto = tokenizer.render(messages[: index + 1], add_generation_prompt=False)
     if whole.startswith(upto):
         return len(upto)
-    # An answer that is rendered otherwise once it is no longer the last: the next turn marks its end.
+    # The answer renders differently once it is no longer the last: the next turn marks its end.
     asked = tokenizer.render(messages[: index + 2], add_generation_prompt=False)
-    common = _common(asked, whole)
+    common = _common_prefix(asked, whole)
     found = whole.rfind(messages[index + 1]["content"].strip(), 0, common)
     return found if found >= 0 else common
 
 
-def _common(one: str, other: str) -> int:
+def _common_prefix(one: str, other: str) -> int:
     """Length of the common prefix of two texts, in characters."""
     return next(
         (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
@@ -217,7 +217,7 @@ class ConversationPacker:
     def _open(self, epoch: int) -> None:
         order = shuffled(len(self.examples), self.seed, epoch)
         rows = best_fit(((len(self.examples[i].ids), int(i)) for i in order), self.length)
-        # the draw of `order` decides the order of rows too: by where their first conversation stands in it
+        # `order` also decides the order of rows: by the position of their first conversation in it
         place = np.argsort(order)
         self._rows = sorted(rows, key=lambda row: int(min(place[row])))
         self._epoch = epoch

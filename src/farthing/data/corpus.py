@@ -93,7 +93,7 @@ class Corpus:
                         np.array(ids, dtype=dtype).tofile(file)
             if len(starts) == 1:
                 raise UserError(
-                    "the data holds no document; name files with at least one text that is not empty"
+                    "the data has no documents; name files with at least one text that is not empty"
                 )
             np.array(starts, dtype=np.int64).tofile(partial / _DOCUMENTS)
             index = {
@@ -115,7 +115,7 @@ class Corpus:
         """Open a corpus. Raises UserError if it is missing or damaged."""
         folder = Path(folder)
         if not (folder / _INDEX).is_file():
-            raise UserError(f"{folder} holds no corpus; build it again")
+            raise UserError(f"{folder} has no corpus; build it again")
         index = read_json(folder / _INDEX)
         try:
             right = (

@@ -28,7 +28,7 @@ _ORDER, _CHOSEN, _CUTS = 0, 1, 2  # purposes of random numbers
 class PackedBatch:
     """Rows of tokens and what each is to predict.
 
-    ids_N: int64. targets_N: the token after each, int64, or -100 where there is no loss (the end of a row, and of a
+    ids_N: int64. targets_N: the next token of each, int64, or -100 where there is no loss (the end of a row, and of a
     document whose end the next cannot be predicted from). documents_N: int64, which piece of a document a token
     belongs to; a new number where a document or a row begins, so that predictions further ahead (MTP) stop there.
     segments: lengths of what attends to itself only, in order; they add up to N. row_lengths: tokens of each row, at

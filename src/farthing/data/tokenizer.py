@@ -58,7 +58,7 @@ class Tokenizer:
 
     @property
     def has_template(self) -> bool:
-        """Whether the folder has a chat template; a base model usually has none."""
+        """True if the folder has a chat template; base models usually have none."""
         return self._template is not None
 
     def encode(self, text: str) -> list[int]:
@@ -70,7 +70,7 @@ class Tokenizer:
         return list(self._tokens.encode(text, add_special_tokens=False).ids)
 
     def offset_encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """`raw_encode`, with the characters [start, end) of the text that each id stands for."""
+        """`raw_encode`, plus the character range [start, end) of the text for each id."""
         encoded = self._tokens.encode(text, add_special_tokens=False)
         return list(encoded.ids), list(encoded.offsets)
 
@@ -321,7 +321,7 @@ def question_ids(tokenizer: Tokenizer, question: str, prompt: str, system: str |
     """Ids of one question, the answer's turn opened: by the chat template, or as plain text if the model has none.
 
     Args:
-        prompt: what the user says; `{question}` in it stands for the question. (Not str.format: questions hold braces.)
+        prompt: the user's message, in which `{question}` is replaced. (Not str.format: questions contain braces.)
     """
     text = prompt.replace("{question}", question)
     if not tokenizer.has_template:

@@ -62,20 +62,20 @@ SERVED_SOURCE = "arXiv:2401.00448 section 2, with the refitted law"
 
 @dataclass(frozen=True)
 class Choice:
-    """What the money buys under one law."""
+    """Model and tokens that the money buys under one law."""
 
     law: str
     source: str
     parameters: Range
-    """With the fewest, the likely, the most FLOPs that the money may pay for."""
+    """For the fewest, the likely and the most FLOPs that the money may pay for."""
     tokens: Range
     loss: float | None
-    """The law's, at the likely size; None where it has none."""
+    """Loss under the law at the likely size; None if the law has none."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a sum of money pays for on a device."""
+    """FLOPs, models and tokens that a sum of money pays for on a device."""
 
     dollars: float
     device: Device

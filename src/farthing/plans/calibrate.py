@@ -38,14 +38,14 @@ Say = Callable[[str], None]
 Times = dict[tuple[str, int, int], float]
 """Seconds of a kind of pass at a depth with a number of questions."""
 
-SECONDS = 8.0  # from the start of the process on, of which loading torch takes a part
-AT_LEAST = 3.0  # when all is loaded, however long that took
+SECONDS = 8.0  # from the start of the process, loading torch included
+AT_LEAST = 3.0  # for measuring, however long loading took
 ROUNDS = 3  # of every pass that is timed; the first one also wakes and plans
 UPDATE = 100  # FLOPs that take about as long as what is done to a parameter: made, copied, updated
 # Seconds of a FLOP over those in a large product, at least and at most: in a probe of `ENOUGH` tokens and in a smaller
 # one, where noise is as large as the difference of two passes. The latter as seen in float32 on AVX2, 2026-11-26.
 BOUNDS, USUAL = (0.8, 10.0), (1.5, 3.5)
-SLOWER = 1.5  # a larger probe may take so much more than expected of it
+SLOWER = 1.5  # a larger probe may take this many times its expected seconds
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def climb(
 def repeat(
     passes: dict[K, tuple[float, Callable[[], float]]], rounds: int, left: Callable[[], float]
 ) -> dict[K, float]:
-    """The least that each pass says it took, in rounds over all of them: what else runs on a machine only adds.
+    """The shortest time of each pass, in rounds over all of them: other load on the machine only adds to it.
 
     The first round has to be; a later one ends where the time that is left does not do for the next pass.
 
@@ -275,7 +275,7 @@ def repeat(
 
 
 def _fitting() -> list[Size]:
-    """The sizes that half of the free memory has room for; the smallest always."""
+    """The sizes that fit in half of the free memory; the smallest always."""
     room = free_memory("cpu") // 2
     return [size for size in SIZES if size is SIZES[0] or size.bytes <= room]
 
@@ -310,7 +310,7 @@ def _measure(size: Size, place: Place, left: Callable[[], float], say: Say) -> t
 
 
 class _Probe:
-    """A network of some depth, and what a training run does with it; each pass says how many seconds it took."""
+    """A network of a given depth and the passes of a training run; each pass returns its seconds."""
 
     def __init__(self, size: Size, depth: int, place: Place) -> None:
         import torch
@@ -334,7 +334,7 @@ class _Probe:
         self.prompts = torch.randint(size.vocabulary, shape, generator=draw).tolist()
 
     def sampling(self, questions: int, tokens: int) -> Callable[[], float]:
-        """Answers of `tokens` tokens, with weights that are new."""
+        """Sample answers of `tokens` tokens with new weights."""
         from farthing.engine import Request, Sampling
 
         sampling = Sampling(max_new_tokens=tokens, temperature=1.0, seed=0)

@@ -113,7 +113,7 @@ class Validated:
     high: float
     baseline: float
     labelled: float
-    """Predicted when told the row's scope."""
+    """Predicted given the row's scope."""
 
     @property
     def ratio(self) -> float:
@@ -147,7 +147,7 @@ def conditions(
 
 
 def balance(device: Device) -> float:
-    """FLOPs that the device computes while it reads one byte. Raises UserError if that is not known."""
+    """FLOPs that the device computes while it reads one byte. Raises UserError if its speed is not known."""
     if not device.bytes_per_second or not peak(device):
         raise UserError(f"no speed is known for {device.name}: name a device of the catalogue, --gpu h100")
     return peak(device) / device.bytes_per_second
@@ -167,7 +167,7 @@ def coefficients() -> dict[str, float]:
 
 @functools.cache
 def spread() -> tuple[float, float]:
-    """Quantiles of ln(reached / predicted efficiency) over the leave-one-out tests, scopes not told."""
+    """Quantiles of ln(reached / predicted efficiency) over the leave-one-out tests, without scopes."""
     return _quantiles(_errors())
 
 
@@ -197,7 +197,7 @@ def validation() -> tuple[Validated, ...]:
 
 def without_families() -> list[float]:
     """Predicted over reported hours of every test row under a fit without any run of its family (the letters
-    its name begins with), scopes not told: how the model does on a stack it has never seen."""
+    its name begins with) and without scopes: the model's error on a stack it has never seen."""
     found = []
     for run in _all_rows():
         if run.use == "test":
@@ -284,7 +284,7 @@ def _predict(run: Conditions, weights: NDArray[np.float64]) -> float:
 
 @functools.cache
 def _errors() -> list[float]:
-    """ln(reached / predicted) of every test row under a fit without it, its scope not told."""
+    """ln(reached / predicted) of every test row under a fit without it, and without its scope."""
     return [
         _reached(run)
         - math.log(
@@ -301,7 +301,7 @@ def _quantiles(errors: list[float]) -> tuple[float, float]:
 
 
 def validation_json() -> dict[str, Any]:
-    """Rows, and summaries of the model told nothing of scopes, told them, and of the baseline."""
+    """Rows, and summaries of the model without scopes, with scopes, and of the baseline."""
     rows = validation()
     below, above = spread()
     return {

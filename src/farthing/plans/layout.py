@@ -131,7 +131,7 @@ def candidates(
         if tensor > 1 and (tensor > count or s.width % tensor):
             continue
         data = count // (tensor * pipeline)
-        # With a pipeline ZeRO 3 would gather the parameters anew for every micro-batch.
+        # With a pipeline, ZeRO 3 would all-gather the parameters for every micro-batch.
         for expert, zero, recompute in itertools.product(
             _expert_ways(s, data), (1, 3) if data > 1 and pipeline == 1 else (1,), _RECOMPUTE
         ):
@@ -211,7 +211,7 @@ def _tensor_traffic(s: Shapes, layout: Layout, tokens: float, recompute: Recompu
 
 
 def _data_traffic(sizes: tuple[int, int], layout: Layout, turns: int, link: float) -> float:
-    """Seconds to bring parameters and gradients of 2 bytes around among the data ranks; `sizes` are the
+    """Seconds to exchange parameters and gradients of 2 bytes among the data ranks; `sizes` are the
     parameters in experts and the others.
 
     ZeRO 1 gathers and reduces once a step; ZeRO 3 gathers twice for every micro-batch. Ranks that share an

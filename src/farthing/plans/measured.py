@@ -28,7 +28,7 @@ _SMALLEST, _LARGEST = 512, {"cpu": 2048, "gpu": 8192}
 _COPIED = (32 << 20, 256 << 20)  # bytes, beyond most caches
 _WRITTEN = (1 << 20, 64 << 20)  # bytes
 _ENOUGH = 3  # runs of the largest size
-_EXPECTED = 1.5  # times what came out of proportion: room for a size that goes slower than it should
+_EXPECTED = 1.5  # times the proportional estimate: room for a size that is slower than expected
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Calibration:
     date: str
     device: str
     dtype: str
-    """In which the network was timed: `float32` or `bfloat16`."""
+    """Dtype in which the network was timed: `float32` or `bfloat16`."""
     instructions: str
     """The set of instructions in use, and "plain torch" where fast paths were switched off."""
     threads: int
     torch: str
     took: float
-    """Seconds that measuring took."""
+    """Seconds spent measuring."""
     timed: int
     """Tokens of the largest pass that was timed; 0 where not even the smallest was done in time, and the figures of
     the network are worked out from those of the machine."""

@@ -40,7 +40,7 @@ _MOST_DEVICES = 2**18
 
 @dataclass(frozen=True)
 class Assumption:
-    """Something a plan takes for granted, and who says so."""
+    """An assumption of a plan, and its source."""
 
     what: str
     source: str
@@ -61,7 +61,7 @@ class Plan:
     """Of all tokens."""
     efficiency: Efficiency
     price: float | None
-    """Dollars a device-hour; None where nobody gave one."""
+    """Dollars a device-hour; None if none is known."""
     price_source: str
     layouts: tuple[Candidate, ...]
     """That fit, best first."""
@@ -71,13 +71,13 @@ class Plan:
     remedy: str
     """If nothing fits, the cheapest change that would make it work."""
     mixture: bool
-    """It has mixtures of experts."""
+    """True if it has mixtures of experts."""
     measured: bool
-    """The efficiency was measured on this machine; otherwise it is the fitted model's."""
+    """True if the efficiency was measured on this machine; otherwise it is the fitted model's."""
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of the run, causal attention once, multi-token prediction apart (`work.mtp`)."""
+        """Model FLOPs of the run, causal attention once, without multi-token prediction (`work.mtp`)."""
         return self.work.model - self.work.mtp
 
     @property
@@ -226,7 +226,7 @@ def plan_training(
 
 
 def check_count(count: int | None) -> None:
-    """Raises UserError for a number of devices that cannot be."""
+    """Raises UserError for an impossible number of devices."""
     if count is not None and not 1 <= count <= _MOST_DEVICES:
         raise UserError(f"--count {count}: must be between 1 and {_MOST_DEVICES}")
 
@@ -271,7 +271,7 @@ def _alias(device: Device) -> str:
 def checked_price(
     device: Device, price: float | None, rates: Mapping[str, float] | None = None
 ) -> tuple[float | None, str]:
-    """Dollars a device-hour and who says so; None where nobody does. Raises UserError for one not above 0."""
+    """Dollars a device-hour and their source; None if no price is known. Raises UserError for one not above 0."""
     if price is not None:
         if not 0 < price < math.inf:
             raise UserError(f"--price {price:g}: dollars a device-hour must be a number above 0")

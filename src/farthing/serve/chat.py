@@ -36,7 +36,7 @@ def harmless(text: str) -> str:
 
 
 def split_thinking(pieces: Iterable[str]) -> Iterator[tuple[bool, str]]:
-    """Tell thinking from answer: yields (is thinking, text), without the <think> and </think> marks.
+    """Separate thinking from answer: yields (is thinking, text), without the <think> and </think> marks.
 
     A mark may be spread over any number of pieces: text that may become a mark is held back until known.
     """
@@ -67,7 +67,7 @@ def chat_loop(
     system: str | None = None,
     terminal: bool = True,
 ) -> list[Message]:
-    """Hold a conversation until the input ends, and return it.
+    """Run a conversation until the input ends, and return it.
 
     `reply(messages)` yields the answer's text in pieces. `read(prompt)` gives one line and raises EOFError at
     the end and KeyboardInterrupt on Ctrl-C, as `input` does; a subclass of KeyboardInterrupt asks the whole

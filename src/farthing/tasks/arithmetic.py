@@ -18,7 +18,7 @@ VERSION = "0.1.25"  # the reasoning-gym whose items these are
 class _Numbers(ABC):
     """Count and length of the numbers in a question; both ends of a range are included.
 
-    Raises ValueError for a range that is empty or does not start above 0, and for what is not a whole number.
+    Raises ValueError for a range that is empty or starts below 1, and for a value that is not a whole number.
     """
 
     min_terms: int = 2

@@ -34,7 +34,7 @@ def extract(text: str, convention: Convention, kind: Kind = "integer") -> str | 
     """The answer the completion gives, or None when it gives none or more than one.
 
     `kind` says what `final` looks for: a number for "integer" (returned in canonical form), else the rest of
-    the last line. `tag` and `boxed` return what stands inside, whatever it is.
+    the last line. `tag` and `boxed` return their content, whatever it is.
 
     Raises UserError for a convention that does not exist.
     """
@@ -179,7 +179,7 @@ def canonical(sign: str, digits: str) -> str:
 
 
 def _sign(before: str) -> str | None:
-    """ "-" or "" for the number that follows `before`; None where it cannot be told."""
+    """ "-" or "" for the number that follows `before`; None if it is ambiguous."""
     if before[-1:].isalpha() or before.endswith("_"):
         return None  # part of a name: x7, H2
     core = before.rstrip(_WRAPPERS)

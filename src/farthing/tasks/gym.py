@@ -23,7 +23,7 @@ from farthing.tasks.item import Item
 
 _SEEDS_KEPT = 8  # datasets kept per task; making one costs up to 0.2 s
 _ENDLESS = 2**62  # the size asked for; datasets make items on demand
-_LISTED = ("gsm_symbolic",)  # draws one number per item up front, in order: its size has to be kept small
+_LISTED = ("gsm_symbolic",)  # draws one number per item up front, in order, so its size must stay small
 _LISTED_SIZE = 4096
 _CHATTY = ("bf",)  # prints a dot per item, where --json needs one object
 _SATISFIED = ("zebra_puzzles",)  # asks pycosat whether its puzzle has one solution
@@ -135,8 +135,8 @@ def installed(package: str) -> str | None:
 def reasoning_gym(module: str = "reasoning_gym") -> Any:
     """Import a module of reasoning-gym, with or without pycosat. Raises ImportError.
 
-    pycosat has to be compiled, one generator uses it, and reasoning-gym imports it for all: where it is missing, an
-    empty module stands in for it while reasoning-gym is imported.
+    pycosat must be compiled and only one generator uses it, but reasoning-gym imports it for all of them: if it is
+    missing, an empty module replaces it during the import.
     """
     if "reasoning_gym" in sys.modules or _importable("pycosat"):
         return importlib.import_module(module)

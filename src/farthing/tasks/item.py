@@ -34,7 +34,7 @@ class Verdict:
     """The outcome for one completion, and the answer that was read from it (None when none could be read).
 
     right, wrong: an answer was read and compared. unparsed: none could be read. timeout: the verifier hit a
-    limit of time or memory, or died. bad_gold: the item's own answer does not verify, so nothing can be said.
+    limit of time or memory, or died. bad_gold: the item's own answer does not verify, so no verdict is possible.
     """
 
     outcome: Outcome

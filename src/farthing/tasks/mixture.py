@@ -15,8 +15,8 @@ from farthing.tasks.item import Item
 
 _HALF = 2**30  # training seeds lie below, held-out seeds in [2 * _HALF, 3 * _HALF)
 _PROBES = 16  # training items drawn per task before a run, to see what is left
-_FEW = 0.75  # share of probes held out above which too little is left
-_IN_VAIN = 1000  # excluded items in a row
+_MAX_HELD_OUT = 0.75  # share of probes held out above which too few questions are left
+_MAX_EXCLUDED = 1000  # excluded items in a row
 
 
 class Mixture:
@@ -53,21 +53,21 @@ class Mixture:
         seen = set(exclude)
         for name, count in self._shares(n).items():
             seed = 2 * _HALF + self._seed("held out", name)
-            found: list[Item] = []
+            chosen: list[Item] = []
             for index in range(20 * count + 200):
-                if len(found) == count:
+                if len(chosen) == count:
                     break
                 item = self.tasks[name].item(seed, index)
                 key = question_key(item.question)
                 if key not in seen:
                     seen.add(key)
-                    found.append(item)
-            if len(found) < count:
+                    chosen.append(item)
+            if len(chosen) < count:
                 raise UserError(
-                    f"tasks: {name} has only about {len(found)} different questions with this config and "
+                    f"tasks: {name} has only about {len(chosen)} different questions with this config and "
                     f"{count} were to be held out; hold out fewer or widen its config"
                 )
-            items += found
+            items += chosen
         Random(f"{self.seed} order").shuffle(items)
         return items
 
@@ -84,7 +84,7 @@ class Mixture:
         """
         for name in self.tasks if exclude else ():
             questions = [question_key(self._train(name, index).question) for index in range(_PROBES)]
-            if sum(question in exclude for question in questions) > _FEW * _PROBES:
+            if sum(question in exclude for question in questions) > _MAX_HELD_OUT * _PROBES:
                 raise UserError(_nothing_left(name))
         return Stream(self, exclude)
 
@@ -116,26 +116,26 @@ class Stream:
     def take(self, cursor: int, n: int) -> tuple[list[Item], int]:
         """The next `n` items from `cursor` on, and the cursor after them.
 
-        A held-out question is passed over together with its place in the stream, so a task that loses many
-        comes up a little less often than its weight says. Raises UserError when nothing else comes.
+        A held-out question is skipped together with its place in the stream, so a task that loses many comes up
+        a little less often than its weight says. Raises UserError when only held-out questions come.
         """
         items: list[Item] = []
-        in_vain = 0
+        excluded = 0
         while len(items) < n:
             item = self.mixture.train(cursor)
             cursor += 1
             if question_key(item.question) not in self.exclude:
                 items.append(item)
-                in_vain = 0
+                excluded = 0
                 continue
-            in_vain += 1
-            if in_vain == _IN_VAIN:
+            excluded += 1
+            if excluded == _MAX_EXCLUDED:
                 raise UserError(_nothing_left(item.task))
         return items, cursor
 
 
 def question_key(text: str) -> str:
-    """The question without differences of case and white space: what tells two questions apart."""
+    """The question with case and white space normalised: equal keys mean the same question."""
     return " ".join(text.casefold().split())
 
 

@@ -62,7 +62,7 @@ class VerifierPool:
                     self._assign(job, selector)
                     self._serve(job, selector)
         except BaseException:
-            self._discard()  # a conversation broken off cannot be taken up again
+            self._discard()  # an interrupted exchange cannot be resumed
             raise
         return job.verdicts
 
@@ -90,7 +90,7 @@ class VerifierPool:
             selector.register(worker.requests, selectors.EVENT_WRITE, place)
 
     def _serve(self, job: _Job, selector: selectors.BaseSelector) -> None:
-        """Moves what can be moved through the pipes, then deals with workers that are late or gone."""
+        """Move data through the pipes that are ready, then replace workers that are late or gone."""
         busy = [worker for worker in self._workers if worker and worker.batch]
         wait = min(worker.deadline for worker in busy) - time.monotonic()
         gone: set[int] = set()
@@ -139,7 +139,7 @@ class _Job:
 
 
 class _Worker:
-    """One process and the conversation with it; `batch` holds the positions it has still to answer."""
+    """One process and its pipes; `batch` holds the positions it has yet to answer."""
 
     def __init__(self, function: str, timeout: float) -> None:
         command = [sys.executable, "-I", "-c", _CODE, json.dumps(sys.path), function, str(timeout)]
@@ -169,17 +169,17 @@ class _Worker:
         self.deadline = time.monotonic() + _START
 
     def write(self) -> bool:
-        """Sends what the pipe takes now; True when nothing is left to send, or nobody to send it to."""
+        """Write as much as the pipe takes now; True when everything is sent or the worker is gone."""
         try:
             self.outgoing = self.outgoing[os.write(self.requests, self.outgoing) :]
         except BlockingIOError:
             return False
         except BrokenPipeError:
-            return True  # reading will find the same and settle it
+            return True  # reading will notice too, and settle the item
         return not self.outgoing
 
     def read(self, job: _Job) -> bool:
-        """Takes in what has arrived; False when the worker is gone."""
+        """Read the replies that have arrived; False when the worker is gone."""
         arrived = os.read(self.replies, 1 << 16)
         *lines, self.incoming = (self.incoming + arrived).split(b"\n")
         for line in lines:
@@ -193,7 +193,7 @@ class _Worker:
         return bool(arrived)
 
     def give_back(self, job: _Job, late: bool) -> None:
-        """The item at hand is a timeout if it was late or killed two workers; all others wait again."""
+        """Settle the current item as a timeout if it was late or killed two workers; requeue the rest."""
         at = self.batch[0]
         job.deaths[at] += 1
         if not self.begun and job.deaths[at] == _ATTEMPTS:

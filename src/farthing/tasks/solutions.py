@@ -147,7 +147,7 @@ def _numbers(question: str) -> list[int]:
 
 
 def _add(a: int, sign: str, b: int, lines: list[str]) -> int:
-    """a + b or a - b in one line. Unequal signs are first written as a sum or difference of what is positive."""
+    """a + b or a - b in one line. Mixed signs are first rewritten as a sum or difference of positive numbers."""
     total = a + b if sign == "+" else a - b
     line = f"{a} {sign} {b}"
     if max(abs(a), abs(b)) >= _AT_ONCE and a and b:
@@ -166,7 +166,7 @@ def _add(a: int, sign: str, b: int, lines: list[str]) -> int:
 
 
 def _columns(large: int, small: int, added: bool) -> list[str]:
-    """The digits of a sum or difference from the right, as in `7+5=12 2+8+1=11`; what is borrowed is put in front."""
+    """The digits of a sum or difference from the right, as in `7+5=12 2+8+1=11`; a borrowed 10 is added in front."""
     steps, carry = [], 0
     while large or small:
         (large, a), (small, b) = divmod(large, 10), divmod(small, 10)
@@ -215,7 +215,7 @@ def _times_digit(a: int, digit: int) -> list[str]:
 
 
 def _euclid(a: int, b: int, lines: list[str]) -> int:
-    """The greatest common divisor, as in `760 = 2 * 368 + 24`, until nothing is left over."""
+    """The greatest common divisor, as in `760 = 2 * 368 + 24`, until the remainder is 0."""
     a, b = max(a, b), min(a, b)
     while b:
         lines.append(f"{a} = {a // b} * {b} + {a % b}")

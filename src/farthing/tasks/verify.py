@@ -14,7 +14,7 @@ _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm)\{([^{}]*)\}")
 def verify(item: Item, text: str, convention: Convention) -> Verdict:
     """The verdict on one completion of `item.question`.
 
-    A copy of the question inside the completion is taken out before reading: an echo is no answer. An item
+    Copies of the question are removed from the completion before reading: an echo is not an answer. An item
     whose own answer is not right when given in the convention's plain form gets "bad_gold", whatever the
     completion.
 
@@ -38,15 +38,14 @@ def plain_text(text: str) -> str:
 def _judge(item: Item, text: str, convention: Convention) -> Verdict:
     scorer = item.metadata["scorer"]
     assert scorer in ("integer", "text", "expression"), scorer
-    found = extract(text, convention, scorer)
-    if found is None:
+    answer = extract(text, convention, scorer)
+    if answer is None:
         return Verdict("unparsed")
     if scorer == "integer":
-        number = one_number(found)
-        return _compare(number, one_number(item.answer))
+        return _compare(one_number(answer), one_number(item.answer))
     if scorer == "text":
-        return _compare(plain_text(found) or None, plain_text(item.answer))
-    expression = tidy(found)
+        return _compare(plain_text(answer) or None, plain_text(item.answer))
+    expression = tidy(answer)
     if expression is None:
         return Verdict("unparsed")
     facts = item.metadata
