@@ -318,7 +318,7 @@ def conclude(study: Study, folders: list[Path]) -> str:
         mine = sorted((f for f in folders if f"-{optimizer}-" in f.name), key=lambda f: family_order(f.name))
         found = compare.compare(mine).learning
         assert found is not None
-        for axis in ("flops", "seconds"):
+        for axis in found["equal"]:
             drawn = learning_text.drawing(found, axis)
             write(study.out / f"{optimizer}-{axis}.svg", f"{drawn}\n")
         write(study.out / f"{optimizer}.json", json.dumps(found, indent=1) + "\n")
@@ -387,10 +387,22 @@ def main(
         rates={"adamw": adamw or None, "muon": muon or None},
     )
     characters = amount(validate_on, "--validate-on")
+    try:
+        text = work(study, data, field, validation, characters, chosen, seeds)
+    except KeyboardInterrupt:  # typer would call it aborted
+        print("dense_or_moe: interrupted; the same command continues", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(text)
+
+
+def work(
+    study: Study, data: str, field: str, validation: float, characters: int, families: list[str], seeds: int
+) -> str:
+    """Prepare, train what is missing and compare; the text of study.md."""
     claim(study, {"data": data, "field": field, "validation": validation, "validate_on": characters})
     prepare(study, data, field, validation, characters)
-    made = recipes(study, chosen, len(Tokenizer(out / "data" / "tokenizer")))
-    print(conclude(study, train(study, made, seeds)))
+    made = recipes(study, families, len(Tokenizer(study.out / "data" / "tokenizer")))
+    return conclude(study, train(study, made, seeds))
 
 
 if __name__ == "__main__":
@@ -407,6 +419,3 @@ if __name__ == "__main__":
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("dense_or_moe: interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)

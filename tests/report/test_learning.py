@@ -142,6 +142,22 @@ def test_seeds_that_do_not_pair_are_said(tmp_path: Path) -> None:
     assert "No seed in common with dense, so nothing is certain: moe" in findings(found)[0]
 
 
+def test_a_seed_counts_once(runs: list[Path], tmp_path: Path) -> None:
+    again = write_run(tmp_path / "again", "dense-adamw", 1, speed=90, gain=0.2)
+    found = compare([*runs, again])
+    assert found.learning == compare(runs).learning
+    assert f"{again} repeats seed 1 of a run with the same recipe" in found.left_out
+
+
+def test_curves_without_a_common_amount_say_so(tmp_path: Path) -> None:
+    fast = write_run(tmp_path, "dense", 1, speed=1000, gain=0.1)
+    slow = write_run(tmp_path, "moe", 1, speed=10, gain=0.1)
+    found = learning([fast, slow])
+    assert list(found["equal"]) == ["flops", "tokens"]
+    assert "no seconds and no dollars in common" in " ".join(findings(found))
+    assert all(len(row) == len(table.head) for table in tables(found) for row in table.rows)
+
+
 def test_only_runs_of_one_validation_set_are_compared(runs: list[Path], tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", "dense-muon", 1, speed=100, gain=0.1, validation="xyz")
     found = compare([*runs, other])

@@ -49,6 +49,11 @@ def amount(axis: str, value: float) -> str:
 def findings(found: Json) -> list[str]:
     """The findings, one sentence each."""
     sentences = [_finding(found, axis) for axis in found["equal"]]
+    missing = [name for axis, name in NAMES.items() if axis not in found["equal"]]
+    if missing:
+        sentences.append(
+            f"The curves have no {' and no '.join(missing)} in common, so none is compared; validate more often."
+        )
     disturbed = [run["name"] for variant in found["variants"] for run in variant["runs"] if run["disturbed"]]
     if disturbed:
         sentences.append(
