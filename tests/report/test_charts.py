@@ -73,8 +73,8 @@ def test_a_curve_of_any_points_is_sound_and_inside_its_box(points, logarithmic, 
     assert line is not None
     for place in line.attrib["points"].split():
         x, y = map(float, place.split(","))
-        assert charts.LEFT - 0.1 <= x <= charts.WIDTH - charts.RIGHT + 0.1
-        assert charts.TOP - 0.1 <= y <= charts.HEIGHT - charts.BOTTOM + 0.1
+        assert charts.CURVE.left - 0.1 <= x <= charts.CURVE.right + 0.1
+        assert charts.CURVE.top - 0.1 <= y <= charts.CURVE.bottom + 0.1
 
 
 def test_a_curve_rises_when_its_values_do_and_names_its_axes():
@@ -86,6 +86,12 @@ def test_a_curve_rises_when_its_values_do_and_names_its_axes():
     said = ["".join(text.itertext()) for text in svg.iter("text")]
     assert "share right" in said
     assert "step" in said
+
+
+def test_curves_and_the_frontier_each_have_their_own_box():
+    dot = charts.Dot("a", 1.0, 0.5, 0.4, 0.6, True)
+    assert drawn(charts.curve([charts.Line([(1.0, 2.0)])], "y", "said")).attrib["viewBox"] == "0 0 360 208"
+    assert drawn(charts.frontier([dot])).attrib["viewBox"] == "0 0 680 400"
 
 
 def test_a_long_curve_is_thinned_but_its_line_is_not():

@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.report.charts import HEIGHT, WIDTH, Dot, best_for_the_money, frontier
+from farthing.report.charts import FRONTIER, Dot, best_for_the_money, frontier
 
 money = st.floats(1e-6, 1e9)
 share = st.floats(0, 1)
@@ -33,8 +33,8 @@ def test_a_drawing_of_any_runs_is_sound_and_inside_its_box(runs):
     circles = ET.fromstring(frontier(runs)).findall("circle")
     assert len(circles) == len(runs)
     for circle in circles:
-        assert 0 <= float(circle.attrib["cx"]) <= WIDTH
-        assert 0 <= float(circle.attrib["cy"]) <= HEIGHT
+        assert 0 <= float(circle.attrib["cx"]) <= FRONTIER.width
+        assert 0 <= float(circle.attrib["cy"]) <= FRONTIER.height
 
 
 def test_dearer_is_further_right_and_better_is_higher():

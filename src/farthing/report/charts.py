@@ -9,16 +9,36 @@ width, so their text keeps its size on a phone.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from farthing.base import figures
-from farthing.report import charts
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 360, 208  # the box of a curve, in SVG units that are about a pixel on the page
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 36
+
+class Box(NamedTuple):
+    """A drawing's size and the edges of its plot, in SVG units of about a pixel on the page."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    def x(self, share: float) -> float:
+        """Horizontal place of a share in [0, 1] of the plot's width."""
+        return round(self.left + share * (self.right - self.left), 1)
+
+    def y(self, share: float) -> float:
+        """Vertical place of a share in [0, 1] of the plot's height, counted from below."""
+        return round(self.bottom - share * (self.bottom - self.top), 1)
+
+
+CURVE = Box(360, 208, left=46, right=350, top=26, bottom=172)
+FRONTIER = Box(680, 400, left=52, right=656, top=30, bottom=354)
 MOST_DOTS = 800  # more raw points than this are thinned evenly; the line is always computed from all of them
 
 
@@ -84,16 +104,16 @@ def curve(
     x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (xs[0] - 0.5, xs[0] + 0.5)
 
     def across(x: float) -> float:
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
+        return CURVE.x((x - x_low) / (x_high - x_low))
 
     def up(y: float) -> float:
         place = math.log10(max(y, rows[0])) if logarithmic else y
         low, high = (math.log10(rows[0]), math.log10(rows[-1])) if logarithmic else (rows[0], rows[-1])
-        return round(HEIGHT - BOTTOM - (place - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+        return CURVE.y((place - low) / (high - low))
 
     parts = [
         Markup('<svg class="curve" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            WIDTH, HEIGHT, describe
+            CURVE.width, CURVE.height, describe
         ),
         Markup('<text class="axis" x="0" y="11">{}</text>').format(label),
     ]
@@ -103,22 +123,24 @@ def curve(
         )
         parts.append(
             Markup('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(
-                LEFT, WIDTH - RIGHT, y=up(row)
+                CURVE.left, CURVE.right, y=up(row)
             )
         )
         parts.append(
-            Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(LEFT - 7, up(row) + 3.5, text)
+            Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
+                CURVE.left - 7, up(row) + 3.5, text
+            )
         )
     whole = sorted({round(x) for x in ticks(x_low, x_high, 5) if x_low <= round(x) <= x_high})
     for x in whole:
         parts.append(
             Markup('<text class="tick middle" x="{}" y="{}">{:,}</text>').format(
-                across(x), HEIGHT - BOTTOM + 15, x
+                across(x), CURVE.bottom + 15, x
             )
         )
     parts.append(
         Markup('<text class="axis middle" x="{}" y="{}">step</text>').format(
-            round((LEFT + WIDTH - RIGHT) / 2, 1), HEIGHT - 4
+            round((CURVE.left + CURVE.right) / 2, 1), CURVE.height - 4
         )
     )
     if limit:
@@ -126,7 +148,14 @@ def curve(
             Markup(
                 '<line class="limit" x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
                 '<text class="tick end" x="{}" y="{}">{}</text>'
-            ).format(LEFT, WIDTH - RIGHT, WIDTH - RIGHT, up(limit[0]) - 4, limit[1], y=up(limit[0]))
+            ).format(
+                CURVE.left,
+                CURVE.right,
+                CURVE.right,
+                up(limit[0]) - 4,
+                limit[1],
+                y=up(limit[0]),
+            )
         )
     for line in lines:
         parts.append(_draw(line, across, up))
@@ -252,12 +281,6 @@ def _anchor(percent: float) -> str:
     return "start" if percent < 20 else "end" if percent > 80 else "middle"
 
 
-WIDTH, HEIGHT = 680, 400
-
-
-LEFT, RIGHT, TOP, BOTTOM = 52, 24, 30, 46
-
-
 @dataclass(frozen=True)
 class Dot:
     """A run: what it cost, the share it gets right with its interval, and whether nothing beats it."""
@@ -285,45 +308,50 @@ def frontier(dots: Sequence[Dot]) -> Markup:
     assert dots, "nothing to draw"
     assert all(dot.usd > 0 for dot in dots), "a logarithmic axis has no zero"
     columns = _columns([dot.usd for dot in dots])
-    rows = [
-        row for row in charts.ticks(0.0, max(max(dot.high for dot in dots), 0.05), 5) if row <= 1.0 + 1e-9
-    ]
+    rows = [row for row in ticks(0.0, max(max(dot.high for dot in dots), 0.05), 5) if row <= 1.0 + 1e-9]
     top = max(rows[-1], max(dot.high for dot in dots))
 
     def across(usd: float) -> float:
         low, high = math.log10(columns[0]), math.log10(columns[-1])
-        return round(LEFT + (math.log10(usd) - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+        return FRONTIER.x((math.log10(usd) - low) / (high - low))
 
     def up(share: float) -> float:
-        return round(HEIGHT - BOTTOM - share / top * (HEIGHT - TOP - BOTTOM), 1)
+        return FRONTIER.y(share / top)
 
     said = "; ".join(f"{dot.name}: {figures.money(dot.usd)}, {figures.percent(dot.share)}" for dot in dots)
     parts = [
         Markup(
             '<svg class="frontier" viewBox="0 0 {} {}" role="img" aria-label="Cost and accuracy. {}">'
-        ).format(WIDTH, HEIGHT, said),
+        ).format(FRONTIER.width, FRONTIER.height, said),
         Markup('<text class="axis" x="0" y="12">share of held-out questions right</text>'),
         Markup('<text class="axis middle" x="{}" y="{}">dollars, on a logarithmic scale</text>').format(
-            (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4
+            (FRONTIER.left + FRONTIER.right) / 2, FRONTIER.height - 4
         ),
     ]
     for row in rows:
         parts.append(
             Markup(
                 '<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text class="tick end" x="{}" y="{}">{}</text>'
-            ).format(LEFT, WIDTH - RIGHT, LEFT - 8, up(row) + 4, figures.percent(row, 0), y=up(row))
+            ).format(
+                FRONTIER.left,
+                FRONTIER.right,
+                FRONTIER.left - 8,
+                up(row) + 4,
+                figures.percent(row, 0),
+                y=up(row),
+            )
         )
     for column in columns:
         parts.append(
             Markup('<text class="tick middle" x="{}" y="{}">{}</text>').format(
-                across(column), HEIGHT - BOTTOM + 18, figures.money(column)
+                across(column), FRONTIER.bottom + 18, figures.money(column)
             )
         )
     stairs = _stairs(dots, across, up)
     if stairs:
         parts.append(Markup('<polyline class="stairs" points="{}"/>').format(stairs))
     # Labels stand to the right of their dots, those of the dots on the right to the left.
-    sides = [across(dot.usd) > WIDTH * 0.7 for dot in dots]
+    sides = [across(dot.usd) > FRONTIER.width * 0.7 for dot in dots]
     labels = _spread([up(dot.share) + 4 for dot in dots], sides)
     for dot, left, y in zip(dots, sides, labels, strict=True):
         css, x = ("after" if dot.best else "before"), across(dot.usd)
