@@ -91,8 +91,8 @@ class Study:
         return Pretrain.model_validate(stage)
 
 
-def claim(study: Study, text: dict[str, Any]) -> None:
-    """Record the settings in OUT/study.json, or check that an interrupted study had the same.
+def claim(study: Study, text: dict[str, Any]) -> dict[str, Any]:
+    """The settings for OUT/settings.json, after checking that an interrupted study had the same.
 
     Raises:
         UserError: naming the setting that differs.
@@ -100,15 +100,14 @@ def claim(study: Study, text: dict[str, Any]) -> None:
     settings = text | {key: value for key, value in dataclasses.asdict(study).items() if key != "out"}
     path = study.out / "settings.json"
     if not path.exists():
-        study.out.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-        return
+        return settings
     for key, value in read_json(path).items():
         if settings.get(key) != value:
             raise UserError(
                 f"{study.out} was started with {key} {value!r}, now {settings.get(key)!r}; give the same settings to "
                 "continue it, or another --out"
             )
+    return settings
 
 
 # ---- the text ----
@@ -399,8 +398,11 @@ def work(
     study: Study, data: str, field: str, validation: float, characters: int, families: list[str], seeds: int
 ) -> str:
     """Prepare, train what is missing and compare; the text of study.md."""
-    claim(study, {"data": data, "field": field, "validation": validation, "validate_on": characters})
+    settings = claim(
+        study, {"data": data, "field": field, "validation": validation, "validate_on": characters}
+    )
     prepare(study, data, field, validation, characters)
+    write_json(study.out / "settings.json", settings)  # only now: a mistyped --data can be corrected
     made = recipes(study, families, len(Tokenizer(study.out / "data" / "tokenizer")))
     return conclude(study, train(study, made, seeds))
 

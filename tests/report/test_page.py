@@ -77,7 +77,7 @@ def test_it_says_what_the_run_did(build_run):
     readable = found["gain"]["on_parseable"]
     assert f"On the {readable['n']} questions that the base already answered readably" in page.words
     assert f"{100 * readable['difference']:.1f} points" in page.words
-    assert "may be form alone" in page.words
+    assert "may be format alone" in page.words
     assert "2 vCPU on demand, https://example.org/prices?a=1&b=2, 2026-05" in page.words
     assert "Energy is estimated" in page.words
     assert "Passed: 16 checks" in page.words
