@@ -215,8 +215,8 @@ def recipes(study: Study, families: Iterable[str], vocab_size: int) -> dict[str,
             learning = {"optimizer": optimizer, "lr": rate or best_rate(compute)}
             learning |= {"tokens": study.tokens, "batch_tokens": batch}
             name = f"{family}-{optimizer}"
-            said = stage.model_dump(mode="json", exclude_defaults=True, exclude={"size"}) | learning
-            made[name] = {"name": name, "stages": [said | {"kind": "pretrain"}]}
+            keys = stage.model_dump(mode="json", exclude_defaults=True)
+            made[name] = {"name": name, "stages": [keys | learning]}
     return made
 
 

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
+from farthing.cost import spend
 from farthing.report.compare import as_json, as_text, compare, write_html
 from farthing.report.learning import bits_at, interval, read, student
 from farthing.report.learning_text import drawing, findings, markdown, tables
+from farthing.report.run import read_run
 
 
 def write_run(
@@ -74,7 +76,7 @@ def learning(folders: list[Path], baseline: str | None = None) -> dict[str, Any]
 
 
 def test_a_curve_is_of_training_alone(runs: list[Path]) -> None:
-    run = read(runs[0])
+    run = read(read_run(runs[0]), spend.read_run(runs[0]))
     assert run is not None
     assert run.curve["seconds"] == pytest.approx([2, 4, 6, 8, 10])
     assert run.curve["dollars"] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01])

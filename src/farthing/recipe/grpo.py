@@ -186,7 +186,7 @@ class Grpo(StageSpec):
             forwards=3.0 + bool(self.kl),
             training_steps=training,
             updates=self.updates,
-            lora=self.lora or 0,
+            lora=self.lora_rank,
             reference=bool(self.kl),
             sampling=Answers(
                 questions=self.prompts,

@@ -48,7 +48,7 @@ class Sft(LanguageModelling):
     def work(self, config: Config | None, guess: Guess) -> StageWork:
         assert config is not None
         steps = self.steps or max(1, math.ceil(self._tokens(guess) * self.epochs / self.batch_tokens))
-        return self.language_work(config, steps, self.batch_tokens, self.lora or 0)
+        return self.language_work(config, steps, self.batch_tokens, self.lora_rank)
 
     def _tokens(self, guess: Guess) -> float:
         return sum(source.weight * _tokens(source, guess) for source in self.data)

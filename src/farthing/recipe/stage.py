@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -81,19 +82,24 @@ class StageSpec(Strict):
         rewarded = [self.asks.tasks] if self.asks else []
         return rewarded + [source.tasks for source in self.sources if source.tasks]
 
+    @property
+    def lora_rank(self) -> int:
+        """Rank of its LoRA adapters; 0 trains every parameter, as a kind without the key does."""
+        return getattr(self, "lora", None) or 0
+
     def with_lora(self, rank: int) -> Self | None:
         """The same stage training adapters alone; None if it already does, or cannot."""
-        if getattr(self, "lora", rank):  # set already, or not a key of this kind
+        if self.lora_rank or "lora" not in type(self).model_fields:
             return None
         return self.model_copy(update={"lora": rank})
 
+    @abstractmethod
     def work(self, config: Config | None, guess: Guess) -> StageWork:
         """The work of the stage on a model with this config.json, None for a stage that starts from nothing.
 
         Raises:
             UserError: if that cannot be known here.
         """
-        raise NotImplementedError
 
 
 PACE = Curve("tokens_per_second", "Tokens per second", live="tokens/s")

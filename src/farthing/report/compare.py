@@ -21,10 +21,11 @@ from farthing.base import figures
 from farthing.base.errors import UserError
 from farthing.base.files import write
 from farthing.cost import spend
+from farthing.cost.spend import Booked
 from farthing.evaluate.score import paired_difference, wilson
 from farthing.report import learning, learning_text
 from farthing.report.charts import Dot, best_for_the_money, frontier
-from farthing.report.run import Json, mapping, number, outcome, pair, read_run, text
+from farthing.report.run import Json, Run, mapping, number, outcome, pair, read_run, text
 
 _Key = tuple[str, str, int]
 FEW = 30  # questions in common; with fewer an interval says little
@@ -105,12 +106,13 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a directory; give run directories")
-        contender = _contender(folder)
+        run, booked = read_run(folder), spend.read_run(folder)
+        contender = _contender(run, booked)
         if isinstance(contender, str):
             reasons[folder] = contender
         else:
             evaluated.append(contender)
-        curve = learning.read(folder)
+        curve = learning.read(run, booked)
         if curve is None or (trained and curve.validation != trained[0].validation):
             continue
         if (curve.settings, curve.seed) in {(run.settings, run.seed) for run in trained}:
@@ -142,20 +144,18 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     return Comparison(runs, pairs, left_out, curves)
 
 
-def _contender(folder: Path) -> tuple[Contender, dict[_Key, bool]] | str:
-    """The run in a directory, or why it cannot be compared."""
-    booked = spend.read_run(folder)
+def _contender(run: Run, booked: Booked | None) -> tuple[Contender, dict[_Key, bool]] | str:
+    """The run with its ledger, or why it cannot be compared."""
     if booked is None or not booked.lines:
-        return f"{folder} has no ledger"
-    run = read_run(folder)
+        return f"{run.folder} has no ledger"
     after = run.evaluation("after")
     if after is None:
-        return f"{folder} was not evaluated after training"
+        return f"{run.folder} was not evaluated after training"
     before = run.evaluation("before")
     gain = mapping(run.results.get("gain"))
     overall = after.overall
     contender = Contender(
-        name=text(str(folder)),
+        name=text(str(run.folder)),
         usd=booked.summary.total.usd + booked.entered,
         seconds=booked.summary.total.seconds,
         n=overall.n,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.cost import spend
-from farthing.report.run import Json, mapping, number, read_json, read_run, text
+from farthing.cost.spend import Booked
+from farthing.report.run import Json, Run, mapping, number, read_json, text
 
 AXES = ("flops", "seconds", "dollars", "tokens")
 DISTURBED = 0.9  # share of the cores that another run had, below which a run was disturbed
@@ -47,16 +47,14 @@ class Trained:
     """Cores the training had, on average."""
 
 
-def read(folder: Path) -> Trained | None:
-    """The learning curve of a run directory: of its first stage that validated. None if there is none.
+def read(run: Run, booked: Booked | None) -> Trained | None:
+    """The learning curve of a run and its ledger: of its first stage that validated. None if there is none.
 
     Only the seconds of training count, without validations and checkpoints; dollars are those seconds at the rate of
     the run's own ledger.
     """
-    run = read_run(folder)
-    booked = spend.read_run(folder)
     for stage, lines in run.metrics.items():
-        done = read_json(folder / "stages" / stage / "done.json")
+        done = read_json(run.folder / "stages" / stage / "done.json")
         validation = text(mapping(mapping(done.get("data")).get("validation")).get("sha256"))
         paid = [line for line in booked.lines if line["stage"] == stage] if booked else []
         paid = [line for line in paid if line["activity"] == "train" and line["seconds"] > 0]
@@ -68,7 +66,7 @@ def read(folder: Path) -> Trained | None:
             continue
         recipe = {key: value for key, value in run.recipe.items() if key not in ("name", "seed")}
         return Trained(
-            name=text(str(folder)),
+            name=text(str(run.folder)),
             recipe=text(run.recipe.get("name")),
             seed=int(number(run.recipe.get("seed")) or 0),
             settings=json.dumps(recipe, sort_keys=True, default=str),

@@ -78,7 +78,7 @@ class Learner:
             precision=precision_of(weight.dtype),
             code=code_of(weight.device.type),
             kind="grpo",
-            lora=stage.lora or 0,
+            lora=stage.lora_rank,
         )
 
     def learn(self, batch: Batch, step: int) -> dict[str, Any]:

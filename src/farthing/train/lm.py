@@ -211,7 +211,7 @@ def train_lm(
         length=stage.length,
         precision=precision_of(weight.dtype),
         code=code_of(weight.device.type),
-        lora=getattr(stage, "lora", None) or 0,
+        lora=stage.lora_rank,
     )
     state = {"cursor": 0, "tokens": 0}
     biases = {f"bias.{r.layer}": r.bias for r in routers(decoder) if r.bias is not None}
