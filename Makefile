@@ -25,7 +25,7 @@ lint: .venv/.dev ## style, types and the order of imports
 	$(BIN)/lint-imports
 
 # FARTHING_ISA and FARTHING_KERNELS make this machine answer as a lesser one would.
-PATHS := tests/base tests/model tests/engine tests/train tests/plans tests/runs/test_run.py
+PATHS := tests/base tests/model tests/engine tests/train tests/stages tests/plans tests/runs/test_run.py
 LESSER := import sys; from farthing.base.processor import levels; sys.exit("avx2" not in levels()[:-1])
 test-paths: .venv/.dev .venv/.model ## networks, engine, training, plans and runs again: plain torch, and AVX2 on a better processor
 	FARTHING_KERNELS=reference $(BIN)/pytest $(PATHS) $(PYTEST_ARGS)
