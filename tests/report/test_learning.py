@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -165,7 +168,7 @@ def test_only_runs_of_one_validation_set_are_compared(runs: list[Path], tmp_path
     found = compare([*runs, other])
     assert found.learning is not None
     assert len(found.learning["variants"]) == 2
-    assert found.left_out == [f"{other} was not evaluated after training"]
+    assert found.left_out == [f"{other} has another validation set"]
     with pytest.raises(UserError, match="or two trained from scratch that share a validation set"):
         compare([runs[0], other])
 
@@ -173,12 +176,82 @@ def test_only_runs_of_one_validation_set_are_compared(runs: list[Path], tmp_path
 @pytest.mark.parametrize(
     "name", ["stages/01-pretrain/done.json", "stages/01-pretrain/metrics.jsonl", "recipe.yaml"]
 )
-@pytest.mark.parametrize("content", ["", "[]", '{"data": 3}', "\x00{", '{"step": 1, "tokens": "x"}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"data": 3}',
+        "\x00{",
+        '{"step": 1, "tokens": "x"}\n',
+        "1: a\nb: c",
+        "a: &a [*a]",
+        "? [1, 2]\n: c",
+        "name: [x]\nseed: {a: 1}",
+    ],
+)
 def test_torn_files_are_no_error(runs: list[Path], name: str, content: str) -> None:
     (runs[0] / name).write_text(content)
     found = compare(runs)
     assert found.learning is not None
     assert as_text(found)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e99, -1e99, 1e-99, None, "x", True, []])
+@pytest.mark.parametrize("key", ["tokens", "flops", "val_bits_per_byte", "cores_had", "seconds_by_activity"])
+def test_odd_numbers_are_no_error(runs: list[Path], key: str, value: Any) -> None:
+    path = runs[0] / "stages" / "01-pretrain" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[-1][key] = {"train": value} if key == "seconds_by_activity" else value
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare(runs)
+    assert found.learning is not None
+    json.dumps(as_json(found), allow_nan=False)
+    for axis in found.learning["equal"]:
+        ET.fromstring(str(drawing(found.learning, axis)))
+
+
+def names(folders: list[Path]) -> list[str]:
+    return [variant["name"] for variant in learning(folders)["variants"]]
+
+
+def rewrite(run: Path, old: str, new: str) -> None:
+    path = run / "recipe.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_recipes_named_by_their_seed_are_one_variant(runs: list[Path]) -> None:
+    for run in runs:
+        rewrite(run, "-adamw", f"-adamw{run.name[-2:]}")
+    assert names(runs) == ["dense-adamw", "moe-adamw"]
+    assert names(runs[:2]) == ["dense-adamw-1", "moe-adamw-1"]  # of one run each the names stand
+
+
+def test_variants_of_one_name_are_told_apart_by_their_settings(runs: list[Path]) -> None:
+    for run in runs[1::2]:
+        rewrite(run, "moe-adamw", "dense-adamw")
+    assert names(runs) == ["dense-adamw family=dense", "dense-adamw family=moe"]
+    rewrite(runs[0], "family: dense", f"family: {'very ' * 20}dense")  # too long a name: the directory's
+    assert names(runs)[0] == runs[0].name
+
+
+def test_a_seed_that_was_run_twice_counts_once(runs: list[Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(runs[0], tmp_path / "again")
+    found = compare([runs[0], copy, runs[1]])
+    assert found.left_out == [f"{copy} repeats seed 1 of a run with the same recipe"]
+    assert found.learning is not None
+    assert [len(row["values"]) for row in found.learning["equal"]["tokens"]["rows"]] == [1, 1]
+
+
+def test_the_validation_set_of_most_runs_is_compared(runs: list[Path], tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", "first", 1, speed=100, gain=0.1, validation="xyz")
+    assert learning([other, *runs])["validation"] == "abc"
+
+
+def test_curves_load_without_torch() -> None:
+    code = "import sys, farthing.report.learning, farthing.report.learning_text; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_drawings_stand_alone_and_names_are_escaped(runs: list[Path], tmp_path: Path) -> None:

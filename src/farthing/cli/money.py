@@ -254,7 +254,7 @@ def compare(
     ],
     out: Annotated[Path | None, typer.Option(help="Write the comparison as a page, with the plots.")] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The recipe whose learning curve the others are compared with.")
+        str | None, typer.Option(help="The variant whose learning curve the others are compared with.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -92,7 +92,7 @@ class Comparison:
 
 def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     """Compare run directories: cost against quality of those that were evaluated, and the learning curves of those
-    that share a validation set with the first that has one.
+    that share a validation set; of several sets, the one of most runs.
 
     Args:
         baseline: the variant that learning curves are compared with; the first one's if None.
@@ -112,13 +112,15 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
             reasons[folder] = contender
         else:
             evaluated.append(contender)
-        curve = learning.read(run, booked)
-        if curve is None or (trained and curve.validation != trained[0].validation):
+        if (curve := learning.read(run, booked)) is None:
             continue
-        if (curve.settings, curve.seed) in {(run.settings, run.seed) for run in trained}:
+        if any(learning.same(run, curve) for run in trained):
             reasons[folder] = f"{folder} repeats seed {curve.seed} of a run with the same recipe"
         else:
             trained.append(curve)
+    sets = Counter(run.validation for run in trained).most_common(1)
+    apart = {run.name for run in trained if run.validation != sets[0][0]}
+    trained = [run for run in trained if run.name not in apart]
     curves = learning.compare(trained, baseline)
     if curves is None and baseline is not None:
         raise UserError(
@@ -127,6 +129,9 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     if curves is not None:
         shown = {run.name for run in trained}
         reasons = {folder: why for folder, why in reasons.items() if text(str(folder)) not in shown}
+    reasons |= {
+        folder: f"{folder} has another validation set" for folder in reasons if text(str(folder)) in apart
+    }
     left_out = list(reasons.values())
     if len(evaluated) < 2 and curves is None:
         why = f" ({'; '.join(left_out)})" if left_out else ""

@@ -8,21 +8,25 @@ say nothing about other text.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.base.schema import parse_text
 from farthing.cost.spend import Booked
 from farthing.report.run import Json, Run, mapping, number, read_json, text
 
 AXES = ("flops", "seconds", "dollars", "tokens")
 DISTURBED = 0.9  # share of the cores that another run had, below which a run was disturbed
 _GRID = 200
+_FLAT = 1e-6  # amounts closer than this share of each other are one
+_NAMED, _LONGEST = 3, 60  # settings that a variant may be named by, and characters of the name
 
 Curve = Mapping[str, Sequence[float]]  # by axis, and "bits"; one entry a validation
 
@@ -35,8 +39,8 @@ class Trained:
     recipe: str
     """Name of its recipe."""
     seed: int
-    settings: str
-    """Its recipe but for name and seed; equal in runs of one variant."""
+    settings: Mapping[str, str]
+    """Its recipe but for name and seed, by dotted key; equal in runs of one variant."""
     validation: str
     """SHA-256 of the validation text."""
     curve: Curve
@@ -64,12 +68,11 @@ def read(run: Run, booked: Booked | None) -> Trained | None:
         curve, cores = _curve(lines, rate)
         if len(curve["bits"]) < 2:
             continue
-        recipe = {key: value for key, value in run.recipe.items() if key not in ("name", "seed")}
         return Trained(
             name=text(str(run.folder)),
             recipe=text(run.recipe.get("name")),
             seed=int(number(run.recipe.get("seed")) or 0),
-            settings=json.dumps(recipe, sort_keys=True, default=str),
+            settings=_settings(run),
             validation=validation,
             curve=curve,
             parameters=_whole(done.get("parameters")),
@@ -78,6 +81,30 @@ def read(run: Run, booked: Booked | None) -> Trained | None:
             cores=cores,
         )
     return None
+
+
+def same(one: Trained, other: Trained) -> bool:
+    """Whether two runs are of one recipe, seed and validation set."""
+    return (one.settings, one.seed, one.validation) == (other.settings, other.seed, other.validation)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """The leaves of a run's recipe but for its name and seed, by dotted key; lists count from 1."""
+    leaves: dict[str, str] = {}
+
+    def descend(value: object, path: tuple[str, ...]) -> None:
+        if isinstance(value, dict | list) and value:
+            for key, child in value.items() if isinstance(value, dict) else enumerate(value, 1):
+                descend(child, (*path, str(key)))
+        else:
+            leaves[text(".".join(path))] = text(value)
+
+    try:  # refuses aliases, by which a short file can say a very long or an endless one
+        recipe = mapping(parse_text(run.recipe_text if run.recipe else "", "recipe.yaml"))
+        descend({key: value for key, value in recipe.items() if key not in ("name", "seed")}, ())
+    except (UserError, RecursionError):
+        return {"": run.recipe_text}
+    return leaves
 
 
 def _whole(value: object) -> int | None:
@@ -90,11 +117,11 @@ def _curve(lines: Sequence[Json], rate: float) -> tuple[dict[str, list[float]], 
     curve: dict[str, list[float]] = {name: [] for name in (*AXES, "bits")}
     flops = seconds = cores = 0.0
     for line in lines:
-        spent = number(mapping(line.get("seconds_by_activity")).get("train")) or 0.0
-        flops, seconds = flops + (number(line.get("flops")) or 0.0), seconds + spent
-        cores += spent * (number(line.get("cores_had")) or 0.0)
+        spent = max(0.0, number(mapping(line.get("seconds_by_activity")).get("train")) or 0.0)
+        flops, seconds = flops + max(0.0, number(line.get("flops")) or 0.0), seconds + spent
+        cores += spent * max(0.0, number(line.get("cores_had")) or 0.0)
         bits, tokens = number(line.get("val_bits_per_byte")), number(line.get("tokens"))
-        if bits is not None and tokens is not None and seconds > 0 and flops > 0:
+        if bits is not None and tokens is not None and min(tokens, seconds, flops) > 0:
             for name, value in zip(curve, (flops, seconds, seconds * rate, tokens, bits), strict=True):
                 curve[name].append(value)
     return curve, cores / seconds if cores else None
@@ -127,16 +154,41 @@ def compare(runs: Sequence[Trained], baseline: str | None = None) -> Json | None
 
 def _variants(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
     """The runs by variant, in the order given, those of a variant by seed."""
-    by_settings: dict[str, list[Trained]] = {}
+    by_settings: dict[tuple[tuple[str, str], ...], list[Trained]] = {}
     for run in runs:
-        by_settings.setdefault(run.settings, []).append(run)
+        by_settings.setdefault(tuple(sorted(run.settings.items())), []).append(run)
     groups = [sorted(members, key=lambda run: run.seed) for members in by_settings.values()]
-    names = [members[0].recipe for members in groups]
-    if len(set(names)) < len(names) or not all(names):  # recipes of one name that were changed by --set
-        names = [Path(members[0].name).name for members in groups]
+    stems = [_stem(members) for members in groups]
+    names, shared = list(stems), Counter(stems)
+    for place, name in enumerate(stems):
+        if shared[name] > 1 or not name:  # one recipe changed by --set
+            alike = [group[0].settings for group, other in zip(groups, stems, strict=True) if other == name]
+            names[place] = _by_settings(name, groups[place][0].settings, alike) or _folder(groups[place][0])
     if len(set(names)) < len(names):
         names = [members[0].name for members in groups]
     return dict(zip(names, groups, strict=True))
+
+
+def _by_settings(name: str, mine: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
+    """A variant's name with the settings that tell it from others of the name; empty if they are too many."""
+    keys = {key for settings in alike for key in settings}
+    keys = {key for key in keys if len({settings.get(key) for settings in alike}) > 1}
+    if len(keys) > _NAMED:
+        return ""
+    said = [re.sub(r"^stages\.\d+\.", "", key) + f"={mine.get(key) or 'none'}" for key in sorted(keys)]
+    long = " ".join([name, *said] if name else said)
+    return long if len(long) <= _LONGEST else ""
+
+
+def _folder(run: Trained) -> str:
+    return Path(run.name).name
+
+
+def _stem(runs: Sequence[Trained]) -> str:
+    """The name of the runs' recipes, without the number at its end where they differ only in that."""
+    names = {run.recipe for run in runs}
+    stems = {re.sub(r"-\d+$", "", name) for name in names}
+    return names.pop() if len(names) == 1 else stems.pop() if len(stems) == 1 else ""
 
 
 def _described(name: str, runs: Sequence[Trained], most: float | None) -> Json:
@@ -150,7 +202,7 @@ def _described(name: str, runs: Sequence[Trained], most: float | None) -> Json:
         "tokens_per_second_ci95": interval(speeds),
         "runs": [
             {
-                "name": Path(run.name).name,
+                "name": _folder(run),
                 "seed": run.seed,
                 "bits_per_byte": run.curve["bits"][-1],
                 "tokens_per_second": run.tokens_per_second,
@@ -169,7 +221,7 @@ def _at_equal(axis: str, variants: Mapping[str, Sequence[Trained]], baseline: st
     every = [curve for members in curves.values() for curve in members]
     last = min(curve[axis][-1] for curve in every)
     first = max(last / 10, *(curve[axis][0] for curve in every))
-    if not 0 < first < last:
+    if not 0 < first < last * (1 - _FLAT):
         return None
     grid = [first + (last - first) * k / _GRID for k in range(_GRID)] + [last]
     means = {

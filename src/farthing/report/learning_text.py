@@ -24,6 +24,7 @@ VERDICTS = {
 }
 WIDTH, HEIGHT = 680, 400
 LEFT, RIGHT, TOP, BOTTOM = 52, 178, 30, 46
+_KEY = 21  # characters of a name that fit beside the drawing
 _COLOURS = ("#211e1a", "#96471a", "#44678a", "#2d6a4f", "#7a4a86", "#8a7a2c")  # readable on the page's paper
 
 
@@ -214,10 +215,15 @@ def _curves(
         )
         parts.append(
             Markup('<polyline {} points="{}"/><path {} d="M{} {}h22"/><text x="{}" y="{}">{}</text>').format(
-                style, points, style, WIDTH - RIGHT + 8, y - 4, WIDTH - RIGHT + 34, y, name
+                style, points, style, WIDTH - RIGHT + 8, y - 4, WIDTH - RIGHT + 34, y, _short(name)
             )
         )
     return parts
+
+
+def _short(name: str) -> str:
+    """A name that fits: its end, where long names differ."""
+    return name if len(name) <= _KEY else f"…{name[1 - _KEY :]}"
 
 
 def _described(found: Json, axis: str) -> str:
