@@ -15,6 +15,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -26,12 +28,11 @@ import typer
 
 import farthing
 from farthing.base.errors import UserError
-from farthing.base.figures import parse_amount
+from farthing.base.figures import parse_amount, plural
 from farthing.base.files import new_folder, read_json, write, write_json
 from farthing.cost.flops import parameters
 from farthing.data.bpe import SPECIAL, train_tokenizer
 from farthing.data.text import Document, documents
-from farthing.data.tokenizer import Tokenizer
 from farthing.recipe import Pretrain, Recipe, validate
 from farthing.recipe.dial import (
     ASPECT,
@@ -91,36 +92,33 @@ class Study:
         return Pretrain.model_validate(stage)
 
 
-def claim(study: Study, text: dict[str, Any]) -> dict[str, Any]:
-    """The settings for OUT/settings.json, after checking that an interrupted study had the same.
-
-    Raises:
-        UserError: naming the setting that differs.
-    """
-    settings = text | {key: value for key, value in dataclasses.asdict(study).items() if key != "out"}
-    path = study.out / "settings.json"
-    if not path.exists():
-        return settings
-    for key, value in read_json(path).items():
-        if settings.get(key) != value:
-            raise UserError(
-                f"{study.out} was started with {key} {value!r}, now {settings.get(key)!r}; give the same settings to "
-                "continue it, or another --out"
-            )
-    return settings
-
-
 # ---- the text ----
 
 
 def prepare(study: Study, path: str, field: str, share: float, characters: int) -> None:
-    """Write the training passages, the validation set and the tokenizer into OUT/data, each unless it is there.
+    """Write the training passages, the validation set and the tokenizer into OUT/data, unless they are there.
 
     Raises:
-        UserError: for text that cannot be read, and a share that falls on no document.
+        UserError: for text that cannot be read, a share that falls on no document, and an OUT that was started with
+            other settings.
     """
     data = study.out / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    settings = {key: value for key, value in dataclasses.asdict(study).items() if key != "out"}
+    settings |= {"data": path, "field": field, "validation": share, "validate_on": characters}
+    made = study.out / "settings.json"
+    if made.exists():
+        for key, before in read_json(made).items():
+            if before != settings.get(key):
+                raise UserError(
+                    f"{study.out} was started with {key} {before!r}, now {settings.get(key)!r}; give the same settings "
+                    "to continue it, or another --out"
+                )
+        return
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {study.out}: cannot be written ({error.strerror}); give another") from error
+    shutil.rmtree(data / "tokenizer", ignore_errors=True)  # of a preparation that was interrupted
 
     def source(wanted: bool) -> Iterator[Document]:
         found = documents(
@@ -128,18 +126,17 @@ def prepare(study: Study, path: str, field: str, share: float, characters: int) 
         )
         return (document for document in found if is_validation(document.text, share) is wanted)
 
-    if not (data / "validation.jsonl").exists():
-        kept = list(slices(source(True), characters))
-        if not kept:
-            raise UserError(f"--validation {share:g} falls on none of the documents of {path}; raise it")
-        write_documents(data / "validation.jsonl", kept)
-    if not (data / "train.jsonl").exists():
-        found = passages(source(False), PASSAGE * study.length)
-        write_documents(data / "train.jsonl", sample(found, ENOUGH * study.tokens))
-    if not (data / "tokenizer").exists():
-        texts = (json.loads(line)["text"] for line in (data / "train.jsonl").open(encoding="utf-8"))
-        with new_folder(data / "tokenizer") as folder:
-            train_tokenizer(texts, study.vocab_size, folder, special=SPECIAL)
+    kept = list(slices(source(True), characters))
+    if not kept:
+        raise UserError(f"--validation {share:g} falls on none of the documents of {path}; raise it")
+    found = list(sample(passages(source(False), PASSAGE * study.length), ENOUGH * study.tokens))
+    if not found:
+        raise UserError(f"--validation {share:g} leaves no document of {path} to train on; lower it")
+    write_documents(data / "validation.jsonl", kept)
+    write_documents(data / "train.jsonl", found)
+    with new_folder(data / "tokenizer") as folder:
+        train_tokenizer((document.text for document in found), study.vocab_size, folder, special=SPECIAL)
+    write_json(made, settings)  # last: the text is complete, and a mistake above binds nobody
 
 
 def write_documents(path: Path, found: Iterable[Document]) -> None:
@@ -283,17 +280,47 @@ def in_turn(names: list[str], seeds: int) -> Iterator[tuple[str, int]]:
                 yield name, seed
 
 
+def check_comparable(study: Study, made: dict[str, dict[str, Any]]) -> None:
+    """Refuse before any training what could not be compared after it."""
+    stage = recipe(next(iter(made.values())), 0).stages[0]
+    assert isinstance(stage, Pretrain)
+    steps = dial(stage, study.vocab_size).steps
+    if steps <= study.validate_every:
+        raise UserError(
+            f"--validate-every {study.validate_every}: {plural(steps, 'step')} would be validated only once, and a "
+            "curve needs two points; lower it, or raise --tokens"
+        )
+
+
 def train(study: Study, made: dict[str, dict[str, Any]], seeds: int) -> list[Path]:
-    """Run what is missing; the run directories in order."""
-    order = list(in_turn(list(made), seeds))
-    folders = [study.out / f"{name}-{seed + 1}" for name, seed in order]
-    if not all((folder / "results.json").exists() for folder in folders):
+    """Run what is missing; the run directories in order.
+
+    Raises:
+        UserError: for a run, finished or not, that was started with other settings.
+    """
+    runs = {
+        study.out / f"{name}-{seed + 1}": recipe(made[name], seed)
+        for name, seed in in_turn(list(made), seeds)
+    }
+    missing = [folder for folder in runs if not (folder / "results.json").exists()]
+    for folder in runs:
+        if folder not in missing:
+            run(runs[folder], folder)
+    if missing:
         warm_up(study, made)
-    for number, ((name, seed), folder) in enumerate(zip(order, folders, strict=True), 1):
-        if not (folder / "results.json").exists():
-            print(f"{number} of {len(order)}: {folder.name}", file=sys.stderr, flush=True)
-            farthing.run(recipe(made[name], seed), folder, quiet=True)
-    return folders
+    for number, folder in enumerate(runs, 1):
+        if folder in missing:
+            print(f"{number} of {len(runs)}: {folder.name}", file=sys.stderr, flush=True)
+            run(runs[folder], folder)
+    return list(runs)
+
+
+def run(of: Recipe, folder: Path) -> None:
+    """Run a recipe, or continue it; a finished run only checks that it was the same recipe."""
+    try:
+        farthing.run(of, folder, quiet=True)  # type: ignore[operator]  # mypy takes it for farthing.runs.run
+    except UserError as mistake:
+        raise UserError(str(mistake).replace("--run-dir", "--out")) from mistake
 
 
 def warm_up(study: Study, made: dict[str, dict[str, Any]]) -> None:
@@ -302,7 +329,7 @@ def warm_up(study: Study, made: dict[str, dict[str, Any]]) -> None:
         for name, data in made.items():
             [stage] = data["stages"]
             short = {**data, "stages": [stage | {"tokens": stage["batch_tokens"]}]}
-            farthing.run(recipe(short, 0), Path(place) / name, quiet=True)
+            run(recipe(short, 0), Path(place) / name)
 
 
 def recipe(data: dict[str, Any], seed: int) -> Recipe:
@@ -368,12 +395,12 @@ def main(
         raise UserError(f"--families {families}: name each of {', '.join(FAMILIES)} at most once")
     if not 0 < validation < 1:
         raise UserError(f"--validation {validation:g}: must be a share above 0 and below 1")
-    parameters_asked = amount(size, "--size")
     if len(chosen) < 2:
         raise UserError(f"--families {families}: name at least two of {', '.join(FAMILIES)}, to be compared")
     for name, rate in (("--adamw", adamw), ("--muon", muon)):
-        if not (rate == 0 or (rate > 0 and math.isfinite(rate))):
+        if not 0 <= rate < math.inf:
             raise UserError(f"{name} {rate:g}: must be a learning rate above 0, or 0 for DeepSeek LLM's law")
+    parameters_asked = amount(size, "--size")
     study = Study(
         out=out,
         size=parameters_asked,
@@ -385,39 +412,41 @@ def main(
         validate_every=validate_every,
         rates={"adamw": adamw or None, "muon": muon or None},
     )
-    characters = amount(validate_on, "--validate-on")
-    try:
-        text = work(study, data, field, validation, characters, chosen, seeds)
-    except KeyboardInterrupt:  # typer would call it aborted
-        print("dense_or_moe: interrupted; the same command continues", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print(text)
+    made = recipes(study, chosen, study.vocab_size)
+    check_comparable(study, made)
+    prepare(study, data, field, validation, amount(validate_on, "--validate-on"))
+    print(conclude(study, train(study, made, seeds)))
 
 
-def work(
-    study: Study, data: str, field: str, validation: float, characters: int, families: list[str], seeds: int
-) -> str:
-    """Prepare, train what is missing and compare; the text of study.md."""
-    settings = claim(
-        study, {"data": data, "field": field, "validation": validation, "validate_on": characters}
-    )
-    prepare(study, data, field, validation, characters)
-    write_json(study.out / "settings.json", settings)  # only now: a mistyped --data can be corrected
-    made = recipes(study, families, len(Tokenizer(study.out / "data" / "tokenizer")))
-    return conclude(study, train(study, made, seeds))
+def command_line(words: list[str]) -> int:
+    """Run the command; its exit code. Mistakes and Ctrl-C are one line on standard error."""
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    command = typer.main.get_command(app)
+    usage_error: type[Exception] = typer.BadParameter.__mro__[
+        1
+    ]  # click's UsageError, wherever typer keeps it
+    try:  # command() would write boxes and swallow Ctrl-C
+        with command.make_context("dense_or_moe", words) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
+    except (UserError, usage_error) as mistake:
+        said = mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)
+        print(f"dense_or_moe: {' '.join(said.split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # stdout's reader, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "dense_or_moe: interrupted; finished runs are kept, and the same command continues",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    try:
-        app()
-    except UserError as mistake:
-        print(f"dense_or_moe: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as mistake:
-        print(
-            f"dense_or_moe: {mistake.filename}: {mistake.strerror}; free it or give another --out",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+    sys.exit(command_line(sys.argv[1:]))

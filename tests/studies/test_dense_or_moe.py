@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -107,22 +109,27 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=900)
 
 
-def test_a_study_runs_what_is_missing_and_compares(books: Path, tmp_path: Path) -> None:
+TINY = [
+    "--size", "40K", "--vocab-size", "271", "--tokens", "1K", "--batch-tokens", "128", "--length", "32", "--seeds", "1",
+    "--families", "dense,mla", "--warmup", "0", "--validate-every", "2", "--validate-on", "2K",
+]  # fmt: skip
+
+
+def mistake(capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on standard error of a command that is refused."""
+    capfd.readouterr()
+    assert module.command_line(list(words)) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("dense_or_moe: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def test_a_study_runs_what_is_missing_and_compares(
+    books: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "study"
-    how = ["--data", str(books), "--out", str(out), "--size", "40K", "--vocab-size", "271", "--tokens", "1K"]
-    how += [
-        "--batch-tokens",
-        "128",
-        "--length",
-        "32",
-        "--seeds",
-        "1",
-        "--families",
-        "dense,mla",
-        "--warmup",
-        "0",
-    ]
-    how += ["--validate-every", "1", "--validate-on", "2K"]
+    how = ["--data", str(books), "--out", str(out), *TINY]
     done = command(*how)
     assert done.returncode == 0, done.stderr
     assert "At equal tokens (" in done.stdout
@@ -142,9 +149,42 @@ def test_a_study_runs_what_is_missing_and_compares(books: Path, tmp_path: Path) 
     assert again.stdout == done.stdout
     assert "dense-adamw-1" not in again.stderr
     assert (out / "dense-adamw-1" / "results.json").stat().st_mtime_ns == stamp
-    other = command(*how, "--size", "50K")
-    assert other.returncode == 2
-    assert "was started with size 40000, now 50000; give the same settings" in other.stderr
+    for changed, said in [
+        (["--data", "other.jsonl"], "was started with data"),
+        (["--tokens", "2K"], "was started with tokens 1000, now 2000"),
+        (
+            ["--warmup", "1"],
+            "was started with warmup 0, now 1; give the same settings to continue it, or another --out",
+        ),
+    ]:
+        assert said in mistake(capfd, *how, *changed)
+    (out / "settings.json").unlink()  # the runs themselves refuse too
+    assert "dense-muon-1 was started with another stages.1.lr (0.004, now 0.001)" in mistake(
+        capfd, *how, "--muon", "1e-3"
+    )
+
+
+def test_ctrl_c_says_that_the_command_continues(books: Path, tmp_path: Path) -> None:
+    how = ["--data", str(books), "--out", str(tmp_path / "study"), *TINY, "--tokens", "4M"]
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job ignores it, and its children
+    try:
+        study = subprocess.Popen([sys.executable, str(SCRIPT), *how], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with study:
+        assert study.stderr is not None
+        try:
+            while not study.stderr.readline().startswith("1 of 4"):
+                assert study.poll() is None
+            os.kill(study.pid, signal.SIGINT)
+            said = study.stderr.read()
+        finally:
+            study.kill()
+    assert (study.returncode, said) == (
+        130, "dense_or_moe: interrupted; finished runs are kept, and the same command continues\n",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -159,11 +199,29 @@ def test_a_study_runs_what_is_missing_and_compares(books: Path, tmp_path: Path) 
         (["--data", "x", "--adamw", "nan"], "--adamw nan: must be a learning rate"),
         (["--data", "x", "--validation", "2"], "--validation 2: must be a share"),
         (["--data", "x", "--tokens", "many"], "--tokens: 'many'"),
+        (["--data", "x", "--seeds", "0"], "Invalid value for '--seeds'"),
+        (["--data", "x", "--sedes", "3"], "No such option: --sedes"),
+        ([], "Missing option '--data'"),
+        (
+            ["--data", "x", "--families", "dense", "--seeds", "1"],
+            "--families dense: name at least two of",
+        ),
+        (["--data", "x", "--tokens", "8K", "--validate-every", "5"], "1 step would be validated only once"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
-    done = command(*words, "--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("dense_or_moe: ")
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
+def test_a_mistake_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert said in mistake(capfd, *words, "--out", str(tmp_path / "out"))
+    assert not list(tmp_path.glob("out/*-*"))  # before any training
+    assert not (tmp_path / "out" / "settings.json").exists()  # so the mistake can be mended
+
+
+def test_an_out_that_cannot_be_written_and_a_share_of_no_document_are_refused(
+    books: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    how = ["--data", str(books), *TINY]
+    assert "cannot be written (Not a directory)" in mistake(capfd, *how, "--out", str(books / "x"))
+    out = ["--out", str(tmp_path / "out")]
+    assert "falls on none of the documents" in mistake(capfd, *how, *out, "--validation", "1e-9")
+    assert "leaves no document" in mistake(capfd, *how, *out, "--validation", "0.999999999")
