@@ -234,7 +234,7 @@ def test_eval_with_tasks_asks_plainly(run: Run, evaluations: list[Any]) -> None:
     code, out, err = run("eval", "some/folder", "--tasks", "chain_sum=2, gcd", "--n", "10")
     assert (code, err) == (0, "")
     assert out == (
-        "some/folder: 10.0% right of 10 (95% interval 5.0 to 20.0); 2 wrong, 3 unparsed, 4 cut off\n"
+        "some/folder: 10.0% right of 10 (95% interval 5.0% to 20.0%); 2 wrong, 3 unparsed, 4 cut off\n"
     )
     source, tasks, n, settings = evaluations[0]
     assert (source, tasks, n) == ("some/folder", {"chain_sum": 2.0, "gcd": 1.0}, 10)

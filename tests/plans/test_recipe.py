@@ -150,7 +150,7 @@ def test_too_large_for_the_device_names_a_change(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(large))
     monkeypatch.chdir(tmp_path)
     recipe = load("quickstart", [f"base={tmp_path}"])
-    with pytest.raises(UserError, match=r"does not fit .* GB .*; take a smaller base"):
+    with pytest.raises(UserError, match=r"does not fit .* TB of its 24 GB; take a smaller base"):
         plan(recipe, device="4090")
 
 
@@ -297,7 +297,7 @@ def test_a_run_too_large_for_its_device_is_refused_before_it_starts(monkeypatch)
     here = dataclasses.replace(devices.find("cpu"), name="cpu: small", memory_bytes=int(3e9))
     monkeypatch.setattr(devices, "detect", lambda _: here)
     with pytest.raises(
-        UserError, match=r"quickstart does not fit on cpu: small: it needs \d\.\d GB of its 3; "
+        UserError, match=r"quickstart does not fit on cpu: small: it needs \d\.\d+ GB of its 3 GB; "
     ):
         plans.for_run(QUICKSTART, SMOLLM, place)
     monkeypatch.setattr(devices, "detect", lambda _: dataclasses.replace(here, memory_bytes=int(30e9)))

@@ -121,8 +121,26 @@ def count(value: float | None) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}".replace("-", MINUS)
 
 
+def hourly(usd: float | None) -> str:
+    """A rate in dollars an hour: $0.08/h, $2.95/h, $0.0042/h."""
+    if usd is None or not math.isfinite(usd):
+        return MISSING
+    whole_cents = math.isclose(usd, round(usd, 2))
+    return f"${usd:,.2f}/h" if whole_cents or usd >= 100 else f"${usd:.4g}/h"
+
+
+def bytes_(value: float | None) -> str:
+    """A size in bytes: 950 bytes, 12.3 kB, 192 MB, 6.53 GB."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} bytes"
+
+
 COMPUTE = [(1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")]
-ENERGY = [(3.6e9, "MWh"), (3.6e6, "kWh"), (3600.0, "Wh")]  # in joules
+ENERGY = [(3.6e9, "MWh"), (3.6e6, "kWh"), (3600.0, "Wh"), (3.6, "mWh")]  # in joules
 DOLLARS = [(1.0, "$")]
 
 
@@ -138,15 +156,15 @@ class Column:
         return amount(value / self.size, self.decimals)
 
 
-def column(total: float, units: list[tuple[float, str]], least: int = 0) -> Column:
-    """The unit and decimals (`least` at least) in which a column's total has three significant digits."""
+def column(total: float, units: list[tuple[float, str]], digits: int = 3, least: int = 0) -> Column:
+    """The unit and decimals (`least` at least) in which a column's total has so many significant digits."""
     size, unit = next((one for one in units if abs(total) >= one[0]), units[-1])
-    decimals = 2 - math.floor(math.log10(abs(total) / size)) if total else 0
+    decimals = digits - 1 - math.floor(math.log10(abs(total) / size)) if total else 0
     return Column(size, unit, max(least, decimals))
 
 
 def energy(joules: float) -> str:
-    """Joules as 1.30 kWh, 3.88 Wh or 0.0120 Wh."""
+    """Joules as 1.30 kWh, 3.88 Wh or 12.0 mWh."""
     unit = column(joules, ENERGY)
     return f"{unit(joules)} {unit.unit}"
 

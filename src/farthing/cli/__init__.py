@@ -21,6 +21,7 @@ import typer
 from farthing.base import processor
 from farthing.base.device import reference_only
 from farthing.base.errors import UserError
+from farthing.base.figures import interval, percent
 from farthing.cli import doctor, folders, money
 from farthing.cli.shared import (
     DeviceName,
@@ -187,13 +188,12 @@ def evaluate(
             device=device or (asked.device if asked else "auto"),
             dtype=dtype or (asked.dtype if asked else "auto"),
         )
-    low, high = (f"{100 * bound:.1f}" for bound in card["ci95"])
     sentence = (
-        f"{source}: {100 * card['accuracy']:.1f}% right of {card['n']} (95% interval {low} to {high}); "
+        f"{source}: {percent(card['accuracy'])} right of {card['n']} (95% interval {interval(card['ci95'])}); "
         f"{card['wrong']} wrong, {card['unparsed']} unparsed, {card['cut_off']} cut off"
     )
     if speculate:
-        sentence += "; guesses right " + ", ".join(f"{share:.0%}" for share in card["acceptance"])
+        sentence += "; guesses right " + ", ".join(percent(share, 0) for share in card["acceptance"])
     print_result(card, sentence, as_json)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from farthing.base.figures import bytes_
 from farthing.cli.shared import RUNS, Json, only_results_on_stdout, print_result
 
 
@@ -128,7 +129,7 @@ def _cache(cache: dict[str, Any]) -> tuple[str, str]:
     if cache["path"] is None or cache["bytes"] is None:
         return cache["what"], f"{cache['path'] or 'unknown'}: cannot be read"
     least = "" if cache["whole"] else "at least "
-    return cache["what"], f"{cache['path']}: {least}{cache['bytes'] / 1e6:,.0f} MB"
+    return cache["what"], f"{cache['path']}: {least}{bytes_(cache['bytes'])}"
 
 
 def _hub(hub: dict[str, Any]) -> str:
@@ -145,7 +146,7 @@ def _rate(value: float | None) -> str:
 
 
 def _gigabytes(value: int | None) -> str:
-    return "unknown" if value is None else f"{value / 1e9:,.1f} GB"
+    return "unknown" if value is None else bytes_(value)
 
 
 def _or_unknown(value: Any) -> str:

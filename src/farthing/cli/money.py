@@ -97,9 +97,11 @@ def plan(
     if found.fits or as_json:
         print_result(found.as_json(), plan_text(found), as_json)
     if not found.fits:
+        from farthing.base.figures import bytes_
+
         raise UserError(
             f"{what} does not fit on {found.count} x {found.device.name}: it needs "
-            f"{found.least_bytes / 1e9:.0f} GB a device; {found.remedy}"
+            f"{bytes_(found.least_bytes)} a device; {found.remedy}"
         )
 
 
@@ -141,6 +143,8 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Measure this machine in ten seconds, for plans that can be trusted."""
+    from farthing.base.figures import duration
+
     with only_results_on_stdout():
         from farthing.base.device import choose
         from farthing.plans.calibrate import calibrate as measure
@@ -150,7 +154,7 @@ def calibrate(
         save(found)
     lines = [
         f"{found.device}, {found.threads} threads, torch {found.torch}, in {found.dtype} "
-        f"({found.instructions}), measured in {found.took:.1f} s",
+        f"({found.instructions}), measured in {duration(found.took)}",
         f"  matrix products   {found.gemm_float32 / 1e9:.3g} GFLOP/s in float32, "
         f"{found.gemm_bfloat16 / 1e9:.3g} in bfloat16",
         f"  memory            {found.bandwidth / 1e9:.1f} GB/s copying",
@@ -193,7 +197,6 @@ def ledger(
     """Print what runs have cost: one bill for all of them, failed attempts included."""
     from farthing.base.schema import parse_text
     from farthing.cost import bill, spend
-    from farthing.cost import spend as other_rates
     from farthing.cost.ledger import merge
 
     if as_csv and as_json:
@@ -210,8 +213,8 @@ def ledger(
         raise UserError(f"no ledger in {', '.join(without)}; give a run directory")
     if without:
         log(f"no ledger in {', '.join(without)}: left out")
-    given = other_rates.read_rates(rates) if rates else {}
-    given |= other_rates.parse_prices(price or ())
+    given = spend.read_rates(rates) if rates else {}
+    given |= spend.parse_prices(price or ())
     booked = spend.with_rates(booked, given)
     if as_csv:
         print_text(spend.as_csv(booked).rstrip("\n"))

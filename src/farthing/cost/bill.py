@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from farthing.base.figures import MISSING, amount, duration, letters
+from farthing.base.figures import (
+    COMPUTE,
+    DOLLARS,
+    ENERGY,
+    MISSING,
+    column,
+    duration,
+    hourly,
+    letters,
+    percent,
+)
 from farthing.cost.flops import CONVENTION
 from farthing.cost.ledger import LOST, Row, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_FLOP_UNITS = [(1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP"), (1e18, "EFLOP")]
-_ENERGY_UNITS = [(3.6, "mWh"), (3600.0, "Wh"), (3.6e6, "kWh"), (3.6e9, "MWh")]  # joules in each
 
 
 def bill_table(
@@ -34,17 +40,16 @@ def bill_table(
     from rich.table import Table
     from rich.text import Text
 
-    flop_scale, flop_unit = _unit(summary.total.flops, _FLOP_UNITS)
-    energy_scale, energy_unit = _unit(summary.total.joules, _ENERGY_UNITS)
     usd = summary.total.usd + sum(cost for _, cost in bought)
-    money = _decimals(usd, least=2)
+    compute = column(summary.total.flops, COMPUTE, digits=4)
+    energy = column(summary.total.joules, ENERGY, digits=4)
+    money = column(usd, DOLLARS, least=2)
     if rows is None:
         rows = [(_name(row, summary), row) for row in summary.by_activity()]
 
     def cells(row: Row, name: str, tokens: str, time: str) -> list[Text]:
-        flops = amount(row.flops / flop_scale, _decimals(summary.total.flops / flop_scale, digits=4))
-        joules = amount(row.joules / energy_scale, _decimals(summary.total.joules / energy_scale, digits=4))
-        return [Text(cell) for cell in (name, time, tokens, flops, joules, amount(row.usd, money))]
+        amounts = (compute(row.flops), energy(row.joules), money(row.usd))
+        return [Text(cell) for cell in (name, time, tokens, *amounts)]
 
     table = Table(
         box=box.SIMPLE,
@@ -56,18 +61,18 @@ def bill_table(
         pad_edge=False,
     )
     table.add_column("")
-    energy = f"{energy_unit} (est.)" if summary.total.joules_are == "estimated" else energy_unit
-    for heading in ("time", "tokens", flop_unit, energy, "$"):
+    estimated = " (est.)" if summary.total.joules_are == "estimated" else ""
+    for heading in ("time", "tokens", compute.unit, energy.unit + estimated, "$"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows:
         # Input and output are added: both passed through the model.
         table.add_row(*cells(row, name, tokens(row), duration(row.seconds)))
     for name, cost in bought:
-        table.add_row(*map(Text, (name, MISSING, MISSING, MISSING, MISSING, amount(cost, money))))
+        table.add_row(*map(Text, (name, MISSING, MISSING, MISSING, MISSING, money(cost))))
     table.add_section()
     # No total of the tokens: the same ones are generated and then trained on.
     total = cells(summary.total, "total", "", duration(summary.total.seconds))
-    table.add_row(*total[:-1], Text(amount(usd, money)), style="bold")
+    table.add_row(*total[:-1], Text(money(usd)), style="bold")
     return table
 
 
@@ -93,10 +98,10 @@ def foot(summary: Summary) -> list[str]:
     lines = []
     for rate in summary.rates:
         each = f" each for {rate.devices}x" if rate.devices > 1 else " for"
-        lines.append(f"${rate.usd:.4g}/h{each} {rate.device} ({rate.source})")
+        lines.append(f"{hourly(rate.usd)}{each} {rate.device} ({rate.source})")
     if summary.rows:
         wall = duration(summary.wall_seconds)
-        lines.append(f"{summary.covered:.1%} of {wall} on the clock is in this bill")
+        lines.append(f"{percent(summary.covered)} of {wall} on the clock is in this bill")
         lines.append(f"energy {summary.total.joules_are}; {CONVENTION}")
     return lines
 
@@ -104,19 +109,6 @@ def foot(summary: Summary) -> list[str]:
 def tokens(row: Row) -> str:
     tokens = row.tokens_in + row.tokens_out
     return letters(tokens) if tokens else MISSING
-
-
-def _decimals(total: float, digits: int = 3, least: int = 0) -> int:
-    """Decimals that give a total so many significant digits, and at least `least`."""
-    if total <= 0:
-        return least
-    return max(least, digits - 1 - math.floor(math.log10(total)))
-
-
-def _unit(total: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
-    """The largest unit that fits at least once, else the smallest."""
-    fitting = [unit for unit in units if total >= unit[0]]
-    return fitting[-1] if fitting else units[0]
 
 
 def _name(row: Row, summary: Summary) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from farthing.base.device import Place, choose
 from farthing.base.errors import UserError
-from farthing.base.figures import parse_amount
+from farthing.base.figures import bytes_, parse_amount
 from farthing.cost import devices
 from farthing.cost.devices import peak
 from farthing.cost.flops import causal_pairs, flops_per_token, parameters
@@ -141,8 +141,8 @@ def for_run(recipe: Recipe, base: Mapping[str, Any] | None, place: Place) -> Rec
 
 def _too_large(planned: RecipePlan) -> str:
     return (
-        f"{planned.recipe.name} does not fit on {planned.device.name}: it needs {planned.memory_bytes / 1e9:.1f} GB of "
-        f"its {planned.device.memory_bytes / 1e9:.0f}; {_smaller(planned)}"
+        f"{planned.recipe.name} does not fit on {planned.device.name}: it needs {bytes_(planned.memory_bytes)} of "
+        f"its {bytes_(planned.device.memory_bytes)}; {_smaller(planned)}"
     )
 
 

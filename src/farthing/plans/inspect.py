@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import letters
+from farthing.base.figures import bytes_, letters
 from farthing.cost.flops import CONVENTION, decode_flops, flops_per_token, parameters
 from farthing.cost.memory import cache_bytes_per_token, check_latent, memory
 from farthing.weights import decoder_config
@@ -119,7 +119,7 @@ def inspection_text(found: dict[str, Any]) -> str:
         else ""
     )
     rows = [
-        ("model", f"{found['family']}, {found['layers']} layers, {_bytes(found['disk_bytes'])} on disk"),
+        ("model", f"{found['family']}, {found['layers']} layers, {bytes_(found['disk_bytes'])} on disk"),
         ("parameters", f"{letters(size['total'])}{modules}"),
         (
             "active",
@@ -154,7 +154,7 @@ def inspection_text(found: dict[str, Any]) -> str:
         ("", f"{at}; {work['convention']}"),
         (
             "memory",
-            f"{_bytes(room['serve']['total'])} to serve, {_bytes(room['train']['total'])} to train, {at}",
+            f"{bytes_(room['serve']['total'])} to serve, {bytes_(room['train']['total'])} to train, {at}",
         ),
         ("", room["convention"]),
     ]
@@ -167,10 +167,3 @@ def inspection_text(found: dict[str, Any]) -> str:
         for t in found["not_visible"]
     ]
     return "\n".join(lines)
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"

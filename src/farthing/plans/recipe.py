@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import Range, duration, letters, money, range_text
+from farthing.base.figures import Range, bytes_, duration, hourly, letters, money, range_text
 from farthing.cost import devices
 from farthing.cost.devices import Device
 from farthing.cost.flops import parameters
@@ -237,7 +237,7 @@ def recipe_text(plan: RecipePlan) -> str:
         ("total", f"{duration(total.likely):>9}   ({duration(total.low)} to {duration(total.high)})"),
         ("dollars", range_text(plan.usd, money)),
         ("energy", f"{range_text(plan.energy_kwh)} kWh"),
-        ("memory", f"{plan.memory_bytes / 1e9:.1f} of {plan.device.memory_bytes / 1e9:.0f} GB"),
+        ("memory", f"{bytes_(plan.memory_bytes)} of {bytes_(plan.device.memory_bytes)}"),
         ("limited by", plan.limited_by),
     ]
     lines += [f"  {left:11} {right}" for left, right in rows]
@@ -253,7 +253,7 @@ def _assumptions(
         rate = calibration.gemm_float32 if dtype == "float32" else calibration.gemm_bfloat16
         yield Assumption(
             f"speed as measured on {calibration.date} with {calibration.threads} threads in "
-            f"{calibration.took:.0f} s: {rate / 1e9:.3g} GFLOP/s in {dtype}, "
+            f"{duration(calibration.took)}: {rate / 1e9:.3g} GFLOP/s in {dtype}, "
             f"{calibration.bandwidth / 1e9:.1f} GB/s of memory, {calibration.disk / 1e6:.0f} MB/s to disk",
             "farthing calibrate",
         )
@@ -278,7 +278,7 @@ def _assumptions(
             "doubles the first two",
             MEASURED_SOURCE,
         )
-    yield Assumption(f"${price:g} a device-hour", source)
+    yield Assumption(f"{hourly(price)} a device", source)
     yield Assumption("downloading, preparing data and interruptions are not in it", "scope")
 
 

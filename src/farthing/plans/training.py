@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import Range, letters, money, range_text
+from farthing.base.figures import Range, bytes_, hourly, letters, money, range_text
 from farthing.cost import devices
 from farthing.cost.devices import Device, peak
 from farthing.cost.flops import CONVENTION, Flops, Parameters, flops_per_token, parameters
@@ -311,7 +311,7 @@ def _assumptions(plan: Plan) -> Iterator[Assumption]:
         f"{plan.device.name}: {peak(plan.device) / 1e12:g} TFLOP/s in 16 bit", plan.device.source
     )
     if plan.price is not None:
-        yield Assumption(f"${plan.price:g} a device-hour", plan.price_source)
+        yield Assumption(f"{hourly(plan.price)} a device", plan.price_source)
     yield Assumption(
         f"the devices draw {100 * LOAD:.0f}% of their {plan.device.watts:g} W; hosts, network and cooling are apart",
         "arXiv:2305.06161 section 5.7",
@@ -348,14 +348,12 @@ def plan_text(plan: Plan) -> str:
     if plan.layouts:
         top = plan.layouts[0]
         rows.append(("layout", str(top)))
-        rows.append(
-            ("memory", f"{top.memory_bytes / 1e9:.1f} of {plan.device.memory_bytes / 1e9:.0f} GB a device")
-        )
+        rows.append(("memory", f"{bytes_(top.memory_bytes)} of {bytes_(plan.device.memory_bytes)} a device"))
         for other in plan.layouts[1:]:
             slower = 100 * (other.step / top.step - 1)
-            rows.append(("  or", f"{other} ({other.memory_bytes / 1e9:.1f} GB, {slower:+.0f}% time)"))
+            rows.append(("  or", f"{other} ({bytes_(other.memory_bytes)}, {slower:+.0f}% time)"))
     else:
-        rows.append(("does not fit", f"{plan.least_bytes / 1e9:.1f} GB a device; {plan.remedy}"))
+        rows.append(("does not fit", f"{bytes_(plan.least_bytes)} a device; {plan.remedy}"))
     width = max(len(left) for left, _ in rows)
     title = f"{plan.name}   {plan.count} x {plan.device.name}, {plan.precision}"
     lines = [title, *(f"  {left:{width}}  {right}" for left, right in rows), "  assumed:"]

@@ -297,7 +297,7 @@ def _sentences(summary: ledger.Summary, skipped: int, joules_are: str) -> list[s
         device = f"{rate.devices} × {text(rate.device)}" if rate.devices != 1 else text(rate.device)
         source = f" ({text(rate.source)})" if rate.source else ""
         sentences.append(
-            f"{device}: {figures.money(rate.usd)} an hour{' each' if rate.devices != 1 else ''}{source}."
+            f"{device}: {figures.hourly(rate.usd)}{' each' if rate.devices != 1 else ''}{source}."
         )
     covered, wall = figures.percent(summary.covered), figures.duration(summary.wall_seconds)
     sentences.append(f"The ledger accounts for {covered} of the run's {wall} of wall clock.")
