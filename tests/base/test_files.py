@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from farthing.base.files import new_file, write, write_json
+from farthing.base.files import new_file, new_folder, write, write_json
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -46,6 +46,21 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("rename"), real_replace(self, to))[1])
     write(tmp_path / "x", "text")
     assert done == ["sync", "rename", "sync"]  # the file, its name, the folder's entry
+
+
+def test_a_folder_s_files_are_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    real_sync, real_rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("sync"), real_sync(descriptor))[1])
+    monkeypatch.setattr(Path, "rename", lambda self, to: (done.append("rename"), real_rename(self, to))[1])
+    with new_folder(tmp_path / "model") as partial:
+        (partial / "config.json").write_text("{}")
+        (partial / "weights").write_text("1")
+        assert not (tmp_path / "model").exists()
+    assert done == ["sync"] * 3 + ["rename", "sync"]  # two files, the entries; the name, the parent's entry
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_a_killed_writer_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_plan_that_does_not_fit_is_printed_as_json_and_refused(config):
         (("CONFIG", "--tokens", "1T", "--gpu", "h1o0"), "did you mean h100"),
         (("CONFIG", "--tokens", "15X"), "15X"),
         (("CONFIG", "--tokens", "1T", "--price", "0"), "--price"),
-        (("CONFIG", "--tokens", "1T", "--set", "a=1"), "--set changes a recipe"),
+        (("CONFIG", "--tokens", "1T", "--set", "a=1"), "--set, --device and --dtype change a recipe"),
         (("--budget", "0"), "--budget"),
         (("--budget", "5000", "--gpu", "h20"), "give --price"),
     ],

@@ -18,7 +18,7 @@ from farthing.base.errors import UserError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model folder. Raises UserError when it is not one."""
+    """Read a JSON object from a file of a model folder. Raises UserError if it does not hold one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -83,9 +83,7 @@ def new_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
         raise UserError(_disk_full(folder, needed_bytes, free))
     lock = os.open(temporary, os.O_RDONLY)
     try:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # held while we live: tells another process's sweep to leave it alone
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tells other processes' sweeps that this folder's writer is alive
         yield temporary
         mode = temporary.stat().st_mode & 0o666  # what the umask grants; safetensors makes its files private
         for path in temporary.iterdir():
@@ -127,7 +125,7 @@ def _replace(temporary: Path, folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove partial folders of killed processes: those that nobody holds a lock on."""
+    """Remove partial folders that killed processes left: those that nobody has locked."""
     for partial in folder.parent.glob(f".{folder.name}.partial-*"):
         try:
             lock = os.open(partial, os.O_RDONLY)
@@ -177,7 +175,7 @@ def link(path: Path, target: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a .jsonl file, one a line; empty if there is no file."""
+    """Read the JSON objects of a .jsonl file, one a line; empty if the file does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

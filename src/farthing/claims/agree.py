@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from farthing.base.errors import UserError
-from farthing.base.figures import exact, money
+from farthing.base.figures import exact, hourly, money, percent
 from farthing.claims.claim import Claim, Figures
 from farthing.cost import devices
 from farthing.cost.devices import Device, peak
@@ -55,8 +55,9 @@ def _sums(claim: Claim, hours: float | None) -> Iterator[Check]:
             yield _agree("hours", left, counted, right, figures.device_hours)
         part_hours = device_hours(figures) if figures is not own else hours
         if part_hours and figures.price_per_device_hour and figures.dollars:
-            computed = part_hours * figures.price_per_device_hour
-            left = f"{name}{exact(part_hours)} device-hours x ${figures.price_per_device_hour:.2f} = {money(computed)}"
+            price = figures.price_per_device_hour
+            computed = part_hours * price
+            left = f"{name}{exact(part_hours)} device-hours x {hourly(price)} = {money(computed)}"
             yield _agree("price", left, computed, f"{money(figures.dollars)}", figures.dollars)
         yield from _energy(name, figures, part_hours)
     for key, unit in (("device_hours", "device-hours"), ("dollars", "dollars")):
@@ -87,8 +88,8 @@ def _rent(claim: Claim, hours: float | None) -> Iterator[Check]:
         if own.price_per_device_hour
         else f"{money(own.dollars or 0)} / {exact(hours or 0)} device-hours = "
     )
-    market = f"devices of this peak rent for ${low:.2f} to ${high:.2f} ({dates[0]} to {dates[-1]})"
-    text = f"{sums}${price:.2f} an hour; {market}"
+    market = f"devices of this peak rent for {hourly(low)} to {hourly(high)} ({dates[0]} to {dates[-1]})"
+    text = f"{sums}{hourly(price)}; {market}"
     inside = low / RENT <= price <= high * RENT
     yield Check("rent", "plausible" if inside else "implausible", text)
 
@@ -103,11 +104,12 @@ def _energy(name: str, figures: Figures, hours: float | None) -> Iterator[Check]
         watts = mwh * 1e6 / hours
         share = watts / limit
         inside = WATTS[0] <= share <= WATTS[1]
-        text = f"{name}{mwh:,.6g} MWh / {exact(hours)} device-hours = {watts:,.0f} W a device, {share:.0%} of its limit"
+        left = f"{name}{mwh:,.6g} MWh / {exact(hours)} device-hours"
+        text = f"{left} = {watts:,.0f} W a device, {percent(share, 0)} of its limit"
         if abs(share - 1) < 0.01:
             text += ": the limit times the hours, so an estimate, not a measurement"
         if not inside:
-            text += f"; measured runs lie between {WATTS[0]:.0%} and {WATTS[1]:.0%}"
+            text += f"; measured runs lie between {percent(WATTS[0], 0)} and {percent(WATTS[1], 0)}"
         yield Check("energy", "plausible" if inside else "implausible", text)
     if figures.tonnes_co2e and (mwh or limit):
         used = mwh or hours * limit / 1e6
@@ -139,7 +141,7 @@ def _rates(claim: Claim, computes: list[Compute]) -> Iterator[Check]:
             ratio = figures.tokens_per_second_per_device / compute.tokens_per_second
             text = (
                 f"{figures.tokens_per_second_per_device:,.0f} tokens/s a device reported; the hours need "
-                f"{compute.tokens_per_second:,.0f} on average: {1 / ratio:.0%} of the time was useful"
+                f"{compute.tokens_per_second:,.0f} on average: {percent(1 / ratio, 0)} of the time was useful"
             )
             yield Check("speed", "implausible" if ratio < 1 - AGREE else "plausible", text)
         if figures.flops and compute.per_token:
@@ -161,9 +163,8 @@ def _other_sources(claim: Claim, computes: list[Compute]) -> Iterator[Check]:
         if other.figure == "device_hours" and computes:
             causal, full = computes[0].mfu
             scale = own / other.value
-            text += (
-                f"; MFU {causal:.1%} causal, {full:.1%} full, or {causal * scale:.1%} and {full * scale:.1%}"
-            )
+            text += f"; MFU {percent(causal)} causal, {percent(full)} full, "
+            text += f"or {percent(causal * scale)} and {percent(full * scale)}"
         yield Check("sources", "plausible" if ratio <= APART else "cannot be checked", text)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from farthing.base.figures import exact, money
+from farthing.base.figures import exact, hourly, money, percent
 from farthing.claims.agree import AGREE, Check, Compute, Verdict, computes, consistency, device_hours
 from farthing.claims.claim import Claim, Excluded
 from farthing.cost import devices
@@ -112,7 +112,7 @@ def _dollars(claim: Claim, hours: float | None) -> tuple[float | None, str]:
         price = reported.price_per_device_hour or (device.prices[0].usd if device.prices else None)
         if price:
             said = "the claim's price" if reported.price_per_device_hour else str(device.prices[0])
-            return hours * price, f"not claimed; {exact(hours)} h at ${price:g} ({said})"
+            return hours * price, f"not claimed; {exact(hours)} h at {hourly(price)} ({said})"
     return None, "not claimed"
 
 
@@ -204,19 +204,22 @@ def _judge(compute: Compute, peers: list[PublishedRun]) -> Check:
         )
     text = (
         f"{work} in {exact(compute.device_hours)} h x 3600 s x {top / 1e12:,.0f} TFLOP/s: "
-        f"MFU {at_most}{causal:.1%} causal, {full:.1%} full"
+        f"MFU {at_most}{percent(causal)} causal, {percent(full)} full"
     )
     if causal > 1 and not compute.at_most:
         return Check("compute", "implausible", f"{text}; no device does more than 100% of its peak")
     product = max(compute.device.measured_flops.values(), default=0.0) / top if not compute.fp8 else 1.0
     if product and causal > product and not compute.at_most:
-        return Check("compute", "implausible", f"{text}; the best measured product reaches {product:.0%}")
+        return Check(
+            "compute", "implausible", f"{text}; the best measured product reaches {percent(product, 0)}"
+        )
     if not peers:
         return Check("compute", "cannot be checked", f"{text}; no published run on hardware of this peak")
     lowest, highest = peers[0].mfu, peers[-1].mfu
     median = statistics.median(run.mfu for run in peers)
     measured = (
-        f"{len(peers)} runs by others on this peak: {lowest:.1%} to {highest:.1%} causal, median {median:.1%}"
+        f"{len(peers)} runs by others on this peak: {percent(lowest)} to {percent(highest)} causal, "
+        f"median {percent(median)}"
     )
     if causal > highest * (1 + AGREE):
         verdict: Verdict = "cannot be checked"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from farthing.base.figures import exact, money
+from farthing.base.figures import exact, hourly, money, percent
 from farthing.claims.check import Finding, dollar_range
 from farthing.cost.devices import peak
 from farthing.cost.flops import CONVENTION
@@ -59,8 +59,8 @@ def _work(finding: Finding) -> Iterator[str]:
         else:
             yield f"{compute.name}: FLOPs {compute.basis}"
         yield f"{at_most}{compute.flops[0]:.3g} FLOP causal, {compute.flops[1]:.3g} full"
-        mfu = f"{compute.mfu[0]:.1%} causal, {compute.mfu[1]:.1%} full"
-        share = f"; {compute.fp8_share:.1%} of its FP8 peak, causal" if compute.fp8_share else ""
+        mfu = f"{percent(compute.mfu[0])} causal, {percent(compute.mfu[1])} full"
+        share = f"; {percent(compute.fp8_share)} of its FP8 peak, causal" if compute.fp8_share else ""
         yield (
             f"in {exact(compute.device_hours)} hours of {compute.device.name} "
             f"({peak(compute.device) / 1e12:,.0f} TFLOP/s): MFU {at_most}{mfu}{share}"
@@ -68,12 +68,12 @@ def _work(finding: Finding) -> Iterator[str]:
         if compute.tokens_per_second:
             yield f"{at_most}{compute.tokens_per_second:,.0f} tokens a second on each device"
     if finding.device_hours and finding.price_per_device_hour:
-        yield f"{exact(finding.device_hours)} device-hours in all, ${finding.price_per_device_hour:.2f} each"
+        yield f"{exact(finding.device_hours)} device-hours in all, {hourly(finding.price_per_device_hour)} each"
 
 
 def _peers(finding: Finding) -> Iterator[str]:
     for run in finding.peers if finding.compute else []:
-        yield f"{run.mfu:.1%} causal: {run.model} on {run.device.name} ({run.source})"
+        yield f"{percent(run.mfu)} causal: {run.model} on {run.device.name} ({run.source})"
 
 
 def _gaps(finding: Finding) -> Iterator[str]:

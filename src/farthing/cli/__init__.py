@@ -47,7 +47,7 @@ app = typer.Typer(
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: unwinds like Ctrl-C, but even a chat, which Ctrl-C only stops talking, ends."""
+    """SIGTERM: unwinds like Ctrl-C, but also ends a chat, where Ctrl-C only stops the answer."""
 
 
 @app.callback(invoke_without_command=True)
@@ -252,7 +252,7 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-# ---- what the commands share ----
+# ---- helpers ----
 
 
 def _read_line(_: str) -> str:
@@ -267,7 +267,7 @@ def _on_sigterm(*_: object) -> None:
 
 
 def _stdout_is_gone() -> bool:
-    """Whether stdout's reader has left; then nothing more is written to it, not even at exit."""
+    """Return whether stdout's reader has left; if so, discard further output, even at exit."""
     try:
         stdout = sys.stdout.fileno()
     except OSError:  # not a file

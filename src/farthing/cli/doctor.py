@@ -38,7 +38,7 @@ def _parts(found: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]
     yield (
         "fast paths",
         [(path["name"], f"{'on' if path['on'] else 'off'}: {path['why']}") for path in found["fast_paths"]]
-        or [("unknown", "they cannot be asked")],
+        or [("unknown", "cannot be determined")],
     )
     yield (
         "optional parts",
@@ -70,7 +70,7 @@ def _parts(found: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]
 
 def _machine(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "processor", f"{machine['processor'] or 'unknown'}, {machine['architecture']}"
-    yield "cores", f"{_or_unknown(machine['cores'])} that this process may use"
+    yield "cores", f"{_or_unknown(machine['cores'])} available to this process"
     yield (
         "instructions",
         f"{', '.join(machine['instructions'])}; {machine['instructions_used']} is in use",
@@ -116,7 +116,7 @@ def _measured(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     chosen, measured = found["chosen"], found["measured"]
     yield (
         "chosen",
-        f"{chosen['device']}, {chosen['dtype']}: {chosen['why']}" if chosen else "nothing can be computed on",
+        f"{chosen['device']}, {chosen['dtype']}: {chosen['why']}" if chosen else "no usable device",
     )
     yield (
         "products",

@@ -78,7 +78,7 @@ def plan(
         raise UserError("say what to plan: a recipe, a model, or a config.json")
     changes = [*(set_ or ()), *placed(device, dtype)]
     if changes and not plans.is_recipe(what):
-        raise UserError("--set changes a recipe, as --device and --dtype do; name one")
+        raise UserError("--set, --device and --dtype change a recipe; name one")
     with only_results_on_stdout():
         found = plans.plan(
             load(what, changes) if changes else what,
@@ -162,11 +162,11 @@ def calibrate(
         f"  small operation   {found.small_op * 1e6:.2f} microseconds",
         f"  network           up to {found.timed} tokens at a time"
         if found.timed
-        else "  network           not timed: too slow, or too busy; worked out from products and memory",
+        else "  network           not timed: machine too slow or busy; estimated from products and memory",
     ]
     for kind in ("decode", "prefill", "train"):
         pace = getattr(found, kind)
-        rate = f"{1e-9 / pace.flop:.0f} GFLOP/s" if pace.flop else "no time that grows with the rows"
+        rate = f"{1e-9 / pace.flop:.0f} GFLOP/s" if pace.flop else "its time does not grow with the rows"
         lines.append(f"  {kind:17} {pace.fixed * 1e3:.2f} ms a layer, then {rate}")
     lines.append(f"  optimizer         {found.optimizer * 1e9:.2f} ns a parameter")
     print_result(found.as_json(), "\n".join(lines), as_json)
@@ -272,7 +272,7 @@ def compare(
 
 
 def _run_folder(run: str) -> Path:
-    """A run as it was given: a directory, or the bare name of one under runs/."""
+    """Resolve a run: a directory, or the bare name of one under runs/."""
     path = Path(run)
     if not path.exists() and "/" not in run and (RUNS / run).is_dir():
         return RUNS / run

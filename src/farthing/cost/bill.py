@@ -70,7 +70,7 @@ def bill_table(
     for name, cost in bought:
         table.add_row(*map(Text, (name, MISSING, MISSING, MISSING, MISSING, money(cost))))
     table.add_section()
-    # No total of the tokens: the same ones are generated and then trained on.
+    # No token total: the same tokens are generated and then trained on.
     total = cells(summary.total, "total", "", duration(summary.total.seconds))
     table.add_row(*total[:-1], Text(money(usd)), style="bold")
     return table

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
-from farthing.base.figures import amount
+from farthing.base.figures import amount, hourly
 from farthing.base.schema import Strict, checked, parse_value, read_yaml
 from farthing.cost import devices, ledger
 from farthing.cost.devices import Device, Price, peak
@@ -438,4 +438,4 @@ def _speed(device: Device) -> float:
 
 
 def _said(price: Price) -> str:
-    return f"${price.usd:g}/h, {price}"
+    return f"{hourly(price.usd)}, {price}"

@@ -23,7 +23,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from farthing.base.figures import Range, exact, letters, money
+from farthing.base.figures import Range, exact, hourly, letters, money
 from farthing.cost.devices import Device, peak
 from farthing.plans.efficiency import Conditions, Efficiency, balance, default_devices, efficiency
 
@@ -175,7 +175,7 @@ def budget_text(found: Budget) -> str:
     """The budget as text."""
     lines = [
         f"{money(found.dollars)} on {found.device.name}: {exact(found.device_hours)} device-hours at "
-        f"${found.price:g} ({found.price_source}), "
+        f"{hourly(found.price)} ({found.price_source}), "
         f"{found.flops.likely:.2g} FLOPs ({found.flops.low:.2g} to {found.flops.high:.2g})",
         f"  {'law':42} {'parameters':>24} {'tokens':>24}",
     ]

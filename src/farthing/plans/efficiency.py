@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.base.errors import UserError
+from farthing.base.figures import percent
 from farthing.cost.devices import Device, peak
 from farthing.cost.flops import Flops
 from farthing.cost.shapes import shapes
@@ -362,15 +363,15 @@ def validation_text() -> str:
         "model_on_single_runs": "  of these, single runs",
         "model_told_scopes": "the model, given the scopes",
         "model_without_family": "fitted without its family",
-        "baseline": f"baseline: {100 * BASELINE:.0f}% of peak",
+        "baseline": f"baseline: {percent(BASELINE, 0)} of peak",
     }
     for key, name in names.items():
         s = found["summary"][key]
         lines.append(
-            f"{name:28} {s['runs']:3} runs: median error {100 * s['median_error']:.1f}%, "
+            f"{name:28} {s['runs']:3} runs: median error {percent(s['median_error'])}, "
             f"{100 * s['within_2']:.0f}% within a factor 2, {100 * s['within_1_6']:.0f}% within 1.6"
         )
-    lines.append(f"the low-high range holds {100 * found['summary']['in_range']:.0f}% of the runs")
+    lines.append(f"the low-high range holds {percent(found['summary']['in_range'], 0)} of the runs")
     lines.append(
         "card: the hours of a model card, which cover more than one clean pass; distilled: a pruned model "
         "trained on the logits of others"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import Range, bytes_, duration, hourly, letters, money, range_text
+from farthing.base.figures import Range, bytes_, duration, hourly, letters, money, percent, range_text
 from farthing.cost import devices
 from farthing.cost.devices import Device
 from farthing.cost.flops import parameters
@@ -267,13 +267,13 @@ def _assumptions(
             "assumed" if recipe.dtype == "auto" else "the recipe",
         )
         yield Assumption(
-            f"decoding reads weights and cache at {100 * READ:.0f}% of {device.bytes_per_second / 1e9:.0f} GB/s; "
+            f"decoding reads weights and cache at {percent(READ, 0)} of {device.bytes_per_second / 1e9:.0f} GB/s; "
             f"{LAUNCHES} launches of {LAUNCH * 1e6:.0f} microseconds a layer and pass; nothing was measured",
             f"assumed; bandwidth: {device.source}",
         )
     if any(stage.asks for stage in recipe.stages):
         yield Assumption(
-            f"answers are {100 * MEASURED.answer:.0f}% of the longest allowed, {100 * MEASURED.kept:.0f}% of the "
+            f"answers are {percent(MEASURED.answer, 0)} of the longest allowed, {percent(MEASURED.kept, 0)} of the "
             f"groups have something to learn from, a question is {MEASURED.prompt:.0f} tokens; the range halves and "
             "doubles the first two",
             MEASURED_SOURCE,

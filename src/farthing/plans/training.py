@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import Range, bytes_, hourly, letters, money, range_text
+from farthing.base.figures import Range, bytes_, hourly, letters, money, percent, range_text
 from farthing.cost import devices
 from farthing.cost.devices import Device, peak
 from farthing.cost.flops import CONVENTION, Flops, Parameters, flops_per_token, parameters
@@ -290,7 +290,7 @@ def _positions(config: Mapping[str, Any]) -> int:
 def _assumptions(plan: Plan) -> Iterator[Assumption]:
     if plan.measured:
         yield Assumption(
-            f"{100 * plan.efficiency.likely:.1f}% of the peak, as this machine was measured; within a factor 1.5",
+            f"{percent(plan.efficiency.likely)} of the peak, as this machine was measured; within a factor 1.5",
             "farthing calibrate",
         )
     else:
@@ -298,9 +298,9 @@ def _assumptions(plan: Plan) -> Iterator[Assumption]:
         error = summary(row.ratio for row in tested)
         covered = sum(row.in_range for row in tested) / len(tested)
         yield Assumption(
-            f"{100 * plan.efficiency.likely:.1f}% of the 16-bit peak over the whole run, interruptions included; the "
-            f"model is off by {100 * error['median_error']:.0f}% in the median over {len(tested)} published runs, "
-            f"and its range holds {100 * covered:.0f}% of them, each left out of the fit",
+            f"{percent(plan.efficiency.likely)} of the 16-bit peak over the whole run, interruptions included; the "
+            f"model is off by {percent(error['median_error'], 0)} in the median over {len(tested)} published runs, "
+            f"and its range holds {percent(covered, 0)} of them, each left out of the fit",
             "farthing plan --validate",
         )
     if plan.mixture:
@@ -313,12 +313,12 @@ def _assumptions(plan: Plan) -> Iterator[Assumption]:
     if plan.price is not None:
         yield Assumption(f"{hourly(plan.price)} a device", plan.price_source)
     yield Assumption(
-        f"the devices draw {100 * LOAD:.0f}% of their {plan.device.watts:g} W; hosts, network and cooling are apart",
+        f"the devices draw {percent(LOAD, 0)} of their {plan.device.watts:g} W; hosts, network and cooling are apart",
         "arXiv:2305.06161 section 5.7",
     )
     yield Assumption(f"batches of {plan.batch_tokens:.3g} tokens", "arXiv:2401.02954 equation 1")
     yield Assumption(
-        f"nodes of {NODE} devices, 50 GB/s a device between them; at most {100 * USABLE:.0f}% of memory is used",
+        f"nodes of {NODE} devices, 50 GB/s a device between them; at most {percent(USABLE, 0)} of memory is used",
         "arXiv:2412.19437 section 3.2.2",
     )
     yield Assumption(
@@ -341,7 +341,7 @@ def plan_text(plan: Plan) -> str:
         ("energy", f"{range_text(plan.energy_kwh)} kWh, devices only"),
         (
             "utilisation",
-            f"{100 * plan.mfu['causal']:.1f}% causal, {100 * plan.mfu['full']:.1f}% full attention",
+            f"{percent(plan.mfu['causal'])} causal, {percent(plan.mfu['full'])} full attention",
         ),
         ("limited by", plan.limited_by),
     ]

@@ -55,7 +55,7 @@ class Result:
 
 
 def pairs(run: Run) -> list[tuple[Json, Json]]:
-    """The lines before and after that are about the same question, in order of their index."""
+    """The lines before and after that are about the same question, ordered by index."""
     after = {(text(line.get("index")), text(line.get("question"))): line for line in run.after}
     found = [(line, after[key]) for line in run.before
              if (key := (text(line.get("index")), text(line.get("question")))) in after]  # fmt: skip
@@ -63,7 +63,7 @@ def pairs(run: Run) -> list[tuple[Json, Json]]:
 
 
 def result(run: Run) -> Result | None:
-    """Before against after; None unless both evaluations are there."""
+    """Compare before with after; None unless both evaluations exist."""
     before, after = run.evaluation("before"), run.evaluation("after")
     if before is None or after is None:
         return None
@@ -132,7 +132,7 @@ class OutcomeRow:
 
 
 def outcomes(run: Run) -> list[tuple[str, list[OutcomeRow]]] | None:
-    """For all tasks together and then for each: the bars before and after, whichever there are."""
+    """Bars before and after, for all tasks together and then for each task."""
     found = [(when, evaluation) for when in ("before", "after") if (evaluation := run.evaluation(when))]
     if not found:
         return None
@@ -184,9 +184,9 @@ LONGEST_TEXT = 1500  # characters of an answer shown
 
 
 def samples(run: Run) -> tuple[list[Sample], dict[str, int]] | None:
-    """Ten questions, by kind as WANTED and others where one is short, and how many there are of each kind.
+    """Ten questions, as many of each kind as WANTED (others fill gaps), and the number of questions of each kind.
 
-    Within a kind the order is that of a hash of the question's text, so nobody can have picked them.
+    Within a kind they are ordered by a hash of the question's text, so nobody picked them.
     """
     kinds: dict[str, list[tuple[Json, Json]]] = {kind: [] for kind in KINDS}
     for before, after in pairs(run):
@@ -198,12 +198,7 @@ def samples(run: Run) -> tuple[list[Sample], dict[str, int]] | None:
     for found in kinds.values():
         found.sort(key=lambda both: hashlib.sha256(text(both[0].get("question")).encode()).hexdigest())
     wanted = {kind: min(WANTED[kind], len(found)) for kind, found in kinds.items()}
-    for kind in (
-        "never",
-        "broken",
-        "kept",
-        "fixed",
-    ):  # what is lacking is made up with the least flattering first
+    for kind in ("never", "broken", "kept", "fixed"):  # fill gaps with the least flattering first
         wanted[kind] += min(sum(WANTED.values()) - sum(wanted.values()), len(kinds[kind]) - wanted[kind])
     chosen = [
         Sample(

@@ -53,7 +53,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def smooth(values: Sequence[float]) -> tuple[list[float], int]:
-    """The values smoothed, and over how many: about an eighth of them, 81 at most.
+    """Smoothed values, and the window they are smoothed over: about an eighth of them, at most 81.
 
     Each is the height of a straight line fitted to those around it, which in the middle is their mean and at
     the ends follows the trend, kept within the values it is fitted to.
@@ -89,10 +89,10 @@ def curve(
     limit: tuple[float, str] | None = None,
     ceiling: float | None = None,
 ) -> Markup:
-    """Curves over steps: raw points as dots, their smoothed course as a line, axes with labels.
+    """Curves over steps: raw points as dots, a smoothed line, labelled axes.
 
-    `label` names the vertical axis, `describe` is read out to those who cannot see the drawing, `limit` is a dashed
-    horizontal line with its name, `ceiling` the largest value there can be. A linear axis always holds zero.
+    `label` names the vertical axis, `describe` is the text for readers who cannot see it, `limit` is a dashed
+    horizontal line with its name, `ceiling` the largest possible value. A linear axis always holds zero.
     A logarithmic axis draws exact zeros on its floor, whose tick then reads 0.
     """
     everything = [point for line in lines for point in line.points]
@@ -202,7 +202,7 @@ class Segment:
 
 
 def stacked(segments: Sequence[Segment], describe: str) -> Markup:
-    """One horizontal bar of parts; a part too narrow for its text has none (a table repeats the numbers)."""
+    """One horizontal bar of parts; parts too narrow for their text go without (a table repeats the numbers)."""
     parts = [Markup('<svg class="bar" role="img" aria-label="{}">').format(describe)]
     at = 0.0
     for segment in segments:
@@ -294,7 +294,7 @@ class Dot:
 
 
 def best_for_the_money(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """For each (dollars, quality), whether no other is at least as good for no more money, and better in one."""
+    """True for each (dollars, quality) that no other beats, being as good and as cheap and better in one."""
     return [
         not any(
             other[0] <= point[0] and other[1] >= point[1] and other != point for other in points
@@ -388,7 +388,7 @@ def _columns(amounts: Sequence[float]) -> list[float]:
 
 
 def _spread(heights: Sequence[float], sides: Sequence[bool], gap: float = 16.0) -> list[float]:
-    """The heights moved down just so far that no two labels on the same side overlap."""
+    """Heights moved down just enough that no two labels on the same side overlap."""
     placed = list(heights)
     last = {True: -math.inf, False: -math.inf}
     for place in sorted(range(len(heights)), key=lambda place: heights[place]):

@@ -63,7 +63,7 @@ class CostPage:
     bought: list[tuple[str, str, str]]
     """Entries made by hand: (what, dollars, source)."""
     figures: list[tuple[str, str]]
-    """(value, what it is)."""
+    """(value, label)."""
     plan: list[Compared]
     prices: list[Offered]
     hardware: list[Offered]
@@ -97,7 +97,7 @@ def cost_page(run_dir: Path, results: Json) -> CostPage | None:
 
 
 def _cents(booked: spend.Booked, usd: float) -> list[Cent]:
-    """Stage by stage and activity by activity, the largest first."""
+    """Cost by stage and activity, largest first."""
     rows = spend.group([booked], "stage", "activity")
     large = sorted(
         ((key, row.usd) for key, row in rows.items() if row.usd >= SMALL * usd > 0), key=lambda one: -one[1]
@@ -212,7 +212,7 @@ class Bill:
 def bill(run_dir: Path, results: Json) -> Bill | None:
     """The bill of a run directory; None while its ledger is empty.
 
-    The share of wall clock accounted for is of the run's own clock in `results` where that is there.
+    The share accounted for is of the run's wall clock in `results`, if recorded.
     """
     try:
         lines, skipped = ledger.read(run_dir / "ledger.jsonl")
@@ -241,7 +241,7 @@ def bill(run_dir: Path, results: Json) -> Bill | None:
     bar, bar_of = _bar(rows, total, summary)
     return Bill(
         entries=[entry(row, _name(row, summary)) for row in rows],
-        # No total of the tokens: the same ones are written and then trained on.
+        # No token total: the same tokens are written and then trained on.
         total=dataclasses.replace(entry(total, "total"), tokens=""),
         stages=[entry(row, STAGES.get(stage) or text(stage)) for stage, row in stages.items()]
         if len(stages) > 1
@@ -271,7 +271,7 @@ def _joules_are(lines: list[ledger.Line]) -> str:
 
 
 def _bar(rows: list[ledger.Row], total: ledger.Row, summary: ledger.Summary) -> tuple[Markup, str]:
-    """The rows as one bar: of the money, or of the time where nothing cost any."""
+    """The rows as one bar, by cost, or by time if nothing cost anything."""
     of = "the cost" if total.usd else "the time"
     segments = []
     for row in rows:

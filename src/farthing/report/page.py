@@ -1,8 +1,8 @@
-"""Writes report.html: one file with everything in it, which loads nothing and runs nothing.
+"""Write report.html: one self-contained file that loads nothing and runs nothing.
 
 Model answers, questions and every other string from the run's files are untrusted: the template escapes
-all of them (autoescape is on, drawings are built with escaping formats), and a content security policy in
-the page forbids scripts and any request should an escape ever be missed.
+all of them (autoescape is on, drawings use escaping formats), and the page's content security policy forbids
+scripts and requests in case an escape is ever missed.
 """
 
 import importlib.resources
@@ -20,11 +20,11 @@ from farthing.report.run import Run, number, read_run, rows, text
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run directory from whatever its files hold so far; returns its path.
+    """Write `report.html` into a run directory from the files there so far; return its path.
 
-    A sentence takes the place of whatever is missing (no evaluation yet, no audit, no ledger). The file is
-    replaced in one step, so a reader never sees half of it. Raises UserError when there is no such directory
-    or nothing of a run in it.
+    A sentence stands in for anything missing (no evaluation yet, no audit, no ledger). The file is
+    replaced in one step, so a reader never sees half of it. Raises UserError if the directory does not exist
+    or holds no run.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -108,7 +108,7 @@ def _unfinished(run: Run) -> str:
 
 
 def _figures(result: answers.Result | None, the_bill: Bill | None) -> list[tuple[str, str]]:
-    """The few numbers set large: (value, what it is)."""
+    """Headline numbers as (value, label)."""
     shown = []
     if result:
         shown.append((f"{figures.points(result.difference)}", "percentage points, after minus before"))
@@ -125,5 +125,5 @@ def _sample_sentence(chosen: list[answers.Sample], counts: dict[str, int]) -> st
     return (
         f"Of {figures.plural(sum(counts.values()), 'question')}: {kinds}. The {len(chosen)} shown were not "
         "picked by hand: three fixed, two broken, two kept, three never, in the order of a hash of the "
-        "question's text; a kind that is short is made up from the others, the least flattering first."
+        "question's text; where a kind has too few, others fill in, the least flattering first."
     )

@@ -2,7 +2,7 @@
 
 A run may be in progress, killed or edited by hand: a file that is missing or unreadable counts as empty, a line that
 is not a JSON object is skipped, and a value of the wrong type counts as absent. Text loses the characters a page
-cannot hold (control characters, lone surrogates); escaping is the template's business.
+cannot hold (control characters, lone surrogates); the template escapes it.
 """
 
 import json
@@ -33,7 +33,7 @@ def text(value: object) -> str:
 
 
 def number(value: object) -> float | None:
-    """A number, or None for anything else: a boolean, text, infinity, a size beyond all reason."""
+    """A number, or None for anything else: a boolean, text, infinity, a magnitude of 1e100 or more."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e100:
         return None
     return float(value) if abs(value) > 1e-100 else 0.0
@@ -120,7 +120,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Everything the report needs from a run directory but its ledger."""
+    """Read everything the report needs from a run directory except its ledger."""
     recipe_text = _read(folder / "recipe.yaml")
     try:
         recipe = mapping(yaml.safe_load(recipe_text)) if len(recipe_text) < 1_000_000 else {}
@@ -174,7 +174,7 @@ def _lines(path: Path) -> list[Json]:
 
 
 def _steps(lines: Sequence[Json]) -> list[Json]:
-    """Lines in order of their step; of a step done twice (a continued run) the last counts."""
+    """Lines ordered by step; when a continued run repeats a step, its last line counts."""
     by_step = {step: line for line in lines if (step := number(line.get("step"))) is not None}
     return [by_step[step] for step in sorted(by_step)]
 

@@ -43,7 +43,7 @@ def shown(stage: str) -> list[Curve]:
 
 
 def series(lines: list[Json], key: str) -> list[charts.Point]:
-    """The points (step, value) of one key, without the lines that have no number for it."""
+    """The points (step, value) of one key, skipping lines without a number for it."""
     return [(float(line["step"]), value) for line in lines if (value := number(line.get(key))) is not None]
 
 
@@ -88,7 +88,7 @@ def _drawing(curve: Curve, points: list[charts.Point]) -> Markup:
 # ---- The sync proof --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Sync:
-    """Disagreement of the sampler and the trainer about the log-probabilities of the same tokens."""
+    """Disagreement between sampler and trainer on the log-probabilities of the same tokens."""
 
     stage: str
     measured: int
@@ -183,14 +183,14 @@ FACTS = {
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """run.json as pairs of a name and a value, the known ones first and named."""
+    """run.json as (name, value) pairs, known keys first under readable names."""
     known = [(name, run.facts[key]) for key, name in FACTS.items() if key in run.facts]
     others = [(text(key).replace("_", " "), value) for key, value in run.facts.items() if key not in FACTS]
     return [(name, _fact(value)) for name, value in known + others]
 
 
 def built_from(run: Run) -> list[tuple[str, str]]:
-    """lineage.json as pairs of a part and where it is from: source, version, licence, hashes."""
+    """lineage.json as pairs of a part and its origin: source, version, licence, hashes."""
     parts = [("weights", mapping(run.lineage.get("base")))]
     for entry in rows(run.lineage.get("data")):
         parts.append(

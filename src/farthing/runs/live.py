@@ -18,7 +18,7 @@ from farthing.base.figures import duration, money, percent, short
 from farthing.recipe import Curve
 
 HISTORY = 60  # steps a sparkline shows
-RECENT = 20  # steps the time left is judged by
+RECENT = 20  # steps that the time left is estimated from
 MIN_STEPS = 3  # needed for an honest estimate of the time left
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -26,7 +26,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 class LiveView:
     """Show training as it goes. Use as a context manager and `update` it with each line of metrics.jsonl.
 
-    In a terminal the view redraws in place; elsewhere it writes about a hundred plain lines in all; `quiet` writes
+    In a terminal the view redraws in place; elsewhere it writes about a hundred plain lines; `quiet` writes
     nothing.
 
     Args:
@@ -98,7 +98,7 @@ class LiveView:
         self._console.print(Text(said), soft_wrap=True, highlight=False)
 
     def _value(self, curve: Curve) -> str:
-        """The latest value; not every step has one of an optional figure."""
+        """The latest value; an optional figure may be missing from a step."""
         lines = reversed(self._history) if curve.optional else [self._latest]
         value = next((line[curve.key] for line in lines if line.get(curve.key) is not None), None)
         return percent(value) if curve.share else short(value)
@@ -146,7 +146,7 @@ class LiveView:
         total = sum(self._activities.values())
         if total <= 0:
             return "time –"
-        shares = (f"{name} {seconds / total:.0%}" for name, seconds in self._activities.most_common())
+        shares = (f"{name} {percent(seconds / total, 0)}" for name, seconds in self._activities.most_common())
         return "time " + " · ".join(shares)
 
 

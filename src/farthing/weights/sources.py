@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import is_disk_full, new_file
+from farthing.base.files import is_disk_full, new_file, sync
 from farthing.weights import package
 from farthing.weights.folder import PICKLED, read_config, tensor_files
 
@@ -258,6 +258,7 @@ def _take_gguf(text: str, unpacked: Path, store: Path) -> tuple[str, Path]:
     version = next(unpacked.glob("*.dist-info")).name.removesuffix(".dist-info").split("-")[1]
     folder = store / version
     folder.mkdir(parents=True, exist_ok=True)
+    sync(path)  # a file with its final name is reused as whole
     return version, path.rename(folder / path.name)
 
 
