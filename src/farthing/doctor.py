@@ -30,9 +30,10 @@ from farthing.plans import measured as calibration
 T = TypeVar("T")
 
 HUB_SECONDS = 3.0
-COUNTED = 1.0  # seconds of counting what a cache holds
-CHOSEN, OTHER, COPIED = 0.5, 0.15, 0.2  # seconds of measuring products in each dtype, and memory
-_SHOWN = ("FARTHING_ISA", "FARTHING_KERNELS")  # settings that do not identify the machine's owner
+COUNTED = 1.0  # seconds to spend summing a cache's size
+# seconds to measure products in the chosen dtype, in the other one, and memory
+CHOSEN, OTHER, COPIED = 0.5, 0.15, 0.2
+_SHOWN = ("FARTHING_ISA", "FARTHING_KERNELS")  # settings whose values reveal nothing private
 
 
 def examine(*, offline: bool = False, runs: Path = Path("runs")) -> dict[str, Any]:

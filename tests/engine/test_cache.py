@@ -1,4 +1,4 @@
-"""The cache of latent attention: what it holds, and that decoding through it is the network's own."""
+"""The cache of latent attention: its size, and decoding through it equals full forward passes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Deepseek = Callable[..., tuple[Decoder, dict[str, Any]]]
 
 
 def greedy(decoder: Decoder, prompt: Sequence[int], count: int) -> list[int]:
-    """Greedy decoding by the expanded form: the whole sequence again for every token."""
+    """Greedy decoding in the expanded form, recomputing the whole sequence for every token."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(decoder(torch.tensor([ids]))[0, -1].argmax()))
@@ -22,7 +22,7 @@ def greedy(decoder: Decoder, prompt: Sequence[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_token_takes_its_latent_and_one_rotated_key_a_layer(
+def test_a_token_takes_one_latent_and_one_rotated_key_per_layer(
     small_deepseek: Deepseek, dtype: torch.dtype
 ) -> None:
     config = small_deepseek(num_nextn_predict_layers=2)[0].config
@@ -32,7 +32,7 @@ def test_a_token_takes_its_latent_and_one_rotated_key_a_layer(
     assert PagedCache(config, 4, 8, dtype, device, modules=2).bytes_per_token == 5 * (32 + 8) * size
     cache = PagedCache(config, 4, 8, dtype, device, routing=True)
     assert cache.routes is not None
-    assert cache.routes.shape == (4, 8, 2, 3)  # pages, tokens, layers with experts, experts of a token
+    assert cache.routes.shape == (4, 8, 2, 3)  # pages, tokens, layers with experts, experts per token
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def test_greedy_equals_the_expanded_form_over_whole_sequences(
         Request(prompt, Sampling(max_new_tokens=new, temperature=0))
         for prompt, new in zip(prompts, news, strict=True)
     ]
-    for _ in range(2):  # the second time every prompt's full pages are found again
+    for _ in range(2):  # the second time, every prompt's full pages are cached
         computed = engine.work.computed_tokens
         assert [samples[0].ids for samples in engine.generate(requests)] == expected
     assert engine.work.computed_tokens - computed < computed
@@ -62,7 +62,7 @@ def test_greedy_equals_the_expanded_form_over_whole_sequences(
 
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["mla", "gqa"])
-def test_several_new_tokens_see_what_came_before_each(small_deepseek: Deepseek, form: str) -> None:
+def test_several_new_tokens_attend_causally(small_deepseek: Deepseek, form: str) -> None:
     """Three tokens at once, in sequences of different lengths, against one pass over everything."""
     from dataclasses import replace
 

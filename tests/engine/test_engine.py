@@ -1,4 +1,4 @@
-"""The engine against plain forward passes: what it caches, shares and schedules must never show in its output."""
+"""The engine against plain forward passes: caching, sharing and scheduling must not change its output."""
 
 import copy
 
@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
-from farthing.engine import Engine, Request, Sample, Sampling
-from farthing.engine.sequence import Job, Running
+from farthing.engine import Engine, Request, Sampling
 from farthing.model import Decoder, ModelConfig
 
 CONFIG = ModelConfig(
@@ -26,7 +25,7 @@ def decoder():
 
 
 def greedy(decoder, ids, count):
-    """Greedy decoding the slow way: the whole sequence again for every token."""
+    """Greedy decoding that recomputes the whole sequence for every token."""
     ids = list(ids)
     for _ in range(count):
         ids.append(int(decoder(torch.tensor([ids]))[0, -1].argmax()))
@@ -53,7 +52,7 @@ def test_greedy_equals_plain_decoding_in_a_mixed_batch(decoder, max_batch):
     requests = [
         Request(p, Sampling(max_new_tokens=n, temperature=0)) for p, n in zip(prompts, news, strict=True)
     ]
-    for _ in range(2):  # the second time every prompt is already cached
+    for _ in range(2):  # the second time, every prompt is cached
         for prompt, new, (sample,) in zip(prompts, news, engine.generate(requests), strict=True):
             assert sample.ids == greedy(decoder, prompt, new)
             torch.testing.assert_close(sample.logprobs, score(decoder, prompt, sample.ids), atol=1e-4, rtol=0)
@@ -88,7 +87,7 @@ def test_prompt_is_computed_once_for_its_samples(decoder):
 
 
 @torch.no_grad()
-def test_new_weights_are_used_once_they_are_taken(decoder):
+def test_new_weights_are_used_after_take_weights(decoder):
     changed = Decoder(CONFIG)
     changed.init_weights(seed=5, std=0.3)
     engine = Engine(changed, page_size=4)
@@ -159,7 +158,7 @@ def test_pages_are_never_lost(decoder, shapes):
     assert all(users == 0 for users in engine.cache.users)
 
 
-def test_an_interrupted_prefill_gives_its_pages_back(decoder, monkeypatch):
+def test_an_interrupted_prefill_releases_its_pages(decoder, monkeypatch):
     engine = Engine(decoder, cache_tokens=64, page_size=4)
     request = Request(list(range(20)), Sampling(max_new_tokens=4), samples=3)
 
@@ -182,7 +181,7 @@ def test_a_request_without_room_waits_for_an_open_stream(decoder):
     stream = engine.stream(request)
     streamed = list(next(stream))
     assert engine.generate([request])[0][0].ids == expected
-    assert streamed + [token for piece in stream for token in piece] == expected  # it went on meanwhile
+    assert streamed + [token for piece in stream for token in piece] == expected  # it continued meanwhile
     assert engine.cache.available == len(engine.cache.users)
 
 
@@ -209,7 +208,7 @@ def test_requests_come_and_go_while_others_run(decoder):
     assert scheduler.step() == []  # nothing to do
 
 
-def test_the_work_is_told_once(decoder):
+def test_work_is_reported_once(decoder):
     engine = Engine(decoder, page_size=4)
     engine.generate([Request([1, 2, 3], Sampling(max_new_tokens=4))])
     work = engine.done()
@@ -217,22 +216,19 @@ def test_the_work_is_told_once(decoder):
     assert engine.done().new_tokens == 0
 
 
-def test_positions_the_model_was_not_made_for_are_refused(decoder):
+def test_too_many_positions_are_refused(decoder):
     engine = Engine(decoder, cache_tokens=8192)
     with pytest.raises(UserError, match="the model supports 2048"):
         engine.generate([Request([1] * 2040, Sampling(max_new_tokens=9))])
 
 
-def test_stop_strings_of_many_bytes_a_letter_are_found(decoder):
-    letters = "日本語テスト"
-    engine = Engine(decoder, decode=lambda ids: bytes(ids).decode(errors="replace"))
-    text = list(letters.encode())
-    sequence = engine_sequence(text, Sampling(stop=(letters,)))
-    assert engine._at_stop_string(sequence)
-
-
-def engine_sequence(ids, sampling):
-    return Running(Job(Request([], sampling)), Sample(ids=list(ids)), [], [], len(ids))
+def test_a_stop_string_may_take_several_tokens_per_letter(decoder):
+    """With a token per byte, 12 letters of 3 bytes take 36 tokens, all of which must be decoded to find them."""
+    engine = Engine(decoder, decode=lambda ids: "日" * (len(ids) // 3))
+    sampling = Sampling(max_new_tokens=50, stop=("日" * 12,))
+    [[sample]] = engine.generate([Request([3, 1, 4], sampling)])
+    assert sample.finish_reason == "stop"
+    assert len(sample.ids) == 36
 
 
 def test_a_model_that_has_generated_can_be_copied(decoder):

@@ -1,4 +1,4 @@
-"""The model a person holds: generate, chat, stream, save."""
+"""The user-facing model: generate, chat, stream, save."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ import farthing
 from farthing.base.device import choose
 from farthing.base.errors import UserError
 from farthing.engine import Completion, Model
-from farthing.engine import model as module
+from farthing.engine import model as engine_model
 
 ASK = [{"role": "user", "content": "State the final answer to the following arithmetic problem: 3 + 4 ="}]
 PLAIN = "<|user|>State the final answer to the following arithmetic problem: {} ="
@@ -27,7 +27,7 @@ def scores(model: Model, prompt: list[int], ids: list[int]) -> list[float]:
     return [float(row[token]) for row, token in zip(logits.log_softmax(-1), ids, strict=True)]
 
 
-def test_logits_are_a_float_for_every_entry(model: Model) -> None:
+def test_logits_cover_every_vocabulary_entry(model: Model) -> None:
     logits = model.logits(torch.tensor([[1, 2, 3], [4, 5, 6]]))
     assert logits.shape == (2, 3, 304)
     assert logits.dtype == torch.float32
@@ -39,18 +39,18 @@ def test_chat_answers_with_a_number_and_its_log_probabilities(model: Model) -> N
     assert isinstance(answer, farthing.Completion)
     assert int(answer.text) in range(-9, 19)
     assert answer.finish_reason == "stop"
-    assert answer.ids[-1] == 0  # <|end|> stays in the ids and out of the text
+    assert answer.ids[-1] == 0  # <|end|> is in the ids but not in the text
     assert answer.text == model.tokenizer.decode(answer.ids[:-1])
     expected = scores(model, model.tokenizer.chat_ids(ASK), answer.ids)
     assert answer.logprobs == pytest.approx(expected, abs=0.05)
     assert model.chat(ASK, temperature=0, max_new_tokens=1).finish_reason == "length"
 
 
-def test_the_sum_of_a_chat_equals_its_stream(model: Model) -> None:
+def test_streamed_pieces_add_up_to_the_answer(model: Model) -> None:
     for seed in range(5):
-        how = {"temperature": 2.0, "max_new_tokens": 12, "seed": seed}
-        pieces = list(model.stream(ASK, **how))
-        assert "".join(pieces) == model.chat(ASK, **how).text
+        options = {"temperature": 2.0, "max_new_tokens": 12, "seed": seed}
+        pieces = list(model.stream(ASK, **options))
+        assert "".join(pieces) == model.chat(ASK, **options).text
         assert all(pieces)
 
 
@@ -61,7 +61,7 @@ def test_generate_takes_one_text_or_many(model: Model) -> None:
     assert [c.ids for c in together] == [c.ids for (c,) in alone]
     assert model.generate([]) == []
     same = model.generate([texts[0]] * 8, temperature=1.5, max_new_tokens=5)
-    assert len({tuple(c.ids) for c in same}) > 1  # equal prompts do not share their draws
+    assert len({tuple(c.ids) for c in same}) > 1  # equal prompts do not share draws
 
 
 def test_seeds(model: Model) -> None:
@@ -70,7 +70,7 @@ def test_seeds(model: Model) -> None:
 
     assert answers(seed=1) == answers(seed=1)
     assert answers(seed=1) != answers(seed=2)
-    assert answers() == answers()  # nothing said means seed 0
+    assert answers() == answers()  # the default seed is 0
     assert answers(seed=None) != answers(seed=None)
     draws = {"temperature": 2.0, "max_new_tokens": 12, "seed": None}
     assert len({tuple(model.chat(ASK, **draws).ids) for _ in range(3)}) > 1
@@ -79,10 +79,10 @@ def test_seeds(model: Model) -> None:
 
 @pytest.mark.parametrize("form", [tuple, list, "".join])
 @pytest.mark.parametrize("length", [1, 3, 7])
-def test_a_stop_string_ends_the_answer_and_is_left_out(
+def test_a_stop_string_ends_the_answer_and_is_removed(
     model: Model, form: Callable[[list[str]], Any], length: int
 ) -> None:
-    for seed in range(300):  # what the model babbles when it is this hot may differ between machines
+    for seed in range(300):  # sampled text at this temperature may differ between machines
         babble = {"temperature": 4.0, "max_new_tokens": 40, "seed": seed}
         whole = model.chat(ASK, **babble)
         parts = {at: whole.text[at : at + length] for at in range(4, len(whole.text) - length - 6)}
@@ -96,9 +96,9 @@ def test_a_stop_string_ends_the_answer_and_is_left_out(
     assert len(cut.ids) < len(whole.ids)
     assert cut.finish_reason == "stop"
     assert "".join(model.stream(ASK, stop=form([stop]), **babble)) == cut.text
-    unsaid = whole.text[1] + "@#$%&"  # though one letter of it is
-    assert model.chat(ASK, stop=form([unsaid]), **babble).text == whole.text
-    pieces = list(model.stream(ASK, stop=form([unsaid]), **babble))
+    absent = whole.text[1] + "@#$%&"  # its first letter occurs, the whole does not
+    assert model.chat(ASK, stop=form([absent]), **babble).text == whole.text
+    pieces = list(model.stream(ASK, stop=form([absent]), **babble))
     assert "".join(pieces) == whole.text
     assert len(pieces) > 3
     (generated,) = model.generate(PLAIN, stop=form([whole.text[0]]), **babble)
@@ -106,7 +106,7 @@ def test_a_stop_string_ends_the_answer_and_is_left_out(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"temprature": 1}, "temprature.*sampling accepts .*temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
@@ -116,13 +116,13 @@ def test_a_stop_string_ends_the_answer_and_is_left_out(
         ({"temperature": "hot"}, "hot|str"),
     ],
 )
-def test_a_wrong_sampling_value_is_named(model: Model, wrong: dict[str, Any], said: str) -> None:
+def test_a_wrong_sampling_value_is_named(model: Model, wrong: dict[str, Any], message: str) -> None:
     for call in (
         lambda: model.generate("1", **wrong),
         lambda: model.chat(ASK, **wrong),
         lambda: list(model.stream(ASK, **wrong)),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             call()
 
 
@@ -139,14 +139,15 @@ def test_a_saved_model_is_the_same_model(model: Model, tmp_path: Path) -> None:
     again = farthing.load(str(folder))
     for one, two in zip(model.decoder.parameters(), again.decoder.parameters(), strict=True):
         assert torch.equal(one, two)
-    how = {"temperature": 1.0, "max_new_tokens": 12, "seed": 3}
-    answer = farthing.load(model.folder).chat(ASK, **how)  # new as they are: a cached prompt rounds otherwise
-    assert again.chat(ASK, **how) == answer
+    options = {"temperature": 1.0, "max_new_tokens": 12, "seed": 3}
+    # loaded anew, because a cached prompt rounds differently
+    answer = farthing.load(model.folder).chat(ASK, **options)
+    assert again.chat(ASK, **options) == answer
     assert again.save(folder) == folder  # in place
-    assert farthing.load(folder).chat(ASK, **how) == answer
+    assert farthing.load(folder).chat(ASK, **options) == answer
 
 
-def test_a_change_of_the_weights_shows_in_the_next_answer(tiny_model: Path) -> None:
+def test_changed_weights_affect_the_next_answer(tiny_model: Path) -> None:
     model = farthing.load(tiny_model, dtype="float32")
     before = model.chat(ASK, temperature=0, max_new_tokens=4)
     with torch.no_grad():
@@ -156,16 +157,16 @@ def test_a_change_of_the_weights_shows_in_the_next_answer(tiny_model: Path) -> N
     assert after.ids != before.ids
 
 
-def test_a_change_of_the_weights_reaches_a_prompt_that_is_cached(tiny_model: Path) -> None:
+def test_changed_weights_invalidate_a_cached_prompt(tiny_model: Path) -> None:
     model, long = farthing.load(tiny_model), PLAIN.format("1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1")
-    how = {"temperature": 0, "max_new_tokens": 4}
-    model.generate(long, **how)
+    options = {"temperature": 0, "max_new_tokens": 4}
+    model.generate(long, **options)
     with torch.no_grad():
         model.decoder.layers[0].feedforward.down.weight.mul_(-2.0)
-    changed = model.generate(long, **how)[0].logprobs
+    changed = model.generate(long, **options)[0].logprobs
     expected = Model(tiny_model, choose().torch_dtype)
     expected.decoder.load_state_dict(model.decoder.state_dict())
-    assert changed == pytest.approx(expected.generate(long, **how)[0].logprobs, abs=1e-6)
+    assert changed == pytest.approx(expected.generate(long, **options)[0].logprobs, abs=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("float32", torch.float32), (torch.float32, torch.float32)])
@@ -183,23 +184,22 @@ def test_devices(tiny_model: Path) -> None:
             farthing.load(tiny_model, device=device)  # type: ignore[arg-type]
 
 
-def test_weights_made_in_inference_mode_generate(tiny_model: Path) -> None:
+def test_weights_created_in_inference_mode_generate(tiny_model: Path) -> None:
     with torch.inference_mode():
         model = farthing.load(tiny_model, device="cpu")
     assert model.chat(ASK, temperature=0, max_new_tokens=3).ids
 
 
-def test_the_cache_is_smaller_where_memory_is_short(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_shrinks_with_free_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = farthing.load(tiny_model, device="cpu")
-    each = 2 * 2 * 2 * 16 * model.decoder.embed.weight.element_size()  # keys and values, layers, heads, width
-    monkeypatch.setattr(module, "free_memory", lambda _: 2 * 3000 * each)
-    assert model._affordable(32_768) == 3000
-    assert model._affordable(2000) == 2000
+    # keys and values, layers, heads, width
+    token_bytes = 2 * 2 * 2 * 16 * model.decoder.embed.weight.element_size()
+    monkeypatch.setattr(engine_model, "free_memory", lambda _: 2 * 3000 * token_bytes)
+    with pytest.raises(UserError, match="the cache holds 3008"):  # 3000 tokens, rounded up to whole pages
+        model.chat(ASK, max_new_tokens=4000)
     assert model.chat(ASK, max_new_tokens=3).ids
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         farthing.load(tmp_path / "nowhere")

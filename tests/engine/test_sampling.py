@@ -1,4 +1,4 @@
-"""Sampling: the right frequencies, the right cut-offs, log-probabilities of the distribution before truncation."""
+"""Sampling: frequencies, truncation, and log-probabilities of the distribution before truncation."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_frequencies_follow_the_softmax(size):
         (Sampling(temperature=0.01), {0}),
     ],
 )
-def test_truncation_keeps_the_likeliest_and_reports_the_whole_distribution(sampling, allowed):
+def test_truncation_keeps_the_likeliest_and_scores_the_full_distribution(sampling, allowed):
     probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
     ids, logprobs, _ = draw(probabilities.log(), sampling, 500)
     assert set(ids.tolist()) == allowed
@@ -48,7 +48,7 @@ def test_truncation_keeps_the_likeliest_and_reports_the_whole_distribution(sampl
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 2**31))
-def test_only_entries_with_weight_are_drawn(uniform, seed):
+def test_only_entries_with_positive_weight_are_drawn(uniform, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1, 1100, generator=generator) * 30
     logits[0, torch.rand(1100, generator=generator) < 0.7] = -torch.inf

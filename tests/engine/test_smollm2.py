@@ -37,7 +37,7 @@ def ours(smollm2: Path) -> Model:
 
 
 def load_theirs(folder: Path) -> Any:
-    """transformers' model of a folder in float32, every tensor of which must have found its place."""
+    """Load a folder in transformers in float32 and check that every tensor was used."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     model, report = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -52,14 +52,14 @@ def theirs(smollm2: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(ours: Model) -> list[list[int]]:
-    """Twenty: sixteen plain texts and four conversations."""
+    """Twenty prompts: sixteen plain texts and four conversations."""
     chats = [ours.tokenizer.chat_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
     return [ours.tokenizer.encode(text) for text in PROMPTS] + chats
 
 
 @torch.no_grad()
 def greedy(model: Any, prompts: list[list[int]], stops: frozenset[int]) -> list[list[int]]:
-    """transformers' own generation, one padded batch."""
+    """transformers' own generation, in one padded batch."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -87,19 +87,19 @@ def test_logits_equal_transformers(
         expected = theirs(batch).logits
         assert float(expected.abs().max()) > 5
         torch.testing.assert_close(ours.logits(batch), expected, atol=1e-4, rtol=0)
-    # In the template's system message rounding shows more: transformers' own two attention kernels (sdpa,
-    # eager) differ there by 0.9e-4 from each other, and by 0.8e-4 and 1.3e-4 from float64.
+    # Rounding is larger in the template's system message: transformers' own attention kernels (sdpa, eager) differ
+    # there by 0.9e-4 from each other, and by 0.8e-4 and 1.3e-4 from float64.
     batch = torch.tensor([prompts[-1]])
     torch.testing.assert_close(ours.logits(batch), theirs(batch).logits, atol=3e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_fast_paths_only_round(ours: Model, theirs: Any, prompts: list[list[int]]) -> None:
+def test_fast_paths_differ_only_by_rounding(ours: Model, theirs: Any, prompts: list[list[int]]) -> None:
     for ids in prompts[::4]:
         batch = torch.tensor([ids])
         expected = theirs(batch).logits
-        apart = (ours.logits(batch) - expected).abs().max() / expected.abs().max()
-        assert float(apart) < 2e-5
+        error = (ours.logits(batch) - expected).abs().max() / expected.abs().max()
+        assert float(error) < 2e-5
 
 
 def test_greedy_answers_equal_transformers_in_a_mixed_batch(
@@ -108,9 +108,8 @@ def test_greedy_answers_equal_transformers_in_a_mixed_batch(
     stops = ours.tokenizer.stop_ids
     expected = greedy(theirs, prompts, stops)
     requests = [Request(ids, Sampling(max_new_tokens=NEW, temperature=0)) for ids in prompts]
-    engine = Engine(
-        ours.decoder, stops, max_batch=7, cache_tokens=2048
-    )  # sequences join and leave as others run
+    # sequences join and leave while others run
+    engine = Engine(ours.decoder, stops, max_batch=7, cache_tokens=2048)
     got = [sample.ids for (sample,) in engine.generate(requests)]
     assert len({len(ids) for ids in prompts}) > 5
     for prompt, mine, want in zip(prompts, got, expected, strict=True):

@@ -1,4 +1,4 @@
-"""Speculative decoding against plain decoding: the same tokens in fewer passes."""
+"""Speculative decoding against plain decoding: equal tokens in fewer passes."""
 
 import copy
 import itertools
@@ -22,9 +22,11 @@ from farthing.model import Decoder
 Deepseek = Callable[..., tuple[Decoder, dict[str, Any]]]
 
 
-def foretelling(decoder: Decoder) -> Decoder:
-    """The same network made to write by the last token alone, and its modules made to know how: module k's guess is
-    what the network will write. Some of its choices are left wrong, so that guesses of every length occur."""
+def predictable(decoder: Decoder) -> Decoder:
+    """Return the network changed to depend almost only on the last token, with modules that mostly guess its choices.
+
+    Some guesses stay wrong, so that accepted runs of every length occur.
+    """
     twin = copy.deepcopy(decoder)
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
@@ -35,18 +37,18 @@ def foretelling(decoder: Decoder) -> Decoder:
             twin.get_parameter(f"mtp.{depth}.join.weight").copy_(
                 torch.cat([torch.eye(width), 0.01 * torch.ones(width, width)], 1)
             )
-        twin.head.weight.mul_(3)  # surer of itself, so that sampling too follows it
+        twin.head.weight.mul_(3)  # more confident, so that sampling follows it too
     return twin
 
 
 @pytest.fixture(scope="module", params=["mla", "gqa"])
 def decoders(request: pytest.FixtureRequest, small_deepseek: Deepseek) -> dict[str, Decoder]:
-    """A random network whose guesses are wrong, and one whose guesses are mostly right, with three modules each."""
+    """A random network whose guesses are wrong and one whose guesses are mostly right, with three modules each."""
     random, _ = small_deepseek(num_hidden_layers=2, num_nextn_predict_layers=3)
     if request.param == "gqa":
         random = Decoder(replace(random.config, mla=None, head_dim=16, num_kv_heads=2)).eval()
         random.init_weights(seed=5, std=0.15)
-    return {"random": random, "foretelling": foretelling(random)}
+    return {"random": random, "predictable": predictable(random)}
 
 
 def requests(stop_ids: frozenset[int] = frozenset(), temperature: float = 0.0) -> list[Request]:
@@ -76,7 +78,7 @@ def same(plain: list[list[Sample]], fast: list[list[Sample]]) -> None:
         assert after.entropy == pytest.approx(before.entropy, abs=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["random", "foretelling"])
+@pytest.mark.parametrize("kind", ["random", "predictable"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_tokens_are_those_of_plain_decoding(
@@ -87,14 +89,14 @@ def test_the_tokens_are_those_of_plain_decoding(
     plain = Engine(decoder, max_batch=8, cache_tokens=800, page_size=4)
     expected = plain.generate(wanted)
     stops = frozenset(sample.ids[len(sample.ids) // 2] for group in expected for sample in group)
-    for max_batch, times in ((1, 1), (5, 2)):  # the second time every prompt is already cached
+    for max_batch, times in ((1, 1), (5, 2)):  # the second time, every prompt is cached
         engine = Engine(decoder, max_batch=max_batch, cache_tokens=160, page_size=4, speculate=count)
         for _ in range(times):
             same(expected, engine.generate(wanted))
         assert engine.cache.available == len(engine.cache.users)
         work = engine.work
         assert all(work.guessed[depth + 1] <= work.accepted[depth] for depth in range(count))
-        if kind == "foretelling":
+        if kind == "predictable":
             assert len(work.acceptance) == count
             assert all(share > 0.3 for share in work.acceptance)
             assert work.acceptance[0] < 1  # both kinds of guess occur
@@ -106,19 +108,19 @@ def test_the_tokens_are_those_of_plain_decoding(
 
 
 @torch.no_grad()
-def test_a_module_reads_what_it_would_read_in_one_pass(small_deepseek: Deepseek) -> None:
-    """Every guess of a run equals the one computed from scratch over the sequence so far."""
+def test_guesses_equal_those_of_a_full_pass(small_deepseek: Deepseek) -> None:
+    """Every guess equals the one computed from scratch over the sequence so far."""
     from farthing.model import Segments
 
     decoder, _ = small_deepseek(num_nextn_predict_layers=2)
-    decoder = foretelling(decoder)
+    decoder = predictable(decoder)
     engine = Engine(decoder, max_batch=4, page_size=4, speculate=2)
     assert engine.guesser is not None
-    real, seen = engine.guesser.guess, 0
+    original, checked = engine.guesser.guess, 0
 
     def watched(sequences: list[Running], work: Any) -> None:
-        nonlocal seen
-        real(sequences, work)
+        nonlocal checked
+        original(sequences, work)
         for s in sequences:
             ids = [*s.prompt, *s.sample.ids]
             context = torch.tensor(ids[: s.length])
@@ -129,19 +131,19 @@ def test_a_module_reads_what_it_would_read_in_one_pass(small_deepseek: Deepseek)
                 hidden = decoder.mtp_hidden(depth, after, hidden, positions, attend)
                 logits = decoder.logits(hidden[-1:])[0]
                 assert float(logits.max() - logits[guess]) < 1e-4
-                seen += 1
+                checked += 1
 
     engine.guesser.guess = watched  # type: ignore[assignment, method-assign]
     prompts = [
         torch.randint(0, 304, (n,), generator=torch.Generator().manual_seed(n)) for n in (1, 2, 4, 7, 13)
     ]
     engine.generate([Request(p.tolist(), Sampling(max_new_tokens=12, temperature=0)) for p in prompts])
-    assert seen > 40
+    assert checked > 40
 
 
 def test_routes_are_those_of_plain_decoding(small_deepseek: Deepseek) -> None:
     decoder, _ = small_deepseek()
-    decoder = foretelling(decoder)
+    decoder = predictable(decoder)
     plain, fast = (
         Engine(decoder, max_batch=4, page_size=4, record_routing=True, speculate=count).generate(requests())
         for count in (0, 1)
@@ -152,8 +154,8 @@ def test_routes_are_those_of_plain_decoding(small_deepseek: Deepseek) -> None:
         assert torch.equal(after.routes.sort(-1).values, before.routes.sort(-1).values)
 
 
-def test_a_stream_gives_several_tokens_at_once(small_deepseek: Deepseek) -> None:
-    decoder = foretelling(small_deepseek()[0])
+def test_a_stream_yields_several_tokens_at_once(small_deepseek: Deepseek) -> None:
+    decoder = predictable(small_deepseek()[0])
     request = Request([3, 1, 4], Sampling(max_new_tokens=30, temperature=0))
     plain = Engine(decoder).generate([request])[0][0].ids
     pieces = list(Engine(decoder, speculate=1).stream(request))
@@ -166,7 +168,7 @@ def test_a_stream_gives_several_tokens_at_once(small_deepseek: Deepseek) -> None
     st.lists(st.tuples(st.integers(1, 20), st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=6),
     st.integers(1, 2),
 )
-def test_what_fits_plain_decoding_fits_with_guesses_and_no_page_is_lost(
+def test_speculation_needs_no_more_cache_and_loses_no_page(
     small_deepseek: Deepseek, shapes: list[tuple[int, int, int]], count: int
 ) -> None:
     decoder, _ = small_deepseek(num_hidden_layers=1, num_nextn_predict_layers=2)
@@ -177,7 +179,7 @@ def test_what_fits_plain_decoding_fits_with_guesses_and_no_page_is_lost(
     assert all(users == 0 for users in engine.cache.users)
 
 
-def test_what_the_modules_compute_is_booked(small_deepseek: Deepseek) -> None:
+def test_the_modules_work_is_booked(small_deepseek: Deepseek) -> None:
     decoder, hf = small_deepseek(num_nextn_predict_layers=2)
     engine = Engine(decoder, page_size=4, speculate=1)
     prompt, new = 10, 3

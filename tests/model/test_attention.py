@@ -1,4 +1,4 @@
-"""The written-out backward pass of short attention, against torch's."""
+"""The custom backward pass of short attention, compared with torch."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def gradients(attention: object, inputs: list[Tensor], mask: Tensor | None) -> l
 
 @pytest.mark.parametrize(("heads", "groups", "value"), [(4, 4, 8), (6, 2, 8), (4, 4, 5)])
 @pytest.mark.parametrize("masked", ["causal", "added", "boolean"])
-def test_its_gradients_are_torchs(heads: int, groups: int, value: int, masked: str) -> None:
+def test_gradients_equal_torch(heads: int, groups: int, value: int, masked: str) -> None:
     inputs = tensors(19, heads, groups, 8, value)
     seen = torch.ones(19, 19, dtype=torch.bool).tril()
     seen[12:, 4:12] = False  # two samples of one prompt
@@ -33,20 +33,20 @@ def test_its_gradients_are_torchs(heads: int, groups: int, value: int, masked: s
         "boolean": seen,
     }[masked]
     theirs = gradients(fused, inputs, mask)
-    for way in (short, plain):
-        for got, expected in zip(gradients(way, inputs, mask), theirs, strict=True):
+    for function in (short, plain):
+        for got, expected in zip(gradients(function, inputs, mask), theirs, strict=True):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_in_bfloat16_it_is_as_near_the_truth_as_torchs() -> None:
+def test_in_bfloat16_it_is_as_accurate_as_torch() -> None:
     inputs = tensors(64, 4, 4, 16, 16)
     truth = gradients(fused, inputs, None)
     halves = [t.bfloat16() for t in inputs]
 
     def errors(attention: object) -> list[float]:
-        found = gradients(attention, halves, None)
+        results = gradients(attention, halves, None)
         return [
-            float((got.float() - want).norm() / want.norm()) for got, want in zip(found, truth, strict=True)
+            float((got.float() - want).norm() / want.norm()) for got, want in zip(results, truth, strict=True)
         ]
 
     for ours, theirs in zip(errors(short), errors(fused), strict=True):

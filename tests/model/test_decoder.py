@@ -1,4 +1,4 @@
-"""The decoder against transformers: the same random weights must give the same logits and gradients."""
+"""The decoder against transformers: equal random weights must give equal logits and gradients."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ FAMILIES = {
 
 @pytest.fixture(params=FAMILIES, ids=list(FAMILIES))
 def pair(request, tmp_path):
-    """(transformers' model, ours, its folder), every parameter random so that no norm or bias is a no-op."""
+    """Return transformers' model, ours and the folder, with random parameters so that no norm or bias is a no-op."""
     torch.manual_seed(7)
     theirs = transformers.AutoModelForCausalLM.from_config(
         FAMILIES[request.param], attn_implementation="eager"
@@ -67,7 +67,7 @@ def test_gradients_equal_transformers(pair, tmp_path):
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         assert model is not None
-    with torch.no_grad():  # carry gradients over by saving them as if they were weights
+    with torch.no_grad():  # save the gradients as if they were weights, to get them under transformers' names
         for parameter in ours.parameters():
             parameter.copy_(parameter.grad)
     hf = transformers.AutoConfig.from_pretrained(folder).to_dict()

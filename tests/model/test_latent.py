@@ -1,4 +1,4 @@
-"""Latent attention: both of its forms give the same, and what it leaves in a cache is what the documentation says."""
+"""Latent attention: both forms agree, and cache entries have the documented size."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ def network(settings: ModelConfig) -> Decoder:
 
 
 class Absorbed(Segments):
-    """The absorbed form, written out for each sequence."""
+    """The absorbed form, spelled out for each sequence."""
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
         outs = []
@@ -59,7 +59,7 @@ CASES = {
 @pytest.mark.parametrize("settings", CASES.values(), ids=list(CASES))
 def test_absorbed_equals_expanded(settings, lora):
     decoder = network(settings)
-    if lora:  # a low-rank update of the matrix that is absorbed must be absorbed too
+    if lora:  # a low-rank update of the absorbed matrix must be absorbed too
         for layer in decoder.layers:
             up = layer.attention.kv_b
             up.lora = Lora(up, rank=3, alpha=6.0, generator=torch.Generator().manual_seed(1))
@@ -87,7 +87,7 @@ def test_a_low_rank_update_changes_both_forms():
 
 
 def test_samples_that_share_a_prompt_equal_separate_sequences():
-    """With latent attention and a mixture of experts, whose choice is each token's own."""
+    """With latent attention and a mixture of experts, which routes each token independently."""
     decoder = network(config(moe=Moe(experts=4, top_k=2, expert_size=8)))
     generator = torch.Generator().manual_seed(1)
     prompt, *tails = (torch.randint(0, 97, (n,), generator=generator) for n in (7, 5, 1, 9))
@@ -136,21 +136,21 @@ def test_a_token_of_v3_takes_70_272_bytes():
     assert settings.num_layers * settings.mla.cache_dim * 2 == 70_272
 
 
-def test_the_latent_and_the_rotated_key_are_what_is_handed_over():
-    """What an `Attend` gets to keep, a token: `cache_dim` elements, whatever the number of heads."""
-    seen = []
+def test_attend_receives_the_latent_and_the_rotated_key():
+    """An `Attend` receives `cache_dim` elements per token, whatever the number of heads."""
+    sizes = []
 
-    class Keeping(Segments):
+    class Recording(Segments):
         def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
-            seen.append(c_NL[0].numel() + r_NR[0].numel())
+            sizes.append(c_NL[0].numel() + r_NR[0].numel())
             return super().latent(attention, q_NHD, c_NL, r_NR)
 
     decoder = network(config())
-    decoder.hidden(torch.arange(5), torch.arange(5), Keeping([(5, ())]))
-    assert seen == [16, 16] == [decoder.config.mla.cache_dim] * 2
+    decoder.hidden(torch.arange(5), torch.arange(5), Recording([(5, ())]))
+    assert sizes == [16, 16] == [decoder.config.mla.cache_dim] * 2
 
 
-def test_the_table_of_cache_sizes_is_computed():
+def test_the_documented_cache_sizes_are_correct():
     page = (ROOT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| .+? \| (\d+) \| (\d+) \+ (\d+) \| ([\d,]+) \|$", page, flags=re.M)
     heads = re.findall(r"^\| .+? \| (\d+) \| 2 x (\d+) x (\d+) \| ([\d,]+) \|$", page, flags=re.M)

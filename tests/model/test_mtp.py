@@ -1,4 +1,4 @@
-"""Prediction modules against transformers' `MtpModel`, chained, and read by it from the folder we write."""
+"""Prediction modules against transformers' `MtpModel`, chained and loaded from the folder we write."""
 
 import copy
 from types import SimpleNamespace
@@ -36,13 +36,13 @@ def network(depth: int, **changed: Any) -> tuple[Decoder, dict[str, Any]]:
 
 
 def in_transformers(decoder: Decoder, hf: dict[str, Any], folder: Any) -> tuple[Any, Any, Any]:
-    """(its model, its prediction modules, what it says about keys), read from the folder that we write."""
+    """Return transformers' model, its prediction modules and its report on the keys, from the folder we write."""
     save_decoder(decoder, hf, folder, tokenizer_from=None)
     kinds = {"dtype": torch.float32, "experts_implementation": "eager"}
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, **kinds
     )
-    # It looks for modules under model.layers.61 alone, whatever the model's depth; here they come after the last.
+    # It looks for modules only under model.layers.61, whatever the model's depth; ours come after the last layer.
     numbers = "|".join(str(LAYERS + k) for k in range(decoder.config.mtp_depth))
     model._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.({numbers})\."]
     return model.eval(), MtpModel.from_pretrained(model).eval(), report
@@ -56,7 +56,7 @@ def pair(request, tmp_path):
 
 
 def our_logits(decoder: Decoder, ids: torch.Tensor) -> list[torch.Tensor]:
-    """The decoder's logits and each module's, every one of as many rows as it has tokens to look at."""
+    """Return the logits of the decoder and of each module, with one row per token it can look at."""
     attend, positions = Segments([(len(ids), ())]), torch.arange(len(ids))
     hidden = decoder.hidden(ids, positions, attend)
     out = [decoder.logits(hidden)]
@@ -73,7 +73,7 @@ def their_logits(model: Any, modules: Any, ids: torch.Tensor) -> list[torch.Tens
     for depth, module in enumerate(modules.layers):
         hidden = hidden[:, : len(ids) - depth - 1]
         embedded = model.model.embed_tokens(ids[None, depth + 1 :])
-        positions = torch.arange(depth + 1, len(ids))[None]  # of the tokens looked at: rotation is relative
+        positions = torch.arange(depth + 1, len(ids))[None]  # of the tokens read; rotation is relative
         rope = model.model.rotary_emb(embedded, positions)
         hidden = module(embedded, hidden, rope, None, positions, None)
         out.append(model.lm_head(hidden)[0])
@@ -94,7 +94,7 @@ def test_chained_modules_equal_transformers(pair):
 
 
 def test_gradients_equal_transformers(pair, tmp_path):
-    """Of the modules and, through them, of the decoder, the embedding and the head."""
+    """Gradients of the modules and, through them, of the decoder, the embedding and the head."""
     ids = tokens(2)
     for model, logits in (
         (pair.ours, our_logits(pair.ours, ids)),
@@ -102,25 +102,24 @@ def test_gradients_equal_transformers(pair, tmp_path):
     ):
         model.zero_grad()
         sum(F.cross_entropy(out[:-1], ids[k + 1 :]) for k, out in enumerate(logits)).backward()
-    carrier = copy.deepcopy(
-        pair.ours
-    )  # gradients go over to their names by being saved as if they were weights
+    # save the gradients as if they were weights, to get them under transformers' names
+    carrier = copy.deepcopy(pair.ours)
     with torch.no_grad():
         for parameter, ours in zip(carrier.parameters(), pair.ours.parameters(), strict=True):
             if parameter.requires_grad:
                 parameter.copy_(ours.grad)
     carried, modules, _ = in_transformers(carrier, pair.hf, tmp_path / "gradients")
     for holder, theirs in ((carried, pair.theirs), (modules, pair.modules)):
-        found = dict(holder.named_parameters())
+        gradients = dict(holder.named_parameters())
         for name, parameter in theirs.named_parameters():
             torch.testing.assert_close(
-                found[name], parameter.grad, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+                gradients[name], parameter.grad, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
             )
     assert pair.ours.mtp[-1].join.weight.grad.abs().max() > 1e-3
 
 
-def test_transformers_reports_the_modules_and_nothing_else(pair):
-    """It knows modules after layer 60 alone: at any other depth it says that they are unexpected, and goes without."""
+def test_transformers_reports_only_the_modules_as_unexpected(pair):
+    """It recognises modules only after layer 60; at any other depth it reports them as unexpected and ignores them."""
     numbers = tuple(f"model.layers.{LAYERS + k}." for k in range(pair.ours.config.mtp_depth))
     assert not pair.report["missing_keys"]
     assert pair.report["unexpected_keys"]
@@ -146,21 +145,20 @@ def test_a_module_reads_the_embedding_first():
     decoder, _ = network(1)
     module = decoder.mtp[0]
     with torch.no_grad():
-        module.join.weight[:, 32:] = 0  # deaf to what the decoder made
+        module.join.weight[:, 32:] = 0  # ignore the decoder's output
     attend, positions = Segments([(LENGTH, ())]), torch.arange(LENGTH)
     outs = [decoder.mtp_hidden(0, tokens(3), torch.randn(LENGTH, 32), positions, attend) for _ in range(2)]
     assert torch.equal(*outs)
 
 
-def test_a_prediction_looks_ahead_by_one_token_a_module_and_no_further():
+def test_each_module_looks_exactly_one_token_further():
     decoder, _ = network(2)
     ids, at = tokens(4), 15
     before = our_logits(decoder, ids)
     ids[at] = (ids[at] + 1) % 97
     for depth, (was, now) in enumerate(zip(before, our_logits(decoder, ids), strict=True)):
-        changed = ((was - now).abs() > 1e-5).any(
-            -1
-        )  # experts that get a row more or less may round otherwise
+        # experts that get a row more or less may round differently
+        changed = ((was - now).abs() > 1e-5).any(-1)
         assert not changed[: at - depth].any()
         assert changed[at - depth]
 

@@ -1,4 +1,4 @@
-"""YaRN: the same frequencies as transformers, and m squared on DeepSeek's scores."""
+"""YaRN: frequencies equal to transformers, and m squared on DeepSeek's scores."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_frequencies_and_scales_equal_transformers(half, theta, factor, original
 
 
 @given(factor=st.floats(1.5, 64.0), half=st.integers(4, 64))
-def test_fast_pairs_are_kept_and_slow_ones_stretched(factor, half):
+def test_fast_pairs_are_kept_and_slow_ones_scaled(factor, half):
     rope = Rope(kind="yarn", factor=factor, original_max_positions=4096)
     plain, got = frequencies(Rope(), 2 * half), frequencies(rope, 2 * half)
     turns = 4096 * plain / (2 * math.pi)
@@ -62,7 +62,7 @@ def test_fast_pairs_are_kept_and_slow_ones_stretched(factor, half):
     assert (got >= plain / factor * 0.999999).all()
 
 
-def test_without_stretching_it_is_the_plain_embedding():
+def test_factor_1_is_the_plain_embedding():
     assert torch.equal(frequencies(Rope(kind="yarn", factor=1.0), 64), frequencies(Rope(), 64))
 
 
@@ -70,15 +70,15 @@ def test_without_stretching_it_is_the_plain_embedding():
     ("model", "mscale", "expected"), [("V3", 1.0, 1.3689**2), ("V2-Lite", 0.707, 1.2608**2)]
 )
 def test_the_scores_of_deepseeks_models_are_sharpened_by_m_squared(model, mscale, expected):
-    """m = 0.1 * mscale_all_dim * ln 40 + 1; cosines and sines are left as they are (arXiv:2405.04434 sec. 3.1.4)."""
+    """m = 0.1 * mscale_all_dim * ln 40 + 1; cosines and sines are unscaled (arXiv:2405.04434 sec. 3.1.4)."""
     scales = {"mscale": mscale, "mscale_all_dim": mscale}
     rope = decoder_config({**PLAIN, "qk_rope_head_dim": 64, "rope_parameters": DEEPSEEK | scales}).rope
     assert rope.score_scale == pytest.approx(expected, abs=2e-4)
     assert rope.table_scale == 1.0
 
 
-def test_the_factor_is_on_the_scores_and_the_first_position_cannot_tell():
-    """The fault of engines that forget it: the first token agrees and all later ones drift."""
+def test_the_factor_scales_the_scores_and_leaves_the_first_position():
+    """In an engine that omits the factor, the first token agrees and all later ones drift."""
     mla = Mla(None, kv_lora_rank=12, nope_dim=6, rope_dim=4, v_dim=5)
     outs = []
     for scale in (1.0, 1.874):
@@ -86,7 +86,7 @@ def test_the_factor_is_on_the_scores_and_the_first_position_cannot_tell():
         decoder = Decoder(settings)
         decoder.init_weights(seed=0, std=0.5)
         outs.append(decoder(torch.arange(12)[None])[0])
-        if scale != 1.0:  # the same as queries so much larger
+        if scale != 1.0:  # equivalent to larger queries
             rows = decoder.layers[0].attention.qkv_a
             with torch.no_grad():
                 rows.weight[: rows.parts[0]] *= scale
@@ -96,14 +96,14 @@ def test_the_factor_is_on_the_scores_and_the_first_position_cannot_tell():
     assert ((outs[1] - outs[0]).abs().amax(-1)[1:] > 1e-3).all()
 
 
-def test_the_table_scale_is_in_cosine_and_sine():
+def test_the_table_scale_multiplies_cosine_and_sine():
     plain, scaled = tables(Rope(), 8, 20), tables(Rope(table_scale=1.25), 8, 20)
     for one, other in zip(plain, scaled, strict=True):
         torch.testing.assert_close(other, one * 1.25)
 
 
 def test_llama_with_yarn_equals_transformers(tmp_path):
-    """Without latents there is no m squared: the scale is in the tables alone."""
+    """Without latents there is no m squared; only the tables are scaled."""
     torch.manual_seed(5)
     config = LlamaConfig(
         vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,

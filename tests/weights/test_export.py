@@ -86,8 +86,8 @@ def test_tokenizer_and_model_card_go_along(make_folder: Make, tmp_path: Path) ->
         export(folder, to, tmp_path / to)
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"):
             assert (tmp_path / to / name).read_bytes() == (folder / name).read_bytes()
-        found = describe(tmp_path / to, to, [])
-        assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / to).iterdir())
+        summary = describe(tmp_path / to, to, [])
+        assert summary["bytes"] == sum(path.stat().st_size for path in (tmp_path / to).iterdir())
 
 
 def test_what_is_left_behind_when_it_fails(make_folder: Make, tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_every_way_of_cutting_is_recognised(name: str, folder: Path, strings: li
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = read_json(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if k != "llama_cpp_pre"})
-    found = tokenizer_metadata(folder, 336)["tokenizer.ggml.pre"]
-    assert (RULES[found].split, RULES[found].single_digits, RULES[found].whole_words) == (
+    matched = tokenizer_metadata(folder, 336)["tokenizer.ggml.pre"]
+    assert (RULES[matched].split, RULES[matched].single_digits, RULES[matched].whole_words) == (
         RULES[name].split, RULES[name].single_digits, RULES[name].whole_words
     )  # fmt: skip
 
@@ -89,8 +89,8 @@ def test_the_ids_mean_what_they_meant(folder: Path) -> None:
 def test_every_id_that_ends_an_answer_is_kept(folder: Path) -> None:
     change(folder, "eos_token_id", [7, 1, 4], "generation_config.json")
     metadata = tokenizer_metadata(folder, 336)
-    found = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
-    assert found == [1, 7, 4], "the tokenizer's own first"
+    ids = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
+    assert ids == [1, 7, 4], "the tokenizer's own comes first"
 
 
 def test_the_name_a_folder_claims(folder: Path) -> None:

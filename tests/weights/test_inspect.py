@@ -32,27 +32,27 @@ def said(action: Any) -> str:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3"])
 def test_the_parameters_are_the_tensors(family: str, make_folder: Make) -> None:
     folder = make_folder(family)
-    found = inspect(folder)["parameters"]
+    report = inspect(folder)["parameters"]
     sizes = {name: tensor.numel() for name, tensor in read_tensors(folder) if "correction_bias" not in name}
     copies = sum(
         n for name, n in sizes.items() if "layers.3" in name and ("embed" in name or "head.head" in name)
     )
     modules = sum(n for name, n in sizes.items() if "layers.3" in name) - copies
-    assert found["prediction_modules"] == modules
-    assert found["total"] == sum(sizes.values()) - modules - copies
+    assert report["prediction_modules"] == modules
+    assert report["total"] == sum(sizes.values()) - modules - copies
     idle = sum(n for name, n in sizes.items() if ".experts." in name and "layers.3" not in name) * 5 // 8
-    assert found["active"] == found["total"] - idle, "3 of 8 experts work"
-    assert (found["embedding"], found["head"]) == (336 * 64, 336 * 64)
+    assert report["active"] == report["total"] - idle, "3 of 8 experts are active"
+    assert (report["embedding"], report["head"]) == (336 * 64, 336 * 64)
 
 
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
 def test_the_cache_is_the_engines(family: str, make_folder: Make) -> None:
     folder = make_folder(family)
-    found = inspect(folder)["cache"]
+    report = inspect(folder)["cache"]
     decoder = load_decoder(folder, torch.bfloat16)
     cache = PagedCache(decoder.config, 2, 4, torch.bfloat16, torch.device("cpu"))
-    assert found["bytes_per_token"] == cache.bytes_per_token
-    assert found["kind"] == ("latent" if family == "deepseek_v3" else "grouped queries")
+    assert report["bytes_per_token"] == cache.bytes_per_token
+    assert report["kind"] == ("latent" if family == "deepseek_v3" else "grouped queries")
 
 
 def test_a_latent_is_held_against_grouped_queries(make_folder: Make) -> None:
@@ -69,28 +69,28 @@ def test_a_latent_is_held_against_grouped_queries(make_folder: Make) -> None:
     assert not small["cache"]["larger_than_gqa"]
 
 
-def test_the_text_says_what_the_numbers_say(make_folder: Make) -> None:
-    found = inspect(make_folder())
-    text = inspection_text(found)
+def test_the_text_matches_the_numbers(make_folder: Make) -> None:
+    report = inspect(make_folder())
+    text = inspection_text(report)
     assert "deepseek_v3, 3 layers" in text
     assert "288 bytes a token in bf16, latent" in text
-    for trap in found["traps"]:
+    for trap in report["traps"]:
         assert trap["what"] in text
-    assert [trap["number"] for trap in found["not_visible"]] == [11]
+    assert [trap["number"] for trap in report["not_visible"]] == [11]
     assert "not visible in a folder:\n  11 " in text
     plain = inspection_text(inspect(make_folder("llama", name="plain")))
     assert "falls into 0 of 15" in plain
     assert "2 key-value heads" in plain
 
 
-def test_work_and_memory_are_there_and_in_order(make_folder: Make) -> None:
-    found = inspect(make_folder())
-    work, room = found["flops_per_token"], found["memory_bytes"]
+def test_work_and_memory_are_consistent(make_folder: Make) -> None:
+    report = inspect(make_folder())
+    work, room = report["flops_per_token"], report["memory_bytes"]
     assert work["context"] == room["context"] == 256, "the model's own positions, below 4096"
     assert 0 < work["forward"] < work["train"]
     assert room["serve"]["total"] == sum(v for k, v in room["serve"].items() if k != "total")
     assert room["serve"]["total"] < room["train"]["total"]
-    assert found["disk_bytes"] > found["parameters"]["total"] * 4
+    assert report["disk_bytes"] > report["parameters"]["total"] * 4
 
 
 # ---- bad folders ----

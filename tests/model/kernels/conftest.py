@@ -1,4 +1,4 @@
-"""Decisions made under one test's torch are forgotten before the next."""
+"""Drops cached kernel decisions between tests, because each test may change torch."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from farthing.model import kernels
 
 
 @pytest.fixture(autouse=True)
-def decided_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_decisions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("FARTHING_KERNELS", raising=False)
     kernels.forget()
     yield

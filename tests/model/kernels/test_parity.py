@@ -1,4 +1,4 @@
-"""Every fast path against its reference, in every dtype, on inputs larger than its probe's."""
+"""Every fast path against its reference, in every dtype, on larger inputs than its probe."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from farthing.model.kernels.probe import cast, distance, numbers, result_and_gra
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def learnt(*shape: int, seed: int = 0) -> Tensor:
+def leaf(*shape: int, seed: int = 0) -> Tensor:
     return numbers(*shape, seed=seed).requires_grad_()
 
 
@@ -23,21 +23,21 @@ def packed() -> tuple[Any, ...]:
 
 
 def heads() -> tuple[Any, ...]:
-    return learnt(2, 6, 130, 32), learnt(2, 2, 130, 32, seed=1), learnt(2, 2, 130, 24, seed=2), None, True
+    return leaf(2, 6, 130, 32), leaf(2, 2, 130, 32, seed=1), leaf(2, 2, 130, 24, seed=2), None, True
 
 
 def documents() -> tuple[Any, ...]:
     segments = [(30, [20, 1, 25]), (300, []), (3, []), (70, []), (6, [])]
-    inputs = (learnt(455, 4, 16), learnt(455, 2, 16, seed=1), learnt(455, 2, 16, seed=2))
+    inputs = (leaf(455, 4, 16), leaf(455, 2, 16, seed=1), leaf(455, 2, 16, seed=2))
     return *inputs, segments
 
 
 def uneven(top_k: int) -> tuple[Any, ...]:
-    """Loads that fall off steeply, so that padding to one length does not pay."""
+    """Loads that fall off steeply, so padding to one length does not pay."""
     likely = torch.linspace(3, -3, 16).exp().expand(400, -1)
     chosen = torch.multinomial(likely, top_k, generator=torch.Generator().manual_seed(5))
-    weights = (learnt(16, 64, 32, seed=1), learnt(16, 32, 32, seed=2))
-    return learnt(400, 32), learnt(400, top_k, seed=3), chosen, *weights
+    weights = (leaf(16, 64, 32, seed=1), leaf(16, 32, 32, seed=2))
+    return leaf(400, 32), leaf(400, top_k, seed=3), chosen, *weights
 
 
 def ragged() -> tuple[Any, ...]:
@@ -46,13 +46,13 @@ def ragged() -> tuple[Any, ...]:
 
 
 def targets() -> tuple[Any, ...]:
-    return learnt(50, 32), learnt(301, 32, seed=1), torch.arange(50) * 6
+    return leaf(50, 32), leaf(301, 32, seed=1), torch.arange(50) * 6
 
 
 INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "packed products": packed,
-    "RMSNorm": lambda: (learnt(70, 576), learnt(576, seed=1), 1e-5),
-    "SwiGLU": lambda: (learnt(70, 320),),
+    "RMSNorm": lambda: (leaf(70, 576), leaf(576, seed=1), 1e-5),
+    "SwiGLU": lambda: (leaf(70, 320),),
     "attention": heads,
     "short attention": heads,
     "joined segments": documents,
@@ -70,7 +70,7 @@ def test_every_kernel_is_tested() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=[kernel.name.replace(" ", "-") for kernel in KERNELS])
-def test_it_gives_what_its_reference_gives(kernel: Kernel, dtype: torch.dtype, device: str) -> None:
+def test_a_fast_path_equals_its_reference(kernel: Kernel, dtype: torch.dtype, device: str) -> None:
     place = torch.device(device)
     status = kernel.status(place, dtype)
     if not status.on:

@@ -1,4 +1,4 @@
-"""What a processor or a torch lacks is found out before it is used, and the network does without."""
+"""Probes detect what a processor or torch lacks, and the network runs without it."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ from farthing.model.kernels.probe import Kernel, distance, numbers
 from farthing.model.layers import Linear
 from farthing.train.losses import next_token_losses
 
-Take = Callable[[pytest.MonkeyPatch], Any]
+Remove = Callable[[pytest.MonkeyPatch], Any]
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
@@ -32,13 +32,13 @@ def doubled(*args: Any, **settings: Any) -> torch.Tensor:
     return 2 * attention(*args, **settings)
 
 
-TAKEN: dict[str, Take] = {
+REMOVED: dict[str, Remove] = {
     "nothing": lambda patch: None,
     "oneDNN": lambda patch: patch.setattr(torch.backends.mkldnn, "is_available", lambda: False),
     "its products": lambda patch: patch.setattr(torch.ops.mkldnn, "_linear_pointwise", broken),
     "its packing": lambda patch: patch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", broken),
     "fused attention": lambda patch: patch.setattr(F, "scaled_dot_product_attention", broken),
-    "right attention": lambda patch: patch.setattr(F, "scaled_dot_product_attention", doubled),
+    "correct attention": lambda patch: patch.setattr(F, "scaled_dot_product_attention", doubled),
     "softmax's gradient": lambda patch: patch.delattr(torch, "_softmax_backward_data"),
     "sums of rows": lambda patch: patch.setattr(F, "embedding_bag", broken),
     "LayerNorm": lambda patch: patch.setattr(F, "layer_norm", broken),
@@ -49,7 +49,7 @@ TAKEN: dict[str, Take] = {
 
 
 def results(decoder: Decoder) -> list[torch.Tensor]:
-    """Logits, then the loss and its gradients."""
+    """Return the logits, then the loss and its gradients."""
     ids = torch.arange(60).view(2, 30) * 3 % 300
     with torch.no_grad():
         logits = decoder(ids)
@@ -62,49 +62,46 @@ def results(decoder: Decoder) -> list[torch.Tensor]:
 
 
 @BOTH
-@pytest.mark.parametrize("taken", TAKEN)
-def test_the_network_does_without(
-    taken: str, dtype: torch.dtype, small_deepseek: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("removed", REMOVED)
+def test_the_network_runs_without(
+    removed: str, dtype: torch.dtype, small_deepseek: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every token goes to every expert: rounding must not send it to another."""
+    """Every token goes to every expert, so rounding cannot change the routing."""
     decoder, _ = small_deepseek(n_routed_experts=4, num_experts_per_tok=4, n_group=1, topk_group=1)
-    with monkeypatch.context() as plainly:
-        plainly.setenv("FARTHING_KERNELS", "reference")
+    with monkeypatch.context() as reference:
+        reference.setenv("FARTHING_KERNELS", "reference")
         exact = results(decoder)
     kernels.forget()
-    TAKEN[taken](monkeypatch)
+    REMOVED[removed](monkeypatch)
     limit = 1e-4 if dtype == torch.float32 else 0.12
     for got, expected in zip(results(decoder.to(dtype)), exact, strict=True):
         assert distance(got, expected) < limit
 
 
 def status(name: str, dtype: torch.dtype = torch.bfloat16) -> kernels.Status:
-    return next(found for found in kernels.status("cpu", dtype) if found.name == name)
+    return next(each for each in kernels.status("cpu", dtype) if each.name == name)
 
 
 @pytest.mark.parametrize(
-    ("taken", "name", "why"),
+    ("removed", "name", "why"),
     [
         ("oneDNN", "packed products", "this torch is built without oneDNN"),
         ("fused attention", "attention", "RuntimeError: could not create a primitive descriptor"),
-        (
-            "right attention",
-            "attention",
-            "its result is off by 1",
-        ),  # by its whole norm, give or take rounding
+        # off by its whole norm, up to rounding
+        ("correct attention", "attention", "its result is off by 1"),
         ("softmax's gradient", "short attention", "this torch has no _softmax_backward_data"),
         ("the fused loss", "cross-entropy", "this torch has no linear_cross_entropy (2.13 does)"),
         ("all fast paths", "joined segments", "FARTHING_KERNELS=reference"),
     ],
 )
-def test_what_is_off_says_why(taken: str, name: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    TAKEN[taken](monkeypatch)
-    found = status(name)
-    assert not found.on
-    assert found.why.startswith(why)
+def test_a_disabled_path_says_why(removed: str, name: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    REMOVED[removed](monkeypatch)
+    result = status(name)
+    assert not result.on
+    assert result.why.startswith(why)
 
 
-def test_oneDNN_is_asked_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oneDNN_support_is_queried_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", broken)
     assert status("packed products").why == "oneDNN has no bfloat16 on this processor"
@@ -127,14 +124,12 @@ def test_an_old_gpu_has_no_ragged_products(
     assert rows.RAGGED.lacks(gpu, torch.bfloat16) == "this torch has no grouped_mm"
 
 
-def test_all_are_off_when_the_reference_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert any(found.on for found in kernels.status("cpu", torch.float32))
+def test_all_are_off_under_farthing_kernels_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any(path.on for path in kernels.status("cpu", torch.float32))
     monkeypatch.setenv("FARTHING_KERNELS", "reference")
-    assert any(found.on for found in kernels.status("cpu", torch.float32)), (
-        "a decision stands until forgotten"
-    )
+    assert any(path.on for path in kernels.status("cpu", torch.float32)), "decisions are cached"
     kernels.forget()
-    assert not any(found.on for found in kernels.status("cpu", torch.float32))
+    assert not any(path.on for path in kernels.status("cpu", torch.float32))
     kernels.forget()
     monkeypatch.setenv("FARTHING_KERNELS", "fast")
     with pytest.raises(UserError, match="must be auto or reference"):
@@ -171,14 +166,14 @@ class _WrongGradient(torch.autograd.Function):
         (lambda x: x.no_such_thing(), "AttributeError: 'Tensor' object has no attribute 'no_such_thing'"),
     ],
 )
-def test_a_kernel_is_believed_when_it_agrees(fast: Callable[..., torch.Tensor], why: str) -> None:
-    found = kernel(fast).status(torch.device("cpu"), torch.float32)
-    assert found.on == (fast is squared)
-    assert found.why.startswith(why)
+def test_a_kernel_is_used_if_it_agrees(fast: Callable[..., torch.Tensor], why: str) -> None:
+    result = kernel(fast).status(torch.device("cpu"), torch.float32)
+    assert result.on == (fast is squared)
+    assert result.why.startswith(why)
 
 
-def test_a_trial_neither_sees_nor_changes_what_the_caller_does() -> None:
-    """It may come in the middle of anything: no gradients, inference, a count of FLOPs, a seeded draw."""
+def test_a_probe_is_isolated_from_the_caller() -> None:
+    """It may run at any point: without gradients, in inference, while counting FLOPs, during a seeded draw."""
     seen: list[torch.Tensor] = []
     torch.manual_seed(3)
     expected = torch.rand(4)
@@ -188,9 +183,9 @@ def test_a_trial_neither_sees_nor_changes_what_the_caller_does() -> None:
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t),
     ):
-        found = kernels.status("cpu", torch.float32)
+        results = kernels.status("cpu", torch.float32)
         assert torch.is_inference_mode_enabled()
-    assert {status.name for status in found if not status.on} <= {
+    assert {status.name for status in results if not status.on} <= {
         "packed products", "RMSNorm", "short attention", "ragged products",
     }  # fmt: skip
     assert counter.get_total_flops() == 0
@@ -198,7 +193,7 @@ def test_a_trial_neither_sees_nor_changes_what_the_caller_does() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_copies_leave_the_packed_layout_out_and_new_weights_are_packed_anew(
+def test_copies_drop_the_packed_layout_and_new_weights_are_repacked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     packs = []
@@ -213,7 +208,7 @@ def test_copies_leave_the_packed_layout_out_and_new_weights_are_packed_anew(
         linear.weight.add_(1)
         assert torch.equal(linear(x), F.linear(x, linear.weight))
         assert len(packs) == 2
-        for again in (copy.deepcopy(linear), pickle.loads(pickle.dumps(linear))):
-            assert not again._layout._parts
-            assert torch.equal(again(x), linear(x))
+        for duplicate in (copy.deepcopy(linear), pickle.loads(pickle.dumps(linear))):
+            assert not duplicate._layout._parts
+            assert torch.equal(duplicate(x), linear(x))
         assert list(linear.state_dict()) == ["weight"]
