@@ -264,7 +264,7 @@ WRONG = {
     "groups do not divide": ({"n_group": 3, "topk_group": 2}, "n_group (3) must divide n_routed_experts (8)"),
     "too many groups": ({"topk_group": 5}, "topk_group (5) must not exceed n_group (4)"),
     "too many experts": ({"num_experts_per_tok": 5}, "num_experts_per_tok (5) exceeds the 4 experts in 2 groups"),
-    "no expert": ({"num_experts_per_tok": 0}, "top_k is 0"),
+    "no expert": ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
     "odd rope": ({"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7"),
     "no latent": ({"kv_lora_rank": 0}, "kv_lora_rank is 0"),
     "a latent that is no number": ({"kv_lora_rank": "16"}, "kv_lora_rank is '16'"),
@@ -273,9 +273,9 @@ WRONG = {
     "every second layer": ({"moe_layer_freq": 2}, "moe_layer_freq 2"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     "unknown choice": ({"topk_method": "best"}, "topk_method 'best'"),
-    "unknown scores": ({"scoring_func": "tanh"}, "scoring_func is 'tanh'"),
+    "unknown scores": ({"scoring_func": "tanh"}, "scoring_func 'tanh'"),
     "key heads": ({"num_key_value_heads": 2}, "num_key_value_heads (2) must equal num_attention_heads (4)"),
-    "unknown scaling": ({"rope_scaling": {"type": "ntk"}}, "rope scaling 'ntk'"),
+    "unknown scaling": ({"rope_scaling": {"type": "ntk"}}, "rope_type 'ntk'"),
     "v2 normalised": ({"model_type": "deepseek_v2", "norm_topk_prob": True}, "norm_topk_prob"),
 }  # fmt: skip
 

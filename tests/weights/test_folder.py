@@ -54,7 +54,7 @@ def test_what_is_written_is_read(model: Path) -> None:
         assert read[name].dtype == tensor.dtype
         assert torch.equal(read[name], tensor)
     assert folders.read_config(model) == CONFIG
-    assert folders.tensor_names(model) == sorted(tensors())
+    assert sorted(folders.tensor_files(model)) == sorted(tensors())
     assert sorted(p.name for p in model.iterdir()) == ["config.json", "model.safetensors"]
     assert [p.name for p in model.parent.iterdir()] == ["model"], "nothing is left beside the folder"
 
@@ -106,7 +106,7 @@ def test_pickles_are_refused_by_name(tmp_path: Path, name: str) -> None:
 
 
 def test_no_weights_at_all(tmp_path: Path) -> None:
-    assert "model.safetensors" in said(lambda: folders.tensor_names(tmp_path))
+    assert "model.safetensors" in said(lambda: folders.tensor_files(tmp_path))
 
 
 def test_a_shard_that_is_missing(sharded: Path) -> None:
@@ -160,7 +160,7 @@ def test_every_truncation_is_noticed(model: Path) -> None:
 )
 def test_damaged_headers(model: Path, content: bytes) -> None:
     (model / "model.safetensors").write_bytes(content)
-    assert "download it again" in said(lambda: folders.tensor_names(model))
+    assert "download it again" in said(lambda: folders.tensor_files(model))
 
 
 def test_the_tokenizer_travels(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_tokenizer_travels(tmp_path: Path) -> None:
     written = folders.write_folder(tmp_path / "new", tensors(), CONFIG, tokenizer_from=source)
     assert (written / "chat_template.jinja").read_text() == "chat_template.jinja é"
     assert (written / "generation_config.json").is_file()
-    assert len(folders.tensor_names(written)) == 3
+    assert len(folders.tensor_files(written)) == 3
 
 
 def test_no_tokenizer_where_one_is_needed(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_no_tokenizer_where_one_is_needed(tmp_path: Path) -> None:
 def test_an_older_model_is_replaced_whole(model: Path) -> None:
     (model / "stale.json").write_text("{}")
     folders.write_folder(model, {"only": torch.zeros(1)}, {"model_type": "new"})
-    assert folders.tensor_names(model) == ["only"]
+    assert list(folders.tensor_files(model)) == ["only"]
     assert not (model / "stale.json").exists()
     assert [p.name for p in model.parent.iterdir()] == ["model"]
 
@@ -208,7 +208,7 @@ def test_a_link_is_followed_not_replaced(model: Path) -> None:
     link.symlink_to(model)
     folders.write_folder(link, {"only": torch.zeros(1)}, CONFIG)
     assert link.is_symlink()
-    assert folders.tensor_names(model) == ["only"]
+    assert list(folders.tensor_files(model)) == ["only"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()])

@@ -20,7 +20,6 @@ from farthing.weights.fp8 import (
     dequantise,
     is_quantised,
     quantise,
-    read_dequantised,
 )
 
 SIZES = st.integers(1, 300)
@@ -137,7 +136,7 @@ def test_weights_and_scales_in_any_shards_and_order(tmp_path: Path) -> None:
     plain = draw(3, 3, 2).bfloat16()
     first = {"b.weight" + SCALE: b[1], "a.weight": a[0], "norm.weight": plain}
     folder = folder_of(tmp_path / "m", first, {"b.weight": b[0], "a.weight" + SCALE: a[1]})
-    read = dict(read_dequantised(folder))
+    read = dict(Weights(folder))
     assert read.keys() == {"a.weight", "b.weight", "norm.weight"}
     assert torch.equal(read["a.weight"], dequantise(*a))
     assert torch.equal(read["b.weight"], dequantise(*b))
@@ -152,7 +151,7 @@ def test_weights_and_scales_in_any_shards_and_order(tmp_path: Path) -> None:
 def test_a_plain_folder_is_read_as_it_is(tmp_path: Path) -> None:
     half = draw(3, 3).half()
     folder = folder_of(tmp_path / "m", {"a.weight": half}, quantization=None)
-    assert torch.equal(dict(read_dequantised(folder))["a.weight"], half)
+    assert torch.equal(dict(Weights(folder))["a.weight"], half)
 
 
 def test_other_block_sizes_are_read(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_other_block_sizes_are_read(tmp_path: Path) -> None:
 def test_scales_of_the_wrong_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
     stored, _ = quantise(draw(200, 200))
     folder = folder_of(tmp_path / "m", {"a.weight": stored, "a.weight" + SCALE: torch.ones(shape)})
-    message = said(lambda: dict(read_dequantised(folder)))
+    message = said(lambda: dict(Weights(folder)))
     assert f"a.weight{SCALE}" in message
     assert str(shape) in message
     assert "(2, 2)" in message
@@ -181,17 +180,17 @@ def test_scales_of_the_wrong_shape(shape: tuple[int, ...], tmp_path: Path) -> No
 def test_scales_that_are_no_scales(scale: float, tmp_path: Path) -> None:
     stored, _ = quantise(draw(8, 8))
     folder = folder_of(tmp_path / "m", {"a.weight": stored, "a.weight" + SCALE: torch.full((1, 1), scale)})
-    assert "not a positive number" in said(lambda: dict(read_dequantised(folder)))
+    assert "not a positive number" in said(lambda: dict(Weights(folder)))
 
 
 def test_halves_of_a_pair(tmp_path: Path) -> None:
     stored, scale = quantise(draw(*BLOCK))
     alone = folder_of(tmp_path / "a", {"a.weight": stored})
-    assert "a.weight is FP8 without" in said(lambda: dict(read_dequantised(alone)))
+    assert "a.weight is FP8 without" in said(lambda: dict(Weights(alone)))
     alone = folder_of(tmp_path / "b", {"a.weight" + SCALE: scale})
-    assert "has no weight to scale" in said(lambda: read_dequantised(alone))
+    assert "has no weight to scale" in said(lambda: Weights(alone))
     flat = folder_of(tmp_path / "c", {"a.weight": stored[0].contiguous(), "a.weight" + SCALE: scale})
-    assert "only matrices" in said(lambda: dict(read_dequantised(flat)))
+    assert "only matrices" in said(lambda: dict(Weights(flat)))
 
 
 @pytest.mark.parametrize(
@@ -205,4 +204,4 @@ def test_halves_of_a_pair(tmp_path: Path) -> None:
 )
 def test_quantisation_of_another_kind(quantization: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "m", {"a.weight": draw(2, 2)}, quantization=quantization)
-    assert "quantization_config" in said(lambda: read_dequantised(folder))
+    assert "quantization_config" in said(lambda: Weights(folder))

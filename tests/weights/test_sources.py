@@ -17,7 +17,7 @@ import torch
 
 from farthing.base.errors import UserError
 from farthing.weights import sources
-from farthing.weights.folder import tensor_names, write_folder
+from farthing.weights.folder import tensor_files, write_folder
 from farthing.weights.sources import model_folder, resolve
 
 Write = Callable[..., Path]
@@ -386,4 +386,4 @@ def test_wheels_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_the_session_fixture_is_a_whole_model(smollm2: Path) -> None:
-    assert "model.embed_tokens.weight" in tensor_names(smollm2)
+    assert "model.embed_tokens.weight" in tensor_files(smollm2)

@@ -16,6 +16,7 @@ from farthing import weights
 from farthing.base.errors import UserError
 from farthing.train.optim import MasterWeights, add_lora
 from farthing.weights import load_decoder, save_decoder
+from farthing.weights.check import Checked
 from farthing.weights.folder import read_config
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -99,6 +100,6 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
     packed_everywhere = SimpleNamespace(status=lambda *_: SimpleNamespace(on=True))
     monkeypatch.setattr(weights.packed, "KERNEL", packed_everywhere)
     monkeypatch.setattr(weights, "free_memory", lambda _: free)
-    monkeypatch.setattr(weights, "read_tensors", lambda _: pytest.fail("a weight was read"))
+    monkeypatch.setattr(Checked, "values", lambda _: pytest.fail("a weight was read"))
     with pytest.raises(UserError, match=said):
         load_decoder(tiny_model, dtype)

@@ -23,6 +23,7 @@ class Rope:
     original_max_positions: int = 8192
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True  # yarn's ramp begins and ends at whole pairs
     table_scale: float = 1.0
     score_scale: float = 1.0
 

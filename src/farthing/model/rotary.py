@@ -42,9 +42,11 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
             wavelength = rope.original_max_positions / (times * 2 * math.pi)
             return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
 
-        first = max(math.floor(pair_turning(rope.beta_fast)), 0)
-        last = min(math.ceil(pair_turning(rope.beta_slow)), head_dim - 1)
-        stretch = ((torch.arange(head_dim // 2) - first) / max(last - first, 0.001)).clamp(0, 1)
+        first, last = pair_turning(rope.beta_fast), pair_turning(rope.beta_slow)
+        if rope.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, head_dim - 1)
+        stretch = ((torch.arange(head_dim // 2) - first) / (last - first or 0.001)).clamp(0, 1)
         return freq * (1 - stretch + stretch / rope.factor)
     raise ValueError(f"rope scaling {rope.kind!r} is not supported; use one of {', '.join(KINDS)}")
 

@@ -9,13 +9,15 @@ from farthing.base.errors import UserError
 from farthing.base.figures import bytes_, letters
 from farthing.cost.flops import CONVENTION, decode_flops, flops_per_token, parameters
 from farthing.cost.memory import cache_bytes_per_token, check_latent, memory
-from farthing.weights import decoder_config
-from farthing.weights.folder import read_config, tensor_files
+from farthing.model import ModelConfig
+from farthing.weights.check import check
+from farthing.weights.folder import read_config, tensor_headers
 from farthing.weights.traps import TRAPS, Facts, facts, failed_traps
 
 CONTEXT = 4096  # tokens; the length that work and memory are given at, unless the model's own is less
 ACTIVE = "active: what one token passes through, embedding and head included; prediction modules apart"
 GROUP = 4  # query heads to a key-value head, as in Llama 3 8B (arXiv:2407.21783 table 3)
+READ = 50e9  # bytes of weights up to which their values are checked too
 _BF16 = 2  # bytes
 
 
@@ -25,15 +27,20 @@ def inspect(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: for a damaged folder, and a network that Farthing does not build, with the traps that are why.
     """
-    hf = read_config(folder)
-    files = tensor_files(folder)
     try:
-        config = decoder_config(hf)
+        model = check(folder)
     except UserError as error:
         why = "; ".join(
-            f"trap {trap.number}: {said} ({trap.engines})" for trap, said in failed_traps(Facts(hf))
+            f"trap {trap.number}: {said} ({trap.engines})"
+            for trap, said in failed_traps(Facts(read_config(folder)))
         )
-        raise UserError(f"{folder}: {error}{f' [{why}]' if why else ''}") from error
+        raise UserError(f"{error}{f' [{why}]' if why else ''}") from error
+    hf, config = {**model.layout.DEFAULTS[model.hf["model_type"]], **model.hf}, model.config
+    files = {stored.file for stored in tensor_headers(folder).values()}
+    disk_bytes = sum(path.stat().st_size for path in files)
+    if disk_bytes <= READ:
+        for _ in model.values():
+            pass
     context = min(CONTEXT, config.max_positions)
     counted, found = parameters(hf), failed_traps(facts(folder))
     train = memory(hf, kind="pretrain", micro_tokens=context, seq_len=context)
@@ -42,7 +49,8 @@ def inspect(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "family": hf["model_type"],
         "layers": config.num_layers,
-        "disk_bytes": sum(path.stat().st_size for path in set(files.values())),
+        "disk_bytes": disk_bytes,
+        "values_checked": disk_bytes <= READ,
         "parameters": {
             "total": counted.total,
             "active": counted.active,
@@ -51,7 +59,7 @@ def inspect(folder: Path) -> dict[str, Any]:
             "prediction_modules": counted.mtp,
             "convention": ACTIVE,
         },
-        "cache": _cache(hf),
+        "cache": _cache(hf, config),
         "flops_per_token": {
             "context": context,
             "forward": flops_per_token(hf, context, "forward", mtp=False).model,
@@ -83,9 +91,8 @@ def inspect(folder: Path) -> dict[str, Any]:
     }
 
 
-def _cache(hf: dict[str, Any]) -> dict[str, Any]:
+def _cache(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     """Bytes a token leaves behind in bfloat16, and what keys and values of grouped queries would be."""
-    config = decoder_config(hf)
     found: dict[str, Any] = {"bytes_per_token": cache_bytes_per_token(hf), "kind": "grouped queries"}
     every = 2 * config.num_layers * config.num_heads * config.head_dim * _BF16
     if config.mla is None:

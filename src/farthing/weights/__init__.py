@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,39 +12,11 @@ from farthing.base.device import free_memory, keep_freed_memory
 from farthing.base.errors import UserError
 from farthing.model import Decoder, ModelConfig
 from farthing.model.kernels import packed
-from farthing.model.moe import Experts
-from farthing.weights import deepseek, glm, llama, qwen
-from farthing.weights.folder import read_config, read_tensors, write_folder
-from farthing.weights.fp8 import read_dequantised
+from farthing.weights.check import check
+from farthing.weights.folder import write_folder
+from farthing.weights.layouts import copies, decoder_config, family, layout_of, places, row_order
 
-LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, deepseek, glm)
-
-__all__ = ["decoder_config", "export_tensors", "folder_config", "load_decoder", "save_decoder"]
-
-
-def _layout(hf: dict[str, Any]) -> ModuleType:
-    kind = hf.get("model_type")
-    for layout in LAYOUTS:
-        if kind in layout.MODEL_TYPES:
-            return layout
-    known = ", ".join(sorted(name for layout in LAYOUTS for name in layout.MODEL_TYPES))
-    raise UserError(f"config.json: model_type {kind!r} is not a supported family; supported are {known}")
-
-
-def decoder_config(hf: dict[str, Any]) -> ModelConfig:
-    """The network a config.json describes.
-
-    Raises:
-        UserError: for a family or a setting that is not supported, or numbers that cannot be a network.
-    """
-    layout = _layout(hf)
-    try:
-        config: ModelConfig = layout.model_config(hf)
-    except UserError:
-        raise
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(f"config.json: {error}") from error
-    return config
+__all__ = ["check", "decoder_config", "export_tensors", "folder_config", "load_decoder", "save_decoder"]
 
 
 def load_decoder(
@@ -62,62 +32,28 @@ def load_decoder(
         stored: as in `Decoder`; the weights are rounded to it.
 
     Raises:
-        UserError: if a tensor is missing, has the wrong shape or does not belong to this family, and if the weights
-        do not fit into free memory.
+        UserError: as `check` does, and if the weights do not fit into free memory.
     """
-    hf = read_config(folder)
-    layout, config = _layout(hf), decoder_config(hf)
+    model = check(folder)
     if device == "cpu":
         keep_freed_memory()
     with torch.device("meta"):
-        decoder = Decoder(config).to(dtype)
+        decoder = Decoder(model.config).to(dtype)
     check_memory(folder, decoder, device)
     decoder.to_empty(device=device)
     decoder.stored = stored
-    if config.tied_head:
+    if model.config.tied_head:
         decoder.head.weight = decoder.embed.weight
-    parameters = dict(decoder.named_parameters())
-    places = {
-        theirs: (ours, part)
-        for ours, names in layout.tensors(config).items()
-        for part, theirs in enumerate(names)
-    }
-    ignored = {*_copies(layout, config), *(["lm_head.weight"] if config.tied_head else [])}
-    missing = set(places)
-    read = read_dequantised(folder) if "quantization_config" in hf else read_tensors(folder)
-    for name, tensor in read:
-        if name not in places:
-            if name in ignored or name.endswith("rotary_emb.inv_freq") or not tensor.numel():
-                # a copy of a shared tensor, a buffer of old releases, or the shared experts of a model without any
-                continue
-            raise UserError(
-                f"{folder}: tensor {name!r} is not part of a {hf['model_type']} model; is config.json its own?"
-            )
-        ours, part = places[name]
-        target = _rows(decoder, ours, parameters[ours], part)
-        if target.shape != tensor.shape:
-            raise UserError(
-                f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(target.shape)}"
-            )
-        order = _row_order(layout, config, name)
+    targets = {theirs: (ours, rows) for theirs, ours, rows in places(model.layout, decoder)}
+    for name, tensor in model.values():
+        if name not in targets:
+            continue  # a copy of another tensor, as `check` has made sure
+        ours, rows = targets[name]
+        order = row_order(model.layout, model.config, name)
         if stored is not None and not ours.endswith("router.bias"):
             tensor = tensor.to(stored)
         with torch.no_grad():
-            target.copy_(tensor if order is None else tensor[order])
-        missing.discard(name)
-    if (
-        missing
-        and {places[name][0].partition(".")[0] for name in missing} == {"mtp"}
-        and len(missing) == sum(ours.startswith("mtp.") for ours, _ in places.values())
-    ):
-        # transformers writes one prediction module into every config.json and none into the weights
-        decoder.mtp = torch.nn.ModuleList()
-        decoder.config = replace(config, mtp_depth=0)
-        missing.clear()
-    if missing:
-        raise UserError(
-            f"{folder}: tensor {min(missing)!r} is missing ({len(missing)} in all); download the folder again"
-        )
+            rows.copy_(tensor if order is None else tensor[order])
     return decoder.eval()
 
 
@@ -147,53 +83,34 @@ def check_memory(folder: Path, decoder: Decoder, device: str) -> None:
     )
 
 
-def _copies(layout: ModuleType, config: ModelConfig) -> dict[str, str]:
-    copies: dict[str, str] = layout.copies(config) if hasattr(layout, "copies") else {}
-    return copies
-
-
-def _row_order(layout: ModuleType, config: ModelConfig, theirs: str) -> Tensor | None:
-    order: Tensor | None = layout.row_order(config, theirs) if hasattr(layout, "row_order") else None
-    return order
-
-
-def _rows(decoder: Decoder, name: str, parameter: Tensor, part: int) -> Tensor:
-    """The rows of a fused parameter that belong to its part number `part`; stacked matrices lie one below another."""
-    module = decoder.get_submodule(name.rpartition(".")[0])
-    flat = parameter.detach().flatten(0, -2) if parameter.dim() > 2 else parameter.detach()
-    if isinstance(module, Experts):
-        return flat.split(module.inner if name.endswith("gate_up") else parameter.shape[1])[part]
-    return flat.split(getattr(module, "parts", (len(flat),)))[part]
-
-
 def export_tensors(decoder: Decoder, hf: dict[str, Any]) -> dict[str, Tensor]:
     """The network's weights under its family's names, low-rank updates merged in."""
-    layout, config = _layout(hf), decoder.config
-    merged = dict(decoder.named_parameters())
+    layout, config = layout_of(hf), decoder.config
+    merged = {}
     for name, module in decoder.named_modules():
         if getattr(module, "lora", None) is not None:
-            weight = merged[f"{name}.weight"]
-            merged[f"{name}.weight"] = (weight.detach().float() + module.lora.delta()).to(weight.dtype)
+            weight = module.weight.detach()
+            merged[f"{name}.weight"] = (weight.float() + module.lora.delta()).to(weight.dtype)
     stored = decoder.stored or decoder.embed.weight.dtype
     out: dict[str, Tensor] = {}
-    for ours, names in layout.tensors(config).items():
-        for part, theirs in enumerate(names):
-            rows = _rows(decoder, ours, merged[ours], part)
-            if not ours.endswith("router.bias"):  # float32 in every folder
-                rows = rows.to(stored)
-            order = _row_order(layout, config, theirs)
-            out[theirs] = rows.contiguous() if order is None else rows[order.argsort()]
+    for theirs, ours, rows in places(layout, decoder, merged):
+        if not ours.endswith("router.bias"):  # float32 in every folder
+            rows = rows.to(stored)
+        order = row_order(layout, config, theirs)
+        out[theirs] = rows.contiguous() if order is None else rows[order.argsort()]
     # safetensors refuses two names for one memory
-    return out | {theirs: out[original].clone() for theirs, original in _copies(layout, config).items()}
+    return out | {theirs: out[original].clone() for theirs, original in copies(layout, config).items()}
 
 
 def folder_config(hf: dict[str, Any], config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The config.json for this network in `dtype`, with every key that other engines need."""
     name = str(dtype).removeprefix("torch.")
-    layout = _layout(hf)
+    layout = layout_of(hf)
     complete = layout.complete(hf, config) if hasattr(layout, "complete") else hf
     kept = {key: value for key, value in complete.items() if key != "quantization_config"}
-    return {**kept, "torch_dtype": name, "dtype": name}
+    if bool(kept.get("tie_word_embeddings")) != config.tied_head:
+        kept["tie_word_embeddings"] = config.tied_head  # what `check` found in the folder
+    return {**kept, "model_type": family(hf), "torch_dtype": name, "dtype": name}
 
 
 def save_decoder(decoder: Decoder, hf: dict[str, Any], folder: Path, tokenizer_from: Path | None) -> Path:

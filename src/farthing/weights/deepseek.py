@@ -13,85 +13,123 @@ from torch import Tensor
 
 from farthing.base.errors import UserError
 from farthing.model import Mla, ModelConfig, Moe
-from farthing.weights.llama import common_fields
+from farthing.weights.llama import SHARED_DEFAULTS, common_fields
+from farthing.weights.settings import Settings
 
 MODEL_TYPES = ("deepseek_v3", "deepseek_v2")
+_DEFAULTS: dict[str, Any] = {
+    **SHARED_DEFAULTS,
+    "q_lora_rank": 1536,
+    "moe_layer_freq": 1,
+    "rope_interleave": True,
+}
+DEFAULTS = {
+    "deepseek_v3": {
+        **_DEFAULTS,
+        "max_position_embeddings": 4096,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
+        "first_k_dense_replace": 3,
+        "norm_topk_prob": True,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+    },
+    "deepseek_v2": {
+        **_DEFAULTS,
+        "max_position_embeddings": 2048,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 1.0,
+        "n_group": None,
+        "topk_group": None,
+        "first_k_dense_replace": 0,
+        "norm_topk_prob": False,
+        "topk_method": "greedy",
+        "scoring_func": "softmax",
+    },
+}
+_BUILT = ("n_routed_experts", "num_experts", "num_local_experts")
 
 
-def model_config(hf: dict[str, Any]) -> ModelConfig:
+def model_config(settings: Settings) -> ModelConfig:
     """The network a DeepSeek config.json describes.
 
     Raises:
-        UserError: for a missing key, or an unsupported setting that would change the result.
+        UserError: for a value that no network has, or a setting that is not built and would change the result.
     """
-    version3 = hf["model_type"] == "deepseek_v3"
-    if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
-    if hf.get("attention_bias", False):
+    version3 = settings["model_type"] == "deepseek_v3"
+    settings.refuse_unbuilt(*_BUILT)
+    settings.whole_or("head_dim", 1)
+    if settings.flag("attention_bias") or ("mlp_bias" in settings and settings.flag("mlp_bias")):
+        key = "attention_bias" if settings["attention_bias"] else "mlp_bias"
         raise UserError(
-            "config.json: attention_bias is not supported in latent attention, nor does vLLM serve it; merge or drop "
+            f"config.json: {key} is not supported in latent attention, nor does vLLM serve it; merge or drop "
             "the biases first"
         )
-    if not hf.get("rope_interleave", True):
+    if not settings.flag("rope_interleave"):
         raise UserError(
             "config.json: rope_interleave false is read by no other engine; permute the rotated rows first"
         )
-    if hf.get("moe_layer_freq", 1) != 1:
-        raise UserError(f"config.json: moe_layer_freq {hf['moe_layer_freq']!r} is not supported; only 1 is")
-    if not version3 and hf.get("norm_topk_prob", False):
+    if settings.whole("moe_layer_freq") != 1:
+        raise UserError(
+            f"config.json: moe_layer_freq {settings['moe_layer_freq']!r} is not supported; only 1 is"
+        )
+    if not version3 and settings.flag("norm_topk_prob"):
         raise UserError(
             "config.json: norm_topk_prob true is ignored by transformers in deepseek_v2 and obeyed by others; set it "
             "to false, or write the model as deepseek_v3"
         )
-    try:
-        heads = hf["num_attention_heads"]
-        mla = Mla(
-            q_lora_rank=hf.get("q_lora_rank"),
-            kv_lora_rank=hf["kv_lora_rank"],
-            nope_dim=hf["qk_nope_head_dim"],
-            rope_dim=hf["qk_rope_head_dim"],
-            v_dim=hf["v_head_dim"],
-        )
-        moe = gate(hf, "sigmoid" if version3 else "softmax") if hf.get("n_routed_experts") else None
-    except KeyError as error:
-        raise UserError(f"config.json has no {error.args[0]!r}; download the model's folder again") from error
-    if hf.get("num_key_value_heads") not in (None, heads):
-        raise UserError(
-            f"config.json: num_key_value_heads ({hf['num_key_value_heads']}) must equal num_attention_heads ({heads}) "
-            "in latent attention"
-        )
-    depth = hf.get("num_nextn_predict_layers", hf.get("num_mtp_layers")) or 0
-    fields = common_fields({"head_dim": mla.qk_dim, **hf, "num_key_value_heads": heads})
-    return ModelConfig(
-        **{**fields, "head_dim": mla.qk_dim}, mla=mla, moe=moe, mtp_depth=depth if version3 else 0
+    heads = settings.whole("num_attention_heads")
+    mla = Mla(
+        q_lora_rank=None if settings["q_lora_rank"] is None else settings.whole("q_lora_rank"),
+        kv_lora_rank=settings.whole("kv_lora_rank"),
+        nope_dim=settings.whole("qk_nope_head_dim"),
+        rope_dim=settings.whole("qk_rope_head_dim"),
+        v_dim=settings.whole("v_head_dim"),
     )
+    if settings.whole_or("num_key_value_heads", heads) != heads:
+        raise UserError(
+            f"config.json: num_key_value_heads ({settings['num_key_value_heads']}) must equal num_attention_heads "
+            f"({heads}) in latent attention"
+        )
+    # num_nextn_predict_layers is DeepSeek's key, num_mtp_layers transformers' own; without either there is no module
+    key = "num_nextn_predict_layers" if "num_nextn_predict_layers" in settings else "num_mtp_layers"
+    depth = settings.whole_or(key, 0, least=0) if version3 else 0
+    if version3 and settings.get("head_dim", mla.rope_dim) != mla.rope_dim:
+        raise UserError(
+            f"config.json: head_dim ({settings['head_dim']!r}) must equal qk_rope_head_dim ({mla.rope_dim}), or be "
+            "left out: transformers rotates that many elements in a deepseek_v3"
+        )
+    fields = common_fields(settings.over(head_dim=mla.qk_dim))
+    moe = gate(settings) if settings.whole_or("n_routed_experts", 0, least=0) else None
+    return ModelConfig(**fields, mla=mla, moe=moe, mtp_depth=depth)
 
 
-def gate(hf: dict[str, Any], scoring: str) -> Moe:
-    """The mixture of experts under DeepSeek's keys; `scoring` where the folder does not say.
+def gate(settings: Settings) -> Moe:
+    """The mixture of experts under DeepSeek's keys.
 
     Raises:
-        KeyError: when a size is missing.
-        UserError: for an unknown way to choose experts.
+        UserError: for a value that no network has, or an unknown way to choose experts.
     """
-    method = hf.get("topk_method") or ("noaux_tc" if scoring == "sigmoid" else "greedy")
-    if method not in ("noaux_tc", "group_limited_greedy", "greedy"):
-        raise UserError(
-            f"config.json: topk_method {method!r} is not supported; noaux_tc, group_limited_greedy and greedy are"
-        )
+    # each family has one function of scores in transformers, whatever the config says
+    scoring = settings.choice(
+        "scoring_func", "softmax" if settings["model_type"] == "deepseek_v2" else "sigmoid"
+    )
+    method = settings.choice("topk_method", "noaux_tc", "group_limited_greedy", "greedy")
     grouped = method != "greedy"
     return Moe(
-        experts=hf["n_routed_experts"],
-        top_k=hf["num_experts_per_tok"],
-        expert_size=hf["moe_intermediate_size"],
-        shared=hf.get("n_shared_experts") or 0,
-        groups=(hf.get("n_group") or 1) if grouped else 1,
-        top_groups=(hf.get("topk_group") or 1) if grouped else 1,
-        scoring=hf.get("scoring_func") or scoring,
-        normalise=bool(hf.get("norm_topk_prob", scoring == "sigmoid")),
-        scale=float(hf.get("routed_scaling_factor", 1.0)),
+        experts=settings.whole("n_routed_experts"),
+        top_k=settings.whole("num_experts_per_tok"),
+        expert_size=settings.whole("moe_intermediate_size"),
+        shared=settings.whole_or("n_shared_experts", 0, least=0),
+        groups=settings.whole_or("n_group", 1) if grouped else 1,
+        top_groups=settings.whole_or("topk_group", 1) if grouped else 1,
+        scoring=scoring,
+        normalise=settings.flag("norm_topk_prob"),
+        scale=settings.number("routed_scaling_factor"),
         bias=method == "noaux_tc",
-        first_dense=hf.get("first_k_dense_replace") or 0,
+        first_dense=settings.whole_or("first_k_dense_replace", 0, least=0),
     )
 
 

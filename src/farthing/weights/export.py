@@ -13,8 +13,9 @@ from torch import Tensor
 
 from farthing.base.errors import UserError
 from farthing.base.files import new_folder, write_json
-from farthing.weights import decoder_config, folder_config
-from farthing.weights.folder import TOKENIZER_FILES, read_config, write_tensors
+from farthing.weights import folder_config
+from farthing.weights.check import Checked, check
+from farthing.weights.folder import TOKENIZER_FILES, write_tensors
 from farthing.weights.fp8 import BLOCK, QUANTIZATION_CONFIG, SCALE, Weights, is_quantised, quantise
 from farthing.weights.gguf_write import TYPES, export_gguf
 
@@ -40,21 +41,20 @@ def export(folder: Path, to: str, out: Path, kind: str = "f16") -> list[str]:
         raise UserError(f"{out} is the folder to be exported; give another place with --out")
     if to == "gguf":
         return export_gguf(folder, out, kind)
-    hf = read_config(folder)
-    config = decoder_config(hf)
-    written = folder_config(hf, config, torch.bfloat16)
+    model = check(folder)
+    config, weights = model.config, model.weights
+    written = folder_config(dict(model.hf), config, torch.bfloat16)
     notes: list[str] = []
     if to == "hf-fp8":
         written["quantization_config"] = QUANTIZATION_CONFIG
         odd = config.moe.expert_size if config.moe else config.intermediate_size
         if odd % BLOCK[0]:
             notes.append(f"vLLM will refuse it: a feed-forward width of {odd} is no multiple of {BLOCK[0]}")
-    weights = Weights(folder)
     with new_folder(out, _bytes(weights, to)) as temporary:
         for name in _CARRIED:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
-        write_tensors(temporary, _fp8(weights) if to == "hf-fp8" else _bfloat16(weights))
+        write_tensors(temporary, _fp8(model) if to == "hf-fp8" else _bfloat16(model))
         write_json(temporary / "config.json", written)
     return notes
 
@@ -67,13 +67,13 @@ def _bytes(weights: Weights, to: str) -> int:
     )
 
 
-def _bfloat16(weights: Weights) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in weights.items():
+def _bfloat16(model: Checked) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in model.values():
         yield name, tensor if name.endswith(_EXACT) else tensor.bfloat16()
 
 
-def _fp8(weights: Weights) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in weights.items():
+def _fp8(model: Checked) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in model.values():
         if is_quantised(name, tuple(tensor.shape)):
             stored, scale = quantise(tensor, name)
             yield name, stored

@@ -4,8 +4,11 @@ Only safetensors is read, which holds numbers and nothing executable. Pickled we
 """
 
 import json
+import math
+import operator
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,18 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one of them makes a tokenizer
+BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "U8": 1,
+    "BOOL": 1,
+}
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
@@ -48,41 +63,55 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Location of each tensor in the folder: name -> safetensors file; every file is checked for completeness.
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk, as its file's header describes it; `dtype` is safetensors' word, such as BF16."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def tensor_headers(folder: Path) -> dict[str, Stored]:
+    """Each tensor of the folder by name; every file's length is checked against its header.
 
     Raises UserError, naming the file: no safetensors (pickled weights are refused), a shard missing, a shard
-    cut short, an index that points outside the folder or at a tensor that is not there.
+    cut short or damaged, an index that points outside the folder or does not name what its shards hold.
     """
     folder = Path(folder)
     if (folder / SINGLE).is_file():
-        return dict.fromkeys(_header(folder / SINGLE), folder / SINGLE)
+        return _header(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise UserError(_no_weights(folder))
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / INDEX} has no weight_map; download the file again")
-    headers: dict[str, set[str]] = {}
-    for shard in weight_map.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+    found: dict[str, Stored] = {}
+    for shard in dict.fromkeys(map(str, weight_map.values())):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise UserError(
                 f"{folder / INDEX} names {shard!r}, which is not a safetensors file in the same folder"
             )
-        if shard not in headers:
-            if not (folder / shard).is_file():
-                raise UserError(f"{folder / shard} is missing, though the index names it; download it again")
-            headers[shard] = set(_header(folder / shard))
+        if not (folder / shard).is_file():
+            raise UserError(f"{folder / shard} is missing, though the index names it; download it again")
+        for name, stored in _header(folder / shard).items():
+            if weight_map.get(name) != shard:
+                elsewhere = f"says is in {weight_map[name]}" if name in weight_map else "does not list"
+                raise UserError(
+                    f"{folder / shard} holds {name}, which the index {elsewhere}; download the folder again"
+                )
+            found[name] = stored
     for name, shard in weight_map.items():
-        if name not in headers[shard]:
+        if name not in found:
             raise UserError(
-                f"{folder / shard} lacks {name}, which the index says it holds; download both again"
+                f"{folder / str(shard)} lacks {name}, which the index says it holds; download both again"
             )
-    return {name: folder / shard for name, shard in weight_map.items()}
+    return {name: found[name] for name in weight_map}
 
 
-def tensor_names(folder: Path) -> list[str]:
-    """The names of the folder's tensors, sorted. Raises UserError as `tensor_files` does."""
-    return sorted(tensor_files(folder))
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The safetensors file of each tensor. Raises UserError as `tensor_headers` does."""
+    return {name: stored.file for name, stored in tensor_headers(folder).items()}
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
@@ -108,8 +137,8 @@ def _stream(names_of: dict[Path, list[str]]) -> Iterator[tuple[str, "Tensor"]]:
             raise UserError(f"{path} is damaged ({error}); download it again") from None
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """The tensors in a safetensors file's header, after checking the file's length against it."""
+def _header(path: Path) -> dict[str, Stored]:
+    """The tensors in a safetensors file's header, after checking that they fill the file and nothing more."""
     size = path.stat().st_size
     broken = UserError(f"{path} is cut short or damaged; download it again")
     with path.open("rb") as file:
@@ -119,17 +148,42 @@ def _header(path: Path) -> dict[str, Any]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            whole = bool(end == size - 8 - length)
+            spans = sorted(tuple(map(operator.index, entry["data_offsets"])) for entry in header.values())
+            found = {
+                name: Stored(path, str(entry["dtype"]), tuple(map(operator.index, entry["shape"])))
+                for name, entry in header.items()
+            }
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             raise broken from None
-    if not whole:
+    at = 0
+    for span in spans:
+        if len(span) != 2 or span[0] != at or span[1] < at:
+            raise broken
+        at = span[1]
+    if at != size - 8 - length:
         raise broken
-    return header
+    for name, stored in found.items():
+        start, end = header[name]["data_offsets"]
+        wide = BYTES.get(stored.dtype)
+        if min(stored.shape, default=0) < 0 or (
+            wide is not None and math.prod(stored.shape) * wide != end - start
+        ):
+            raise broken
+    return found
 
 
 def _no_weights(folder: Path) -> str:
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{folder} holds a LoRA adapter, not a whole model; merge it into its base first (peft's "
+            "merge_and_unload, then save_pretrained), and give the merged folder"
+        )
+    if shards := sorted(folder.glob("*.safetensors")):
+        return (
+            f"{folder} holds {shards[0].name}{' and others' if len(shards) > 1 else ''} but no {INDEX}, which says "
+            "what is in each; download the folder again"
+        )
     if pickled:
         return (
             f"{folder} holds its weights as {pickled[0]}, a pickle that can run code when it is opened; "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from farthing.base.errors import UserError
-from farthing.weights.folder import read_config, tensor_files
+from farthing.weights.folder import read_config, tensor_headers
 
 BLOCK = (128, 128)
 SCALE = "_scale_inv"  # suffix of a weight's name that names its scales
@@ -95,26 +95,26 @@ class Weights(Mapping[str, Tensor]):
     Their scales are not among the names. A weight and its scales may lie in any shards, and in any order.
 
     Raises:
-        UserError: as `tensor_files` and `dequantise` do; for an FP8 weight without scales, scales without a weight, or
-            a quantisation that is not this one.
+        UserError: as `tensor_headers` and `dequantise` do; for an FP8 weight without scales, scales without a
+            weight, or a quantisation that is not this one.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files = tensor_files(folder)
+        self._headers = tensor_headers(folder)
         self._open: dict[Path, Any] = {}
         given = read_config(folder).get("quantization_config")
         self._block = BLOCK if given is None else _block(given)
-        self._names = [name for name in self._files if not name.endswith(".weight" + SCALE)]
+        self._names = [name for name in self._headers if not name.endswith(".weight" + SCALE)]
         lonely = sorted(
-            name for name in self._files.keys() - set(self._names) if name[: -len(SCALE)] not in self
+            name for name in self._headers.keys() - set(self._names) if name[: -len(SCALE)] not in self
         )
         if lonely:
             raise UserError(f"{folder}: {lonely[0]} has no weight to scale; download the folder again")
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._read(name)
-        if name + SCALE in self._files:
+        if name + SCALE in self._headers:
             return dequantise(tensor, self._read(name + SCALE), f"{self._folder}: {name}", self._block)
         if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
             raise UserError(f"{self._folder}: {name} is FP8 without {name}{SCALE}; download the folder again")
@@ -127,12 +127,11 @@ class Weights(Mapping[str, Tensor]):
         return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files and not str(name).endswith(".weight" + SCALE)
+        return name in self._headers and not str(name).endswith(".weight" + SCALE)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        with self._damage(name) as file:
-            return tuple(file.get_slice(name).get_shape())
+        return self._headers[name].shape
 
     def _read(self, name: str) -> Tensor:
         with self._damage(name) as file:
@@ -144,18 +143,13 @@ class Weights(Mapping[str, Tensor]):
         """The open file of a tensor. Raises UserError if it is damaged."""
         from safetensors import SafetensorError, safe_open
 
-        path = self._files[name]
+        path = self._headers[name].file
         try:
             if path not in self._open:
                 self._open[path] = safe_open(path, framework="pt")
             yield self._open[path]
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({error}); download it again") from None
-
-
-def read_dequantised(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """`read_tensors` for a folder that may be FP8: each (name, tensor), one at a time, as `Weights` gives them."""
-    return iter(Weights(folder).items())
 
 
 def _block(given: Any) -> tuple[int, int]:

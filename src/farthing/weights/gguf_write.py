@@ -21,11 +21,12 @@ from farthing.base.errors import UserError
 from farthing.base.files import is_disk_full, new_file
 from farthing.model import ModelConfig, Rope
 from farthing.model.rotary import frequencies
-from farthing.weights import decoder_config
+from farthing.weights.check import check, require_finite
 from farthing.weights.folder import read_config
 from farthing.weights.fp8 import Weights
 from farthing.weights.gguf_read import tensor_table
 from farthing.weights.gguf_tokenizer import tokenizer_metadata
+from farthing.weights.layouts import family
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -47,17 +48,17 @@ def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
         config, a number too large for f16, or a full disk.
     """
     assert kind in TYPES
-    hf = read_config(folder)
-    architecture = ARCHITECTURES.get(str(hf.get("model_type")))
+    kind_of_model = family(read_config(folder))
+    architecture = ARCHITECTURES.get(kind_of_model)
     if architecture is None:
         raise UserError(
-            f"{folder}: a .gguf of a {hf.get('model_type')!r} model is not supported; "
+            f"{folder}: a .gguf of a {kind_of_model!r} model is not supported; "
             f"supported are {', '.join(ARCHITECTURES)}"
         )
     if path.suffix != ".gguf" or path.is_dir():
         raise UserError(f"{path} is not a name for the file; give one that ends in .gguf")
-    config = decoder_config(hf)
-    weights = Weights(folder)
+    model = check(folder)
+    config, weights = model.config, model.weights
     metadata = {
         "general.name": folder.resolve().name,
         **_licence(folder),
@@ -65,7 +66,7 @@ def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
         **{f"{architecture}.{key}": value for key, value in sizes(config, architecture).items()},
     }
     plan = tensors(config, architecture)
-    notes = _check(folder, weights, plan, config)
+    notes = _left_out(folder, weights, plan, config)
     _write(path, architecture, metadata, plan, weights, config, kind)
     return notes
 
@@ -77,18 +78,9 @@ def _licence(folder: Path) -> dict[str, str]:
     return {"general.license": licence} if licence else {}
 
 
-def _check(folder: Path, weights: Weights, plan: list[Planned], config: ModelConfig) -> list[str]:
-    """Check that the folder holds exactly the plan's tensors in their shapes; returns what is left out."""
+def _left_out(folder: Path, weights: Weights, plan: list[Planned], config: ModelConfig) -> list[str]:
+    """What the file leaves out or means otherwise. Raises UserError for a tensor that has no place in it."""
     used = {source for planned in plan for source in planned.sources}
-    for planned in plan:
-        for source in planned.sources:
-            if source not in weights:
-                raise UserError(f"{folder}: tensor {source!r} is missing; download the folder again")
-            if weights.shape(source) != planned.source_shape:
-                raise UserError(
-                    f"{folder}: tensor {source!r} has shape {weights.shape(source)}, config.json asks for "
-                    f"{planned.source_shape}"
-                )
     modules = {f"model.layers.{config.num_layers + depth}." for depth in range(config.mtp_depth)}
     left = [name for name in weights if name not in used and not name.endswith("rotary_emb.inv_freq")]
     predicting = [name for name in left if name.startswith(tuple(modules))]
@@ -195,6 +187,7 @@ def _converted(
     row = 0
     for source in planned.sources:
         tensor = weights[source]
+        require_finite(tensor, source)
         rows = (tensor if planned.turn is None else planned.turn(tensor)).reshape(-1, planned.shape[-1])
         for start in range(0, len(rows), step):
             piece = rows[start : start + step].float().contiguous().numpy()

@@ -8,33 +8,45 @@ from __future__ import annotations
 
 from typing import Any
 
-from farthing.base.errors import UserError
 from farthing.model import ModelConfig
 from farthing.weights import llama
 from farthing.weights.deepseek import feedforward, gate, rope_keys
+from farthing.weights.settings import Settings
 
 MODEL_TYPES = ("glm4_moe",)
+DEFAULTS = {
+    "glm4_moe": {
+        **llama.SHARED_DEFAULTS,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131_072,
+        "num_key_value_heads": 8,
+        "partial_rotary_factor": 0.5,
+        "use_qk_norm": False,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 1.0,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "scoring_func": "sigmoid",
+    }
+}
+_BUILT = ("n_routed_experts", "num_experts", "num_local_experts", "use_qk_norm")
 
 
-def model_config(hf: dict[str, Any]) -> ModelConfig:
-    """The network a GLM-4-MoE config.json describes.
+def model_config(settings: Settings) -> ModelConfig:
+    """The network a GLM-4-MoE config.json describes. Biases are on q, k and v alone.
 
     Raises:
-        UserError: for a missing key, or an unsupported setting.
+        UserError: for a value that no network has, or a setting that is not built and would change the result.
     """
-    rope = hf.get("rope_parameters") or {}
-    if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 0.5)) != 1.0:
-        raise UserError(
-            "config.json: of glm4_moe only partial_rotary_factor 1.0 is supported, with whole heads rotated"
-        )
-    base = llama.model_config({**hf, "mlp_bias": False})
-    if base.o_bias:
-        base = ModelConfig(**{**base.__dict__, "o_bias": False})  # GLM has biases on q, k and v alone
-    try:
-        moe = gate({**hf, "topk_method": "noaux_tc"}, "sigmoid")
-    except KeyError as error:
-        raise UserError(f"config.json has no {error.args[0]!r}; download the model's folder again") from error
-    return ModelConfig(**{**base.__dict__, "moe": moe, "qk_norm": bool(hf.get("use_qk_norm", False))})
+    settings.refuse_unbuilt(*_BUILT)
+    return ModelConfig(
+        **llama.common_fields(settings),
+        qkv_bias=settings.flag("attention_bias"),
+        moe=gate(settings.over(topk_method="noaux_tc")),
+        qk_norm=settings.flag("use_qk_norm"),
+    )
 
 
 def complete(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:

@@ -1,107 +1,162 @@
-"""Llama's folder layout (`LlamaForCausalLM`): Llama 2 and 3.x, Yi, SmolLM2, and Mistral without a sliding window.
+"""Llama's folder layout (`LlamaForCausalLM`): Llama 2 and 3.x, Yi, SmolLM2, and Mistral.
 
 A layout answers two questions: which `ModelConfig` does a config.json mean, and which tensors on disk make up each
-parameter of the `Decoder` (several where ours is fused, in the order of its rows).
+parameter of the `Decoder` (several where ours is fused, in the order of its rows). `DEFAULTS` are the values that
+transformers takes for keys that a config.json leaves out.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from farthing.base.errors import UserError
 from farthing.model import ModelConfig, Rope
-from farthing.model.rotary import KINDS
+from farthing.weights.settings import Settings, rope_settings, yarn_scales
 
 MODEL_TYPES = ("llama", "mistral")
+_KINDS = {"full_attention", "sliding_attention"}
+SHARED_DEFAULTS: dict[str, Any] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {**SHARED_DEFAULTS, "max_position_embeddings": 2048, "mlp_bias": False},
+    "mistral": {
+        **SHARED_DEFAULTS,
+        "max_position_embeddings": 131_072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+}
 
 
-def model_config(hf: dict[str, Any]) -> ModelConfig:
-    """The network a Llama-like config.json describes.
+def model_config(settings: Settings) -> ModelConfig:
+    """The network a Llama-like config.json describes. Mistral has no biases, whatever its config says.
 
     Raises:
-        UserError: for an unsupported setting that would change the result (sliding windows, other activations).
+        UserError: for a value that no network has, or a setting that is not built and would change the result.
     """
-    if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
-    if hf.get("sliding_window") and hf.get("use_sliding_window", True):
+    settings.refuse_unbuilt()
+    llama = settings["model_type"] == "llama"
+    bias = llama and settings.flag("attention_bias")
+    mlp_bias = llama and settings.flag("mlp_bias")
+    fields = common_fields(settings)
+    if llama and fields["hidden_size"] % fields["num_heads"]:
         raise UserError(
-            "config.json: sliding_window attention is not supported; use a model that attends to its whole context"
+            f"config.json: num_attention_heads ({fields['num_heads']}) does not divide hidden_size "
+            f"({fields['hidden_size']}), which transformers refuses in a llama"
         )
-    bias = bool(hf.get("attention_bias", False))
-    return ModelConfig(
-        **common_fields(hf), qkv_bias=bias, o_bias=bias, mlp_bias=bool(hf.get("mlp_bias", False))
-    )
+    return ModelConfig(**fields, qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)
 
 
-def common_fields(hf: dict[str, Any]) -> dict[str, Any]:
+def common_fields(settings: Settings) -> dict[str, Any]:
     """The fields that every family of this shape writes under the same keys.
 
     Raises:
-        UserError: when a key is missing.
+        UserError: when a key is missing or holds no possible value.
     """
-    try:
-        heads = hf["num_attention_heads"]
-        return {
-            "vocab_size": hf["vocab_size"],
-            "hidden_size": hf["hidden_size"],
-            "intermediate_size": hf["intermediate_size"],
-            "num_layers": hf["num_hidden_layers"],
-            "num_heads": heads,
-            "num_kv_heads": hf.get("num_key_value_heads") or heads,
-            "head_dim": hf.get("head_dim") or hf["hidden_size"] // heads,
-            "rms_eps": hf.get("rms_norm_eps", 1e-6),
-            "rope": rope(hf),
-            "max_positions": hf.get("max_position_embeddings", 2048),
-            "tied_head": bool(hf.get("tie_word_embeddings", False)),
-        }
-    except KeyError as error:
-        raise UserError(f"config.json has no {error.args[0]!r}; download the model's folder again") from error
+    settings.choice("hidden_act", "silu", "swish")
+    heads, hidden = settings.whole("num_attention_heads"), settings.whole("hidden_size")
+    rotary = rope(settings)
+    return {
+        "vocab_size": settings.whole("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": settings.whole("intermediate_size"),
+        "num_layers": settings.whole("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": settings.whole_or("num_key_value_heads", heads),
+        "head_dim": settings.whole_or("head_dim", max(1, hidden // heads)),
+        "rms_eps": settings.number("rms_norm_eps"),
+        "rope": rotary,
+        "max_positions": positions(settings, rotary),
+        "tied_head": settings.flag("tie_word_embeddings"),
+    }
 
 
-def rope(hf: dict[str, Any]) -> Rope:
-    """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4 and before).
+def positions(settings: Settings, rotary: Rope) -> int:
+    """The longest context that is computed as transformers computes it.
+
+    YaRN reaches `factor` times the original positions, which Qwen's documentation sets without raising
+    `max_position_embeddings`. A sliding window changes nothing in contexts that it holds whole, so a model with one is
+    read up to the window's length.
 
     Raises:
-        UserError: for an unsupported scaling.
+        UserError: for a value that is no length.
     """
-    new = hf.get("rope_parameters") or {}
-    old = hf.get("rope_scaling") or {}
-    settings = {"rope_theta": hf.get("rope_theta", 10_000.0), **old, **new}
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind not in KINDS:
+    longest = settings.whole("max_position_embeddings")
+    if rotary.kind == "yarn":
+        longest = max(longest, int(rotary.factor * rotary.original_max_positions))
+    return min(longest, settings.whole("sliding_window")) if _slides(settings) else longest
+
+
+def _slides(settings: Settings) -> bool:
+    """Whether any layer attends to a window only."""
+    layers = settings.whole("num_hidden_layers")
+    first = settings.whole("max_window_layers", least=0) if "max_window_layers" in settings else 0
+    window = settings.whole_or("sliding_window", 0)
+    kinds = settings.get("layer_types")
+    if kinds is not None and (
+        not isinstance(kinds, list) or len(kinds) != layers or not _KINDS.issuperset(kinds)
+    ):
         raise UserError(
-            f"config.json: rope scaling {kind!r} is not supported; supported are {', '.join(KINDS)}"
+            f"config.json: layer_types is {str(kinds)[:60]}; supported is a list of full_attention or "
+            f"sliding_attention for each of the {layers} layers"
         )
-    if settings.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise UserError("config.json: partial_rotary_factor is not supported; only whole heads are rotated")
-    factor = float(settings.get("factor", 1.0))
-    table_scale, score_scale = _yarn_scales(settings, factor) if kind == "yarn" else (1.0, 1.0)
+    if not window or not settings.get("use_sliding_window", True):
+        return False
+    return first < layers if kinds is None else "sliding_attention" in kinds
+
+
+def rope(settings: Settings) -> Rope:
+    """Rotary settings.
+
+    Raises:
+        UserError: for an unsupported scaling, or one that lacks what transformers wants of it.
+    """
+    kind, found = rope_settings(settings)
+    theta = found.number("rope_theta", above=1.0)
+    if kind == "default":
+        return Rope(theta=theta)
+    if kind == "linear":
+        return Rope(theta=theta, kind=kind, factor=found.number("factor"))
+    original = found.whole("original_max_position_embeddings")
+    if kind == "llama3":
+        low, high = found.number("low_freq_factor"), found.number("high_freq_factor")
+        if high <= low:
+            raise UserError(
+                f"config.json: high_freq_factor ({high:g}) of llama3 rope scaling must exceed low_freq_factor ({low:g})"
+            )
+        return Rope(
+            theta=theta,
+            kind=kind,
+            factor=found.number("factor"),
+            low_freq_factor=low,
+            high_freq_factor=high,
+            original_max_positions=original,
+        )
+    stated = found["factor"] if "factor" in found else found.number("factor")
+    ratio = settings.whole("max_position_embeddings") / original
+    factor = ratio if stated is None else found.number("factor")
+    fast, slow = found.number_or("beta_fast", 32.0), found.number_or("beta_slow", 1.0)
+    if fast < slow:
+        raise UserError(
+            f"config.json: beta_fast ({fast:g}) of yarn rope scaling must not be below beta_slow ({slow:g})"
+        )
+    table_scale, score_scale = yarn_scales(found, factor)
     return Rope(
-        theta=float(settings["rope_theta"]),
+        theta=theta,
         kind=kind,
         factor=factor,
-        low_freq_factor=float(settings.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(settings.get("high_freq_factor", 4.0)),
-        original_max_positions=int(settings.get("original_max_position_embeddings") or 8192),
-        beta_fast=float(settings.get("beta_fast") or 32.0),
-        beta_slow=float(settings.get("beta_slow") or 1.0),
+        original_max_positions=original,
+        beta_fast=fast,
+        beta_slow=slow,
+        truncate=found.flag("truncate") if "truncate" in found else True,
         table_scale=table_scale,
-        score_scale=score_scale if hf.get("kv_lora_rank") else 1.0,
+        score_scale=score_scale if settings.get("kv_lora_rank") else 1.0,
     )
-
-
-def _yarn_scales(settings: dict[str, Any], factor: float) -> tuple[float, float]:
-    """YaRN's factor for the tables and, in DeepSeek's attention, for the scores (arXiv:2309.00071 eq. 15;
-    DeepSeek-V2, arXiv:2405.04434 section 3.1.4)."""
-
-    def m(scale: float) -> float:
-        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    over, under = settings.get("mscale"), settings.get("mscale_all_dim")
-    given = settings.get("attention_factor")
-    tables = float(given) if given else m(over) / m(under) if over and under else m(1.0)
-    return tables, m(under) ** 2 if under else 1.0
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from farthing.base.errors import UserError
 from farthing.model import ModelConfig
-from farthing.weights.llama import common_fields, tensors
+from farthing.weights.llama import SHARED_DEFAULTS, common_fields, tensors
+from farthing.weights.settings import Settings
 
 MODEL_TYPES = ("qwen2", "qwen3")
+_DEFAULTS: dict[str, Any] = {
+    **SHARED_DEFAULTS,
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 32,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+DEFAULTS = {"qwen2": _DEFAULTS, "qwen3": {**_DEFAULTS, "head_dim": 128}}
 
-__all__ = ["MODEL_TYPES", "model_config", "tensors"]
+__all__ = ["DEFAULTS", "MODEL_TYPES", "model_config", "tensors"]
 
 
-def model_config(hf: dict[str, Any]) -> ModelConfig:
+def model_config(settings: Settings) -> ModelConfig:
     """The network a Qwen config.json describes.
 
     Raises:
-        UserError: for sliding windows and activations that are not built.
+        UserError: for a value that no network has, or a setting that is not built and would change the result.
     """
-    if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
-    if hf.get("use_sliding_window", False):
-        raise UserError("config.json: use_sliding_window is not supported; use a model without it")
-    fields = common_fields(hf)
-    if hf["model_type"] == "qwen2":
-        return ModelConfig(**fields, qkv_bias=True)
-    # Qwen3 states its head width apart from the model width; without the key transformers assumes 128.
-    fields["head_dim"] = hf.get("head_dim") or 128
-    bias = bool(hf.get("attention_bias", False))
-    return ModelConfig(**fields, qkv_bias=bias, o_bias=bias, qk_norm=True)
+    settings.refuse_unbuilt()
+    settings.flag("use_sliding_window")
+    if settings["model_type"] == "qwen2":
+        return ModelConfig(**common_fields(settings), qkv_bias=True)
+    bias = settings.flag("attention_bias")
+    settings.whole("head_dim")  # null is a mistake here, though not in other families
+    return ModelConfig(**common_fields(settings), qkv_bias=bias, o_bias=bias, qk_norm=True)

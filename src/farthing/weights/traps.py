@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.weights.folder import read_config, tensor_files
+from farthing.weights.folder import read_config, tensor_headers
 from farthing.weights.fp8 import BLOCK, SCALE, Weights
 
 LATENT_FAMILIES = ("deepseek_v2", "deepseek_v3")
@@ -41,7 +41,13 @@ class Facts:
     @property
     def rope(self) -> dict[str, Any]:
         """Rotary settings in either spelling."""
-        return {**(self.config.get("rope_scaling") or {}), **(self.config.get("rope_parameters") or {})}
+        given = [self.config.get(key) for key in ("rope_scaling", "rope_parameters")]
+        return {key: value for one in given if isinstance(one, dict) for key, value in one.items()}
+
+    def count(self, key: str, otherwise: int = 0) -> int:
+        """A whole number of the config; `otherwise` where it is missing or something else."""
+        value = self.config.get(key)
+        return value if type(value) is int and value > 0 else otherwise
 
 
 @dataclass(frozen=True)
@@ -57,17 +63,17 @@ class Trap:
 
 
 def facts(folder: Path) -> Facts:
-    """Look at a folder. Raises UserError as `tensor_files` and `read_config` do."""
+    """Look at a folder that `weights.check` has passed."""
     from farthing.weights.gguf_tokenizer import tokenizer_metadata
 
     config = read_config(folder)
-    names = frozenset(tensor_files(folder))
+    names = frozenset(tensor_headers(folder))
     weights = Weights(folder)
     biases = [name for name in weights if name.endswith(_BIAS)]
     scaled = sorted(name for name in weights if name + SCALE in names)
     problem = None
     try:
-        tokenizer_metadata(folder, int(config.get("vocab_size") or 0))
+        tokenizer_metadata(folder, int(config["vocab_size"]))
     except UserError as error:
         problem = str(error)
     return Facts(
@@ -105,20 +111,20 @@ def _keys(f: Facts) -> str | None:
 
 
 def _eps(f: Facts) -> str | None:
-    eps = float(f.config.get("rms_norm_eps", LATENT_EPS))
-    if not f.latent or eps == LATENT_EPS:
+    eps = f.config.get("rms_norm_eps", LATENT_EPS)
+    if not f.latent or eps == LATENT_EPS or not isinstance(eps, float):
         return None
     return f"rms_norm_eps is {eps:g}: the latents are normed with that here, and with 1e-06 in transformers"
 
 
 def _mask(f: Facts) -> str | None:
-    if not f.gated or int(f.config.get("n_group") or 1) < 2 or f.least_bias is None or f.least_bias >= 0:
+    if not f.gated or f.count("n_group", 1) < 2 or f.least_bias is None or f.least_bias >= 0:
         return None
     return f"a correction of {f.least_bias:.3g} can take a score below 0; groups masked with 0 are then chosen instead"
 
 
 def _groups(f: Facts) -> str | None:
-    groups, experts = int(f.config.get("n_group") or 1), int(f.config.get("n_routed_experts") or 0)
+    groups, experts = f.count("n_group", 1), f.count("n_routed_experts")
     if not f.gated or experts >= 2 * groups:
         return None
     return f"{groups} groups of {experts} experts: a group is scored by its best two experts, and has fewer"
@@ -156,7 +162,7 @@ def _biases(f: Facts) -> str | None:
 
 
 def _mtp(f: Facts) -> str | None:
-    layers = int(f.config.get("num_hidden_layers") or 0)
+    layers = f.count("num_hidden_layers")
     if (
         not f.latent
         or layers == 61

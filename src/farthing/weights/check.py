@@ -1,0 +1,132 @@
+"""One strict check of a model folder, which loading, inspecting and every export share.
+
+A folder passes if its config.json is understood and its weights are that network's: no tensor is missing, extra or
+misshapen, all are floating point, and none holds a NaN or an infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farthing.base.errors import UserError
+from farthing.model import Decoder, ModelConfig
+from farthing.weights.folder import read_config, tensor_headers
+from farthing.weights.fp8 import Weights
+from farthing.weights.layouts import copies, decoder_config, family, layout_of, places
+
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_LEAST_TENSORS = 4  # of a layer, in any family
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A model folder that passed.
+
+    `hf` is its config.json as its tensors mean it: a head that differs from the embedding is not tied, whatever
+    config.json says (transformers reads it so too), and the prediction modules are those that are there.
+    """
+
+    folder: Path
+    hf: Mapping[str, Any]
+    config: ModelConfig
+    layout: ModuleType
+    weights: Weights
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor, one at a time; FP8 as float32.
+
+        Raises:
+            UserError: for one that holds a NaN or an infinity, or whose file is damaged.
+        """
+        for name, tensor in self.weights.items():
+            require_finite(tensor, f"{self.folder}: {name}")
+            yield name, tensor
+
+
+def check(folder: Path) -> Checked:
+    """Check a model folder's config.json against the headers of its weights; `Checked.values` reads the weights.
+
+    Raises:
+        UserError: that names the file, the key or the tensor that is wrong.
+    """
+    hf = read_config(folder)
+    try:
+        layout, config = layout_of(hf), decoder_config(hf)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    headers = tensor_headers(folder)
+    if config.num_layers * _LEAST_TENSORS > len(headers):
+        raise UserError(
+            f"{folder}: config.json asks for {config.num_layers:,} layers, and there are {len(headers):,} tensors; "
+            "is config.json its own?"
+        )
+    weights = Weights(folder)
+    for name in weights:
+        if headers[name].dtype not in _FLOATS:
+            raise UserError(
+                f"{folder}: {name} holds {headers[name].dtype} numbers, not floating point; take the model's bf16 "
+                "folder"
+            )
+    if config.tied_head and not _same(weights, "lm_head.weight", "model.embed_tokens.weight"):
+        config = replace(config, tied_head=False)
+    config = _check_tensors(folder, layout, config, weights)
+    meant = {**hf, "model_type": family(hf), "tie_word_embeddings": config.tied_head}
+    return Checked(folder, meant, config, layout, weights)
+
+
+def _check_tensors(folder: Path, layout: ModuleType, config: ModelConfig, weights: Weights) -> ModelConfig:
+    """The network whose tensors these are. Raises UserError for a tensor that is missing, extra or misshapen."""
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    wanted = {theirs: (ours, tuple(rows.shape)) for theirs, ours, rows in places(layout, decoder)}
+    repeated = copies(layout, config) | ({"lm_head.weight": ""} if config.tied_head else {})
+    for name in weights:
+        shape = weights.shape(name)
+        if name in wanted:
+            if shape != wanted[name][1]:
+                raise UserError(
+                    f"{folder}: tensor {name!r} has shape {shape}, config.json asks for {wanted[name][1]}"
+                )
+        elif name in repeated:
+            if repeated[name] and not _same(weights, name, repeated[name]):
+                raise UserError(
+                    f"{folder}: {name!r} should repeat {repeated[name]!r} and differs from it; that is not supported"
+                )
+        # a buffer of old releases, or the shared experts of a model without any
+        elif not name.endswith("rotary_emb.inv_freq") and 0 not in shape:
+            raise UserError(
+                f"{folder}: tensor {name!r} is not part of a model of this family; is config.json its own?"
+            )
+    missing = wanted.keys() - set(weights)
+    modules = {name for name, (ours, _) in wanted.items() if ours.startswith("mtp.")}
+    if modules and missing == modules:
+        # transformers writes one prediction module into every config.json and none into the weights
+        return replace(config, mtp_depth=0)
+    if missing:
+        raise UserError(
+            f"{folder}: tensor {min(missing)!r} is missing ({len(missing)} in all); download the folder again"
+        )
+    return config
+
+
+def _same(weights: Weights, one: str, other: str) -> bool:
+    """Whether two tensors are equal; so if the first is not there."""
+    if one not in weights or other not in weights:
+        return True
+    return weights.shape(one) == weights.shape(other) and torch.equal(weights[one], weights[other])
+
+
+def require_finite(tensor: Tensor, name: str) -> None:
+    """Raise UserError if a tensor holds a NaN or an infinity."""
+    if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+        raise UserError(
+            f"{name} holds a NaN or an infinity, so the model answers nothing; its training diverged or its file is "
+            "damaged: take an earlier checkpoint, or download it again"
+        )
