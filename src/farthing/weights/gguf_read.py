@@ -15,10 +15,11 @@ import numpy as np
 from farthing.base.errors import UserError
 from farthing.base.files import new_folder, write_json
 from farthing.weights.folder import write_tensors
-from farthing.weights.gguf_tokenizer import Metadata, stop_ids, token_id, write_tokenizer
+from farthing.weights.gguf_file import GgufFile, Metadata, open_gguf
+from farthing.weights.gguf_file import Tensor as GgufTensor
+from farthing.weights.gguf_tokenizer import stop_ids, token_id, write_tokenizer
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader, ReaderTensor
     from torch import Tensor
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -37,6 +38,7 @@ _NEUTRAL: dict[str, Any] = {
     "rope.scale_linear": 1.0, "logit_scale": 1.0, "embedding_scale": 1.0, "residual_scale": 1.0,
 }  # fmt: skip
 _ROPE_FREQUENCIES = "rope_freqs.weight"
+_MOST = 1e12  # of any number in the metadata
 _CHUNK = 16_000_000  # weights expanded at a time: bounds the float32 copies to 64 MB
 
 
@@ -48,45 +50,26 @@ def import_gguf(path: Path, folder: Path) -> Path:
     disk.
     """
     path = Path(path)
-    reader, metadata = open_gguf(path)
+    file = open_gguf(path)
+    metadata = file.metadata
     try:
-        config = _config(reader, metadata)
+        config = _config(file)
         names = tensor_table(config, config["model_type"])
-        _check_tensors(reader, names)
-        parameters = sum(math.prod(shape) for name, (_, shape) in names.items() if name in _by_name(reader))
+        _check_tensors(file, names)
+        parameters = sum(math.prod(shape) for _, shape in names.values())
         with new_folder(folder, needed_bytes=2 * parameters + 100 * config["vocab_size"]) as temporary:
             write_tokenizer(metadata, temporary)
             write_json(temporary / "config.json", config)
-            write_tensors(temporary, _expanded(reader, names, config))
+            write_tensors(temporary, _expanded(file, names, config))
             (temporary / "README.md").write_text(_card(path, metadata), encoding="utf-8")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
     return Path(folder)
 
 
-def open_gguf(path: Path) -> tuple["GGUFReader", Metadata]:
-    """The file's tensors, mapped and not yet read, and its metadata. Raises UserError for a damaged file."""
-    from gguf import GGUFReader
-
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give the path of a .gguf file")
-    try:
-        # copy-on-write, so that PyTorch accepts the NumPy arrays without a warning
-        reader = GGUFReader(path, "c")
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is not a complete .gguf file ({error}); download it again") from None
-    if int(metadata.get("split.count") or 0) > 1:
-        raise UserError(f"{path} is one part of several; join them with `llama-gguf-split --merge` first")
-    return reader, metadata
-
-
-def _by_name(reader: "GGUFReader") -> dict[str, "ReaderTensor"]:
-    return {tensor.name: tensor for tensor in reader.tensors}
-
-
-def _config(reader: "GGUFReader", metadata: Metadata) -> dict[str, Any]:
+def _config(file: GgufFile) -> dict[str, Any]:
     """config.json, from the file's metadata; keys for transformers before and after version 5."""
+    metadata, tensors = file.metadata, file.tensors
     architecture = metadata.get("general.architecture")
     if architecture not in _CLASSES:
         raise UserError(f"architecture {architecture!r} is not one Farthing imports ({', '.join(_CLASSES)})")
@@ -99,7 +82,7 @@ def _config(reader: "GGUFReader", metadata: Metadata) -> dict[str, Any]:
         if key not in _KNOWN_KEYS and not (key in _NEUTRAL and value == _NEUTRAL[key]):
             raise UserError(f"it sets {architecture}.{key} to {value!r}, which Farthing cannot convert")
 
-        if key in _NUMBERS and not (isinstance(value, int | float) and 0 < value < math.inf):
+        if key in _NUMBERS and not (type(value) in (int, float) and 0 < value < _MOST):
             raise UserError(f"its {architecture}.{key} is {value!r} where one positive number belongs")
 
     def need(key: str) -> Any:
@@ -107,7 +90,6 @@ def _config(reader: "GGUFReader", metadata: Metadata) -> dict[str, Any]:
             raise UserError(f"its metadata lacks {architecture}.{key}; convert the model again")
         return given[key]
 
-    tensors = _by_name(reader)
     heads, width = int(need("attention.head_count")), int(need("embedding_length"))
     head_dim = int(given.get("attention.key_length", width // heads))
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -126,7 +108,7 @@ def _config(reader: "GGUFReader", metadata: Metadata) -> dict[str, Any]:
     return {
         "architectures": [_CLASSES[architecture]],
         "model_type": architecture,
-        "vocab_size": int(embedding.shape[1]),
+        "vocab_size": embedding.shape[0],
         "hidden_size": width,
         "intermediate_size": int(need("feed_forward_length")),
         "num_hidden_layers": int(need("block_count")),
@@ -160,7 +142,7 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope(given: dict[str, Any], tensors: dict[str, "ReaderTensor"], head_dim: int) -> dict[str, Any]:
+def _rope(given: dict[str, Any], tensors: dict[str, GgufTensor], head_dim: int) -> dict[str, Any]:
     """`rope_parameters` of config.json: the base and the scaling to a longer context."""
     theta = _short(given.get("rope.freq_base", 10_000.0))
     kind = given.get("rope.scaling.type", "none")
@@ -169,7 +151,7 @@ def _rope(given: dict[str, Any], tensors: dict[str, "ReaderTensor"], head_dim: i
     if _ROPE_FREQUENCIES in tensors:
         if kind != "none":
             raise UserError(f"it scales its positions twice ({_ROPE_FREQUENCIES} and {kind}): not supported")
-        divisors = np.asarray(tensors[_ROPE_FREQUENCIES].data, dtype=np.float32)
+        divisors = np.asarray(tensors[_ROPE_FREQUENCIES].rows, dtype=np.float32)
         return rope | _llama3(divisors, theta, head_dim)
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": factor}
@@ -247,27 +229,25 @@ def tensor_table(config: dict[str, Any], architecture: str) -> dict[str, tuple[s
     return names
 
 
-def _check_tensors(reader: "GGUFReader", names: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    tensors = _by_name(reader)
-    for name, tensor in tensors.items():
+def _check_tensors(file: GgufFile, names: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    for name, tensor in file.tensors.items():
         if name == _ROPE_FREQUENCIES:
             continue  # became part of config.json
         if name not in names:
             raise UserError(f"it holds a tensor {name}, which Farthing cannot convert")
-        shape = tuple(int(size) for size in reversed(tensor.shape))
-        if shape != names[name][1]:
+        if tensor.shape != names[name][1]:
             raise UserError(
-                f"its tensor {name} has the shape {shape}, not the {names[name][1]} its metadata implies"
+                f"its tensor {name} has the shape {tensor.shape}, not the {names[name][1]} its metadata implies"
             )
-    if missing := sorted(set(names) - set(tensors)):
+    if missing := sorted(set(names) - set(file.tensors)):
         raise UserError(f"it lacks the tensor {missing[0]}, and {len(missing) - 1} more; download it again")
 
 
 def _expanded(
-    reader: "GGUFReader", names: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any]
+    file: GgufFile, names: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any]
 ) -> Iterator[tuple[str, "Tensor"]]:
     """Each tensor under its Hugging Face name, in bfloat16, one at a time."""
-    for tensor in reader.tensors:
+    for tensor in file.tensors.values():
         if tensor.name == _ROPE_FREQUENCIES:
             continue
         name, shape = names[tensor.name]
@@ -278,7 +258,7 @@ def _expanded(
         yield name, values
 
 
-def _bfloat16(tensor: "ReaderTensor", shape: tuple[int, ...]) -> "Tensor":
+def _bfloat16(tensor: GgufTensor, shape: tuple[int, ...]) -> "Tensor":
     import torch
     from gguf.quants import dequantize
 
@@ -286,10 +266,10 @@ def _bfloat16(tensor: "ReaderTensor", shape: tuple[int, ...]) -> "Tensor":
     rows = max(1, _CHUNK // shape[-1]) if len(shape) > 1 else shape[0]
     try:
         for start in range(0, shape[0], rows):
-            part = dequantize(tensor.data[start : start + rows], tensor.tensor_type)
+            part = dequantize(tensor.rows[start : start + rows], tensor.kind)
             values[start : start + rows] = torch.from_numpy(part)
     except NotImplementedError:
-        kind = tensor.tensor_type.name
+        kind = tensor.kind.name
         raise UserError(
             f"its tensor {tensor.name} is of the type {kind}, which Farthing cannot expand"
         ) from None

@@ -63,9 +63,9 @@ class Source:
     def license(self) -> str | None:
         """The licence the weights themselves state (a .gguf's metadata, a model card), or None."""
         if self.location.is_file():
-            from farthing.weights.gguf_read import open_gguf
+            from farthing.weights.gguf_file import open_gguf
 
-            return _text(open_gguf(self.location)[1].get("general.license"))
+            return _text(open_gguf(self.location).metadata.get("general.license"))
         return _card_license(self.location / "README.md")
 
     @property
