@@ -3,6 +3,7 @@ nothing of it."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,3 +205,21 @@ def test_the_shipped_recipe_says_what_the_issue_promises() -> None:
     assert [stage.kind for stage in recipe.stages] == ["pretrain", "sft", "grpo"]
     assert recipe.stages[0].family == "deepseek"  # type: ignore[union-attr]
     assert recipe.evaluate is not None
+
+
+def test_a_finished_stages_model_that_was_damaged_is_made_again(
+    make: Make, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished, folder, symlinks=True)
+    (folder / "results.json").unlink()  # as if it had died before its end
+    models = [folder / "stages" / name / "model" / "model.safetensors" for name in ("01-pretrain", "03-grpo")]
+    whole = [model.read_bytes() for model in models]
+    for model, content in zip(models, whole, strict=True):
+        model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    run(validate(make()), folder)
+    said = " ".join(capsys.readouterr().err.split())
+    assert [model.read_bytes() for model in models] == whole
+    for model in models:
+        assert f"{model} has changed since it was written; the stage makes its model again" in said
+    assert "02-sft/model" not in said

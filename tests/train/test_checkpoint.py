@@ -79,7 +79,10 @@ def test_a_save_that_dies_on_the_way_leaves_no_checkpoint(
     assert value_of(checkpoint.latest(folder)) == 4
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "gone", "manifest cut", "manifest gone", "manifest a list"])
+@pytest.mark.parametrize("damage", [
+    "cut", "bit", "gone", "manifest cut", "manifest gone", "manifest a list", "cursor", "step -1", "step 99", "key",
+    "meta a list", "renamed",
+])  # fmt: skip
 def test_a_damaged_newest_falls_back_to_the_one_before(folder: Path, damage: str) -> None:
     state, manifest = folder / "step-000004" / "state.safetensors", folder / "step-000004" / "manifest.json"
     content = bytearray(state.read_bytes())
@@ -94,9 +97,24 @@ def test_a_damaged_newest_falls_back_to_the_one_before(folder: Path, damage: str
         manifest.write_bytes(manifest.read_bytes()[:-9])
     elif damage == "manifest gone":
         manifest.unlink()
-    else:
+    elif damage == "manifest a list":
         manifest.write_text(json.dumps([1]))
-    assert value_of(checkpoint.latest(folder)) == 2
+    elif damage == "renamed":
+        (folder / "step-000004").rename(folder / "step-000099")
+    else:
+        written = json.loads(manifest.read_text())
+        changed = {
+            "cursor": {"meta": {"cursor": 41}}, "step -1": {"step": 3}, "step 99": {"step": 99},
+            "key": {"meta": {"cursr": 40}}, "meta a list": {"meta": []},
+        }[damage]  # fmt: skip
+        manifest.write_text(json.dumps(written | changed))
+    said: list[str] = []
+    assert value_of(checkpoint.latest(folder, said.append)) == 2
+    name = "step-000099" if damage == "renamed" else "step-000004"
+    assert said == [
+        f"the checkpoint {folder / name} is damaged: it is set aside as .damaged-{name}, and the one before it is used"
+    ]
+    assert checkpoint.newest_step(folder) == 2
     checkpoint.save(folder, 4, tensors(4), {"cursor": 40})  # the step comes again, and takes the place
     assert value_of(checkpoint.latest(folder)) == 4
 

@@ -24,6 +24,7 @@ from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import duration
 from farthing.base.files import link, read_json, read_lines, write, write_json
+from farthing.base.seal import changed
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
@@ -138,7 +139,7 @@ class _Work:
                 for number, stage in enumerate(recipe.stages, 1):
                     name = f"{number:02d}-{stage.kind}"
                     folder = self.folder / "stages" / name
-                    if not (folder / "done.json").exists():
+                    if not self._finished(folder):
                         self.meter.stage = name if number > 1 else "00-base"
                         if number == self._first_evaluated():
                             assert current is not None
@@ -151,6 +152,18 @@ class _Work:
                 link(self.folder / "model", current)
                 self._evaluate("after", current, items, pool)
         self._conclude()
+
+    def _finished(self, folder: Path) -> bool:
+        """Whether a stage is done and its model as it was written. A damaged one is made again from its checkpoint."""
+        path = folder / "done.json"
+        if not path.exists():
+            return False
+        damaged = changed(folder / "model", read_json(path).get("sha256", {}))
+        if damaged is None:
+            return True
+        self._say(f"{damaged} has changed since it was written; the stage makes its model again")
+        path.unlink()
+        return False
 
     def _at(self, folder: Path, stage: StageSpec, items: list[Item], pool: VerifierPool) -> At:
         return At(

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 from farthing.base.device import Place, Ranks
 from farthing.base.files import write_json
+from farthing.base.seal import hashes
 from farthing.cost.meter import Meter
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
@@ -94,7 +95,7 @@ class At:
         with self.meter.span("checkpoint"):
             model.save(folder)
             kind = self.folder.name.partition("-")[2]
-            done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts}
+            done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts, "sha256": hashes(folder)}
             write_json(self.folder / "done.json", done)
         if not merged:
             self.models.keep(folder, model)

@@ -11,7 +11,8 @@ from farthing.base.device import Ranks
 from farthing.cost.meter import Meter
 from farthing.engine import Model
 from farthing.recipe import Grpo
-from farthing.stages.at import At
+from farthing.stages.at import At, Say
+from farthing.stages.sources import silent
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.train.grpo import Learner
@@ -36,6 +37,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             meter=at.meter,
             ranks=at.ranks,
             on_metrics=view.update,
+            say=at.say,
         )
     return at.finish(model, spec.steps, merged=bool(spec.lora))
 
@@ -51,6 +53,7 @@ def train_grpo(
     meter: Meter,
     ranks: Ranks,
     on_metrics: Callable[[dict[str, Any]], None],
+    say: Say = silent,
 ) -> None:
     """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
 
@@ -102,4 +105,5 @@ def train_grpo(
         meter=meter,
         checkpoint_every=stage.checkpoint_every,
         on_metrics=on_metrics,
+        say=say,
     )

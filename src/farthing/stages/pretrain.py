@@ -30,6 +30,7 @@ from farthing.model import Decoder
 from farthing.recipe import Pretrain, Source
 from farthing.recipe.dial import Dialled, dial
 from farthing.stages.at import At, Say
+from farthing.stages.pieces import Pieces
 from farthing.stages.sources import (
     silent,
     source_paths,
@@ -84,6 +85,7 @@ def run(spec: Pretrain, start: Path | None, at: At) -> Path:
             meter=at.meter,
             ranks=at.ranks,
             on_metrics=view.update,
+            say=at.say,
         )
     return at.finish(
         model,
@@ -106,8 +108,8 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
         UserError: for data that cannot be read or is too little, a validation set without documents, a tokenizer
             without an end-of-text mark, and a model that cannot be built.
     """
-    data = folder / "data"
-    paths = source_paths(stage.data, data, seed, held_out)
+    data, pieces = folder / "data", Pieces(folder, say)
+    paths = source_paths(stage.data, pieces, seed, held_out)
     share = stage.validation if isinstance(stage.validation, float) else 0.0
     excluded = validation_digests(stage.validation, stage.data[0].field, stage.policy)
 
@@ -116,33 +118,36 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
 
     # Faults are reported in the first pass over the data only: the tokenizer's, or else the corpus's.
     report = silent if (data / "train").exists() else say
-    first_pass = stage.tokenizer is None and not (data / "tokenizer").exists()
-    tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(report))
+    first_pass = stage.tokenizer is None and not pieces.has(data / "tokenizer")
+    tokenizer = tokenizer_of(stage, pieces, lambda: training(report))
     dialled = dial(stage, len(tokenizer), tokenizer.bos_id, tokenizer.eos_id)
-    train = corpus_of(lambda: training(silent if first_pass else report), tokenizer, data / "train")
+    train = corpus_of(lambda: training(silent if first_pass else report), tokenizer, pieces, "train")
     if isinstance(path := stage.validation, str):
         own = Source(path=path, field=stage.data[0].field)
         validation = corpus_of(
             lambda: training_documents([(own, path)], 0.0, stage.policy, say),
             tokenizer,
-            data / "validation",
+            pieces,
+            "validation",
         )
     else:
         documents = validation_documents(paths, share, stage.policy, silent)
-        validation = _validation_share(documents, tokenizer, data / "validation", share)
-    write_start(dialled, folder / "start", tokenizer, seed)
+        validation = _validation_share(documents, tokenizer, pieces, share)
+    write_start(dialled, pieces, tokenizer, seed)
     return Prepared(folder / "start", train, validation, dialled)
 
 
-def tokenizer_of(stage: Pretrain, folder: Path, documents: Callable[[], Iterator[Document]]) -> Tokenizer:
-    """The tokenizer that the stage names, or the one in `folder`, trained on `documents` unless it is there.
+def tokenizer_of(stage: Pretrain, pieces: Pieces, documents: Callable[[], Iterator[Document]]) -> Tokenizer:
+    """The tokenizer that the stage names, or the stage's own, trained on `documents` unless it is there.
 
     Raises:
         UserError: for one without an end-of-text mark, and for too little text.
     """
     if stage.tokenizer is None:
-        if not folder.exists():
+        folder = pieces.folder / "data" / "tokenizer"
+        if not pieces.has(folder):
             _train_tokenizer(stage, documents(), folder)
+            pieces.record(folder)
         tokenizer = Tokenizer(folder)
     else:
         own = Path(stage.tokenizer)
@@ -154,12 +159,14 @@ def tokenizer_of(stage: Pretrain, folder: Path, documents: Callable[[], Iterator
     return tokenizer
 
 
-def write_start(dialled: Dialled, folder: Path, tokenizer: Tokenizer, seed: int) -> None:
+def write_start(dialled: Dialled, pieces: Pieces, tokenizer: Tokenizer, seed: int) -> None:
     """Write the untrained model, unless it is there."""
-    if not folder.exists():
+    folder = pieces.folder / "start"
+    if not pieces.has(folder):
         decoder = Decoder(decoder_config(dialled.config))
         decoder.init_weights(seed, dialled.init_std)
         save_decoder(decoder.bfloat16(), dialled.config, folder, tokenizer_from=tokenizer.folder)
+        pieces.record(folder)
 
 
 def train_pretrain(
@@ -172,6 +179,7 @@ def train_pretrain(
     meter: Meter,
     ranks: Ranks,
     on_metrics: Callable[[dict[str, Any]], None],
+    say: Say = silent,
 ) -> None:
     """Train `model`, loaded from `prepared.start`, in place; metrics and checkpoints go to `folder`.
 
@@ -207,6 +215,7 @@ def train_pretrain(
         meter=meter,
         ranks=ranks,
         on_metrics=on_metrics,
+        say=say,
     )
 
 
@@ -225,12 +234,15 @@ def _train_tokenizer(stage: Pretrain, documents: Iterator[Document], folder: Pat
         train_tokenizer(texts(), stage.vocab_size, partial, special=special)
 
 
-def corpus_of(documents: Callable[[], Iterator[Document]], tokenizer: Tokenizer, folder: Path) -> Corpus:
-    """The corpus in `folder`, built from `documents` unless it is there."""
-    if folder.exists():
+def corpus_of(
+    documents: Callable[[], Iterator[Document]], tokenizer: Tokenizer, pieces: Pieces, name: str
+) -> Corpus:
+    """The stage's corpus of that name, built from `documents` unless it is there."""
+    folder = pieces.folder / "data" / name
+    if pieces.has(folder):
         return Corpus.open(folder)
     assert tokenizer.eos_id is not None
-    return Corpus.build(
+    corpus = Corpus.build(
         documents(),
         tokenizer.text_encoder(),
         folder,
@@ -238,18 +250,20 @@ def corpus_of(documents: Callable[[], Iterator[Document]], tokenizer: Tokenizer,
         vocab_size=len(tokenizer),
         bos=tokenizer.bos_id,
     )
+    pieces.record(folder)
+    return corpus
 
 
 def _validation_share(
-    documents: Iterator[Document], tokenizer: Tokenizer, folder: Path, share: float
+    documents: Iterator[Document], tokenizer: Tokenizer, pieces: Pieces, share: float
 ) -> Corpus:
     """The validation corpus.
 
     Raises:
         UserError: for a share so small that it falls on no document.
     """
-    if folder.exists():
-        return Corpus.open(folder)
+    if pieces.has(pieces.folder / "data" / "validation"):
+        return corpus_of(lambda: documents, tokenizer, pieces, "validation")
     first = next(documents, None)
     if first is None:
         raise UserError(
@@ -260,4 +274,4 @@ def _validation_share(
         yield first
         yield from documents
 
-    return corpus_of(all_of_them, tokenizer, folder)
+    return corpus_of(all_of_them, tokenizer, pieces, "validation")

@@ -21,7 +21,8 @@ from farthing.data.tokenizer import Message, Tokenizer
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, Source
 from farthing.stages.at import At, Say
-from farthing.stages.sources import copies, source_paths
+from farthing.stages.pieces import Pieces
+from farthing.stages.sources import copies, silent, source_paths
 from farthing.tasks.mixture import question_key
 from farthing.train.lm import train_lm
 from farthing.train.optim import add_lora
@@ -53,6 +54,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             meter=at.meter,
             ranks=at.ranks,
             on_metrics=view.update,
+            say=at.say,
         )
     return at.finish(model, steps, merged=bool(spec.lora), conversations=len(packer.examples))
 
@@ -81,7 +83,7 @@ def prepare_sft(
     if faults:
         raise UserError(f"this model's chat template cannot be trained with: {'; '.join(faults)}")
     problems = Problems(stage.policy, say)
-    paths = source_paths(stage.data, folder / "data", seed, held_out, asks)
+    paths = source_paths(stage.data, Pieces(folder, say), seed, held_out, asks)
     placed = _conversations(paths, held_out, problems)
     packer = ConversationPacker(examples(tokenizer, placed, stage.length, problems), stage.length, seed)
     rows = stage.batch_tokens // stage.length
@@ -111,6 +113,7 @@ def train_sft(
     meter: Meter,
     ranks: Ranks,
     on_metrics: Callable[[dict[str, Any]], None],
+    say: Say = silent,
 ) -> None:
     """Train `model` in place; metrics and checkpoints go to `folder`.
 
@@ -135,4 +138,5 @@ def train_sft(
         meter=meter,
         ranks=ranks,
         on_metrics=on_metrics,
+        say=say,
     )

@@ -16,6 +16,7 @@ from farthing.base.files import write
 from farthing.data.text import Document, documents
 from farthing.recipe import Asks, Source
 from farthing.stages.at import Say
+from farthing.stages.pieces import Pieces
 from farthing.tasks.item import Item
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.solutions import SOLVABLE, solution_conversation, solution_text
@@ -26,9 +27,9 @@ _SEEDS = 2**32  # a recipe's seeds lie below it, so that no two stages draw the 
 
 
 def source_paths(
-    sources: Sequence[Source], folder: Path, seed: int, held_out: set[str], asks: Asks | None = None
+    sources: Sequence[Source], pieces: Pieces, seed: int, held_out: set[str], asks: Asks | None = None
 ) -> list[tuple[Source, str]]:
-    """Each source with the path to read; worked solutions are first written into `folder`.
+    """Each source with the path to read; worked solutions are first written into the stage's data folder.
 
     Args:
         held_out: keys of questions that must not appear.
@@ -43,9 +44,10 @@ def source_paths(
         if source.path is not None:
             paths.append((source, source.path))
             continue
-        path = folder / LESSONS.format(number)
-        if not path.exists():
+        path = pieces.folder / "data" / LESSONS.format(number)
+        if not pieces.has(path):
             _write_lessons(source, path, seed, held_out, asks)
+            pieces.record(path)
         paths.append((source, str(path)))
     return paths
 

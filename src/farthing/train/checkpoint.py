@@ -1,22 +1,25 @@
-"""Checkpoints that are whole or absent: written aside, flushed to disk, renamed, with a checksum for each
-file."""
+"""Checkpoints that are whole or absent: written aside, flushed to disk, renamed, and sealed by a hash of everything in
+them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from farthing.base.errors import UserError
 from farthing.base.files import is_disk_full, sync, write
+from farthing.base.seal import file_hash, intact, seal
 
 KEEP = 2
+_STATE = "state.safetensors"
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
@@ -30,11 +33,10 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial / "state.safetensors")
-        sync(partial / "state.safetensors")
-        digest = _hash(partial / "state.safetensors")
-        manifest = {"step": step, "meta": meta, "sha256": {"state.safetensors": digest}}
-        write(partial / "manifest.json", json.dumps(manifest))
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial / _STATE)
+        sync(partial / _STATE)
+        manifest = {"step": step, "meta": meta, "sha256": {_STATE: file_hash(partial / _STATE)}}
+        write(partial / "manifest.json", json.dumps(seal(manifest)))
         if final.exists():  # the same step again after a restart from an older checkpoint
             shutil.rmtree(final)
         partial.rename(final)
@@ -50,15 +52,32 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     return final
 
 
-def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """(step, tensors, meta) of the newest intact checkpoint; None if there is none."""
+def latest(
+    folder: Path, say: Callable[[str], None] = lambda _: None
+) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """(step, tensors, meta) of the newest intact checkpoint; None if there is none. Damaged ones are set aside.
+
+    Args:
+        say: called with a sentence for each that was damaged.
+    """
     for path in reversed(_steps(folder)):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
-            if all(_hash(path / name) == digest for name, digest in manifest["sha256"].items()):
-                return manifest["step"], load_file(path / "state.safetensors"), manifest["meta"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+            if (
+                intact(manifest)
+                and manifest["step"] == _step(path)
+                and isinstance(manifest["meta"], dict)
+                and file_hash(path / _STATE) == manifest["sha256"][_STATE]
+            ):
+                return manifest["step"], load_file(path / _STATE), manifest["meta"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):
+            pass
+        aside = path.with_name(f".damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        say(
+            f"the checkpoint {path} is damaged: it is set aside as {aside.name}, and the one before it is used"
+        )
     return None
 
 
@@ -73,8 +92,3 @@ def _steps(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -192,6 +192,7 @@ def train_lm(
     meter: Meter,
     ranks: Ranks,
     on_metrics: Callable[[dict[str, Any]], None],
+    say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Train the network in place; metrics and checkpoints go to `folder`. A killed run continues from its
     checkpoint and ends with the same weights.
@@ -199,6 +200,7 @@ def train_lm(
     Args:
         mtp_weight: by step.
         next_batch: the batch at a cursor, and the cursor after it.
+        say: as in `loop.train`.
 
     Raises:
         Diverged: when the gradient says that training is broken.
@@ -283,4 +285,5 @@ def train_lm(
         checkpoint_every=stage.checkpoint_every,
         on_metrics=on_metrics,
         buffers=biases,
+        say=say,
     )

@@ -37,6 +37,7 @@ def train(
     checkpoint_every: int,
     on_metrics: Callable[[dict[str, Any]], None],
     buffers: Mapping[str, Tensor] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run steps 0..steps-1, or those left after the newest intact checkpoint in `folder`/state.
 
@@ -44,6 +45,7 @@ def train(
         state: what `one_step` reads and updates besides the weights; JSON, saved with each checkpoint.
         one_step: does one step and returns its metrics.
         buffers: tensors that `one_step` changes besides the weights; saved and restored in place.
+        say: called with a sentence for a damaged checkpoint, and with the step that training continues from.
 
     Raises:
         Diverged: if a step meets NaN or an exploding gradient; names the cause and the last good checkpoint.
@@ -52,13 +54,19 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     done = 0
     with meter.span("load"):
-        found = checkpoint.latest(folder / "state")
+        found = checkpoint.latest(folder / "state", say)
         if found is not None:
             done, tensors, saved = found
+            if done > steps or saved.keys() != state.keys():
+                raise UserError(
+                    f"{folder / 'state'}: the checkpoint of step {done} is of another run; give another --run-dir"
+                )
             weights.restore(tensors)
             for name, tensor in (buffers or {}).items():
                 tensor.data.copy_(tensors[name])
             state.update(saved)
+            if done < steps:
+                say(f"continuing from step {done:,} of {steps:,}")
     metrics = _MetricsFile(folder / "metrics.jsonl", keep=done)
     for line in metrics.kept:
         on_metrics(line)
