@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.tasks.extract import canonical, one_number
+from farthing.tasks.numbers import canonical, one_number
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,27 @@ from farthing.tasks.extract import canonical, one_number
         ("0x1F", None),
         ("1_000", None),
         ("9" * 401, None),
+        # the word for a sign, and where it is a subtraction
+        ("minus 7", "-7"), ("negative 7", "-7"), ("$negative 7", "-7"), ("plus 7", "7"), ("ten minus 7", None),
+        # another number: multiplied, powered, rooted, halved
+        ("7k", None), ("7K", None), ("7M", None), ("$7k", None), ("7 M", None), ("7B", None), ("7bn", None),
+        ("7 million", None), ("£7 million", None), ("7-thousand", None), (r"7\text{ million}", None), ("7 dozen", None),
+        ("7!", None), ("7 factorial", None), ("7 squared", None), ("7 and a half", None), ("7 hundredths", None),
+        ("7π", None), (r"7\pi", None), (r"7 \pi", None), ("7 pi", None), (r"\sqrt{7}", None), (r"\sqrt7", None),
+        ("sqrt(7)", None), (r"\sqrt[x]{7}", None), ("square root of 7", None), ("twice 7", None), ("half of 7", None),
+        (r"\log 7", None), ("log 7", None), ("f(7)", None), (r"\frac{7}{x}", None), (r"\frac{x}{7}", None),
+        (r"7\times", None), (r"7\cdot x", None), ("7/x", None), ("7^x", None), ("x^{7}", None), ("7_b", None),
+        # a variable, a relation, a denial
+        ("7x", None), ("7 x", None), ("7i", None), ("7n", None), ("7*x", None), ("7 - x", None), (">7", None),
+        ("< 7", None), (r"\geq 7", None), ("~7", None), ("≈7", None), ("not 7", None), ("isn't 7", None),
+        ("more than 7", None), ("at least 7", None), ("over 7", None),
+        # units, money, formats and sentences leave the number what it is
+        ("7 m", "7"), ("7m", "7"), ("7 km", "7"), ("7km", "7"), ("7%", "7"), (r"7\%", "7"), ("7€", "7"), ("£7", "7"),
+        ("7 hours", "7"), ("7 percent", "7"), ("7 times", "7"), ("7 a day", "7"), ("7 T-shirts", "7"), ("7GB", "7"),
+        (r"7^\circ", "7"), (r"7^{\circ}", "7"), (r"7\text{ apples}", "7"), (r"7\,\text{cm}", "7"), (r"\text{7}", "7"),
+        (r"\mathbf{7}", "7"), (r"\(7\)", "7"), (r"\[7\]", "7"), ("about 7", "7"), ("x = 7", "7"), ("7, indeed.", "7"),
     ],
-)
+)  # fmt: skip
 def test_reading(text: str, number: str | None) -> None:
     assert one_number(text) == number
 

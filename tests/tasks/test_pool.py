@@ -35,6 +35,12 @@ FUNCTIONS = """
             return Verdict("right", str(len(bytearray(8 * 2**30))))
         if text == "raise":
             raise KeyError("a bug of ours")
+        if text == "stop once" and not os.path.exists(item.question):
+            open(item.question, "w").close()
+            os.kill(os.getpid(), 19)  # SIGSTOP: as a frozen machine, or one that swaps
+            return verify(item, "it is 7", convention)
+        if text == "stop once":
+            return verify(item, "it is 7", convention)
         if text == "slow":
             time.sleep(0.5)
         if text == "modules":
@@ -98,6 +104,17 @@ def test_an_innocent_item_survives_a_death(naughty: VerifierPool, tmp_path: Path
     assert outcomes(naughty, ["it is 7", "die once", "it is 7"], str(tmp_path / "died")) == [
         "right", "unparsed", "right",
     ]  # fmt: skip
+
+
+def test_a_frozen_verifier_unpays_nothing(naughty: VerifierPool, tmp_path: Path) -> None:
+    texts = ["it is 7", "stop once", "it is 7"]
+    assert outcomes(naughty, texts, str(tmp_path / "stopped")) == ["right"] * 3
+    assert (tmp_path / "stopped").exists()
+
+
+def test_a_slow_machine_gets_twice_the_time(function: str) -> None:
+    with VerifierPool(timeout=0.3, function=function) as pool:
+        assert outcomes(pool, ["slow", "it is 7"]) == ["unparsed", "right"]  # half a second
 
 
 def test_a_worker_killed_between_calls_is_replaced(naughty: VerifierPool) -> None:

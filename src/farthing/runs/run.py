@@ -226,7 +226,13 @@ class _Work:
             book_sampling(span, work, model.hf_config)
             path.parent.mkdir(exist_ok=True)
             write(path, "".join(json.dumps(record) + "\n" for record in records))
-        self._say(_score_line(summarise(name, records)))
+        summary = summarise(name, records)
+        self._say(_score_line(summary))
+        if summary["timeout"]:
+            self._say(
+                f"{summary['timeout']} answers could not be judged in time, in two tries, and count as not right; is "
+                "the machine busy?"
+            )
 
     def _audit(self, pool: VerifierPool) -> None:
         path = self.folder / "audit.json"

@@ -81,13 +81,19 @@ def train_grpo(
     def one_step(step: int) -> dict[str, Any]:
         started, before = time.monotonic(), dict(meter.totals().seconds)
         batch, state["cursor"] = roller.collect(step, state["cursor"])
+        measured = batch.metrics(ranks)
+        if measured["timeout"]:
+            say(
+                f"step {step + 1}: {measured['timeout']:.1%} of the answers could not be judged in time, in two tries, "
+                "and earn nothing; is the machine busy?"
+            )
         learned = learner.learn(batch, step)
         seconds, totals = time.monotonic() - started, meter.totals()
         spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
         sampled = ranks.total(sum(len(sample.ids) for group in batch.sampled for sample in group.samples))
         return {
             "step": step + 1,
-            **batch.metrics(ranks),
+            **measured,
             **learned,
             "tokens_per_second": sampled / seconds,
             "seconds": seconds,

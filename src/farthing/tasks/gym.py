@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from farthing.base.errors import UserError
 from farthing.tasks import arithmetic
-from farthing.tasks.extract import one_number
 from farthing.tasks.item import Item
+from farthing.tasks.numbers import one_number
 
 _SEEDS_KEPT = 8  # datasets kept per task; making one costs up to 0.2 s
 _ENDLESS = 2**62  # the size asked for; datasets make items on demand

@@ -1,7 +1,9 @@
 """Verification in processes that can be killed, with a wall-clock limit for each item.
 
 The limit runs from when a worker begins an item until its verdict arrives, so waiting in a queue never
-counts. A worker that hangs or dies is replaced and the rest of its batch is judged by the new one.
+counts. A worker that hangs or dies is replaced and the rest of its batch is judged by the new one. The item itself
+gets a second try with twice the time, since a stopped process or a swapping machine is late too; only then it is a
+timeout.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from farthing.tasks.item import Convention, Item, Verdict
 
 _BATCH = 64  # items a message
 _START = 60.0  # seconds a worker may take to start and to read its batch
-_ATTEMPTS = 2  # times an item may be with a worker when that dies
+_ATTEMPTS = 2  # times an item may be with a worker when that is late or dies
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from farthing.tasks.worker import main; main(sys.argv[2], float(sys.argv[3]))"
@@ -30,7 +32,8 @@ _CODE = (
 
 
 class VerifierPool:
-    """`workers` processes that verify (one a core but one), at most `timeout` seconds an item. A context manager.
+    """`workers` processes that verify (one a core but one), at most `timeout` seconds an item, twice that in
+    its second try. A context manager.
 
     `function` is the dotted name of what they call: (item, text, convention) -> Verdict.
     """
@@ -110,7 +113,7 @@ class VerifierPool:
                 for stream in (worker.replies, worker.requests):
                     if stream in selector.get_map():
                         selector.unregister(stream)
-                worker.give_back(job, late=place not in gone)
+                worker.give_back(job)
                 worker.end()
                 self._workers[place] = None
 
@@ -131,7 +134,7 @@ class _Job:
         self.waiting = deque(range(len(pairs)))
         self.left = len(pairs)
         self.verdicts = [Verdict("timeout")] * len(pairs)
-        self.deaths = [0] * len(pairs)
+        self.tries = [0] * len(pairs)  # that failed
 
     def settle(self, position: int, verdict: Verdict) -> None:
         self.verdicts[position] = verdict
@@ -189,16 +192,17 @@ class _Worker:
             if reply:
                 job.settle(self.batch.popleft(), Verdict(*reply))
             self.begun = True
-            self.deadline = time.monotonic() + self.timeout
+            tries = 1 + job.tries[self.batch[0]] if self.batch else 1
+            self.deadline = time.monotonic() + self.timeout * tries
         return bool(arrived)
 
-    def give_back(self, job: _Job, late: bool) -> None:
-        """Settle the current item as a timeout if it was late or killed two workers; requeue the rest."""
+    def give_back(self, job: _Job) -> None:
+        """Settle the current item as a timeout if it has had its tries; requeue the rest."""
         at = self.batch[0]
-        job.deaths[at] += 1
-        if not self.begun and job.deaths[at] == _ATTEMPTS:
+        job.tries[at] += 1
+        if not self.begun and job.tries[at] == _ATTEMPTS:
             raise RuntimeError(f"a verifier process does not start (exit code {self.process.poll()})")
-        if self.begun and (late or job.deaths[at] == _ATTEMPTS):
+        if self.begun and job.tries[at] == _ATTEMPTS:
             job.settle(self.batch.popleft(), Verdict("timeout"))
         job.waiting.extendleft(reversed(self.batch))
 

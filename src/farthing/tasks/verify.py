@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from farthing.tasks.expression import solves, tidy
-from farthing.tasks.extract import PUNCTUATION, extract, one_number, plain_form, tail
+from farthing.tasks.extract import PUNCTUATION, extract, plain_form, tail
 from farthing.tasks.item import Convention, Item, Verdict
+from farthing.tasks.numbers import one_number
 
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm)\{([^{}]*)\}")
 

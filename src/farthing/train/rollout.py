@@ -59,6 +59,7 @@ class Batch:
             "right": mean(outcomes["right"]),
             "unparsed": mean(outcomes["unparsed"]),
             "cut_off": mean(outcomes["cut_off"]),
+            "timeout": mean(outcomes["timeout"]),
             "entropy": mean(sum(sample.entropy for sample in samples)),
             "length": mean(sum(len(sample.ids) for sample in samples)),
             "groups_kept": ranks.total(len(self.groups)),
