@@ -18,6 +18,7 @@ import yaml
 import farthing
 from farthing import cli
 from farthing.base.errors import UserError
+from farthing.base.terminal import harmless
 from farthing.recipe import Asks, load
 
 Run = Callable[..., tuple[int, str, str]]
@@ -120,6 +121,42 @@ def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 # ---- run ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "\x1b]0;owned\x07"],
+        ["run", "quickstart", "--set", "\x1b[2Jlr=1"],
+        ["plan", "\x9b31mred", "--tokens", "1T"],
+        ["plan", "quickstart", "--gpu", "\u202egnirts"],
+        ["inspect", "no\x1b[1Afolder"],
+        ["ledger", "run\x1b[8m\nof two lines"],
+        ["claim", "\x1b[31mclaim"],
+        ["\x1b[31mcommand"],
+        ["run", "--\x1b[31moption"],
+    ],
+)
+def test_no_escape_of_an_argument_reaches_the_terminal(run: Run, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert harmless(err) == err
+
+
+def test_a_bug_that_quotes_a_file_shows_no_escapes() -> None:
+    code = """
+import sys, farthing.recipe
+from farthing import cli
+farthing.recipe.builtin = lambda: (_ for _ in ()).throw(RuntimeError("\\x1b]0;owned\\x07"))
+sys.argv = ["farthing", "recipes"]
+cli.main()
+"""
+    process = python(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "RuntimeError: ]0;owned" in err
+    assert harmless(err) == err
 
 
 def test_dry_run_prints_the_recipe_that_would_run(run: Run, tmp_path: Path) -> None:

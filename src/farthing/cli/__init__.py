@@ -22,6 +22,7 @@ from farthing.base import processor
 from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import interval, percent
+from farthing.base.terminal import show_traceback
 from farthing.cli import doctor, folders, money
 from farthing.cli.shared import (
     DeviceName,
@@ -216,6 +217,7 @@ for _command in (*money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS):
 def main() -> NoReturn:
     """The console entry point: runs one command and exits with its code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.excepthook = show_traceback
     command = typer.main.get_command(app)
     usage_error: type[Exception] = typer.BadParameter.__mro__[
         1

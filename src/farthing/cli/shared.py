@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from farthing.base.errors import UserError
+from farthing.base.terminal import one_line, say
 
 RUNS = Path("runs")
 
@@ -61,10 +62,9 @@ def print_result(data: dict[str, Any], text: str, as_json: bool) -> None:
 
 
 def print_text(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    say(text)
 
 
 def log(text: str) -> None:
     """One line on stderr, whatever the text holds."""
-    print(" ".join(text.split()), file=sys.stderr)
+    say(one_line(text), sys.stderr)

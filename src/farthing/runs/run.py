@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from farthing import __version__, plans
-from farthing.base import processor
+from farthing.base import processor, terminal
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import duration
@@ -88,7 +88,7 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
         recipe = load(recipe)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
     choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
-    console = Console(stderr=True)
+    console = terminal.console()
     with locked(folder), room_on_disk(folder):
         claim(folder, recipe)
         results = folder / "results.json"
