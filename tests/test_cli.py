@@ -19,6 +19,7 @@ import farthing
 from farthing import cli
 from farthing.base.errors import UserError
 from farthing.base.terminal import harmless
+from farthing.cli.shared import log
 from farthing.recipe import Asks, load
 
 Run = Callable[..., tuple[int, str, str]]
@@ -159,6 +160,22 @@ cli.main()
     assert harmless(err) == err
 
 
+def test_a_hub_that_cannot_be_reached_is_one_line() -> None:
+    code = """
+import sys, time
+from farthing import cli
+time.sleep = lambda seconds: None  # between the library's retries
+sys.argv = ["farthing", "plan", "hf:no/such", "--tokens", "1T"]
+cli.main()
+"""
+    nowhere = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    process = python(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | nowhere)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 2
+    waits = [line for line in err.splitlines() if line.startswith("planning hf:no/such …")]
+    assert len(err.splitlines()) == len(waits) + 1
+
+
 def test_dry_run_prints_the_recipe_that_would_run(run: Run, tmp_path: Path) -> None:
     changes = ["--set", "stages.grpo.lr=2e-5", "--set", "stages.1.steps=3", "--seed", "9"]
     code, out, err = run("run", "quickstart", "--dry-run", *changes)
@@ -287,6 +304,7 @@ def test_eval_with_a_recipe_asks_as_it_does(run: Run, evaluations: list[Any]) ->
     assert set(tasks) == {"gsm_symbolic", "countdown"}
     assert n == 500
     stage = load("r1-zero").stages[0]
+    assert settings.pop("say") is log  # what takes long is said
     assert settings == {
         "answer": "tag",
         "prompt": stage.prompt,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 from farthing.base.errors import UserError
 from farthing.base.terminal import one_line, say
+from farthing.base.waiting import Waiting
 
 RUNS = Path("runs")
 
@@ -51,9 +53,14 @@ def model_source(source: str | None) -> str:
 
 
 @contextmanager
-def only_results_on_stdout() -> Iterator[None]:
-    """Redirect what libraries print to stderr: stdout is for the result."""
-    with redirect_stdout(sys.stderr):
+def only_results_on_stdout(doing: str = "") -> Iterator[None]:
+    """Redirect what libraries print to stderr: stdout is for the result.
+
+    Args:
+        doing: said on stderr once it takes longer than two seconds; nothing by default.
+    """
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are ten warnings before the one error
+    with redirect_stdout(sys.stderr), Waiting(doing, log) if doing else nullcontext():
         yield
 
 

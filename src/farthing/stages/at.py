@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from farthing.base.device import Place, Ranks
 from farthing.base.files import write_json
+from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
@@ -26,6 +29,9 @@ class View(Protocol):
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Show a line of metrics.jsonl."""
+
+    def recall(self, metrics: Mapping[str, Any]) -> None:
+        """Take a line of an earlier attempt into the picture; it was shown then."""
 
 
 class Models:
@@ -78,9 +84,42 @@ class At:
     view: Callable[[int], View]
     """Make a view of so many steps."""
 
+    def waiting(self, what: str) -> Waiting:
+        """A context that says what is being done if that takes longer than two seconds."""
+        return Waiting(f"{self.folder.name}: {what}", self.say)
+
+    @contextmanager
+    def watched(self, steps: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Show the progress of training; gives the function to call with each line of metrics.jsonl.
+
+        The lines of earlier attempts come first, as `train.loop.train` reads them back. They are only recalled, and it
+        is said at which step the stage continues.
+        """
+        kept: int | None = None
+
+        with self.view(steps) as view:
+
+            def on_metrics(line: Mapping[str, Any]) -> None:
+                nonlocal kept
+                if kept is None:
+                    kept = self._kept(line)
+                    if kept:
+                        self.say(f"{self.folder.name}: continuing from step {kept:,} of {steps:,}")
+                (view.recall if line["step"] <= kept else view.update)(line)
+
+            yield on_metrics
+
+    def _kept(self, first: Mapping[str, Any]) -> int:
+        """The steps that need not be done again, told by the first line that training reports: metrics.jsonl then
+        ends with the checkpoint's step, or holds the first new one."""
+        with (self.folder / "metrics.jsonl").open() as file:
+            last = max((int(json.loads(line)["step"]) for line in file), default=0)
+        known = (self.folder / "state" / f"step-{last:06d}").is_dir()
+        return last if known else int(first["step"]) - 1
+
     def load(self, folder: Path) -> Model:
         """The model to train, booked as loading."""
-        with self.meter.span("load"):
+        with self.meter.span("load"), self.waiting("loading the model"):
             return self.models.to_train(folder)
 
     def finish(self, model: Model, steps: int, *, merged: bool = False, **facts: Any) -> Path:
@@ -91,7 +130,7 @@ class At:
             facts: further entries of done.json.
         """
         folder = self.folder / "model"
-        with self.meter.span("checkpoint"):
+        with self.meter.span("checkpoint"), self.waiting("writing the model"):
             model.save(folder)
             kind = self.folder.name.partition("-")[2]
             done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts}

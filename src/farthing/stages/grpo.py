@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
     assert start is not None
     model = at.load(start)
     at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
-    with at.view(spec.steps) as view:
+    with at.watched(spec.steps) as on_metrics:
         train_grpo(
             spec,
             model,
@@ -35,7 +35,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             pool=at.pool,
             meter=at.meter,
             ranks=at.ranks,
-            on_metrics=view.update,
+            on_metrics=on_metrics,
         )
     return at.finish(model, spec.steps, merged=bool(spec.lora))
 
@@ -50,7 +50,7 @@ def train_grpo(
     pool: VerifierPool,
     meter: Meter,
     ranks: Ranks,
-    on_metrics: Callable[[dict[str, Any]], None],
+    on_metrics: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
 

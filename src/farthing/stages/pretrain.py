@@ -10,7 +10,7 @@ What is prepared stays in the stage's folder and is made once:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Prepared:
 def run(spec: Pretrain, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
     assert start is None
-    with at.meter.span("load"):
+    with at.meter.span("load"), at.waiting("preparing the data, the tokenizer and the untrained model"):
         prepared = prepare_pretrain(spec, at.folder, seed=at.seed, held_out=at.held_out, say=at.say)
     model = at.load(prepared.start)
     dialled, counted = prepared.dialled, parameters(model.hf_config)
@@ -74,7 +74,7 @@ def run(spec: Pretrain, start: Path | None, at: At) -> Path:
         f"{at.folder.name}: {counted.total:,} parameters ({counted.active:,} a token), {dialled.tokens:,} tokens in "
         f"{dialled.steps} steps of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
     )
-    with at.view(dialled.steps) as view:
+    with at.watched(dialled.steps) as on_metrics:
         train_pretrain(
             spec,
             prepared,
@@ -83,7 +83,7 @@ def run(spec: Pretrain, start: Path | None, at: At) -> Path:
             seed=at.seed,
             meter=at.meter,
             ranks=at.ranks,
-            on_metrics=view.update,
+            on_metrics=on_metrics,
         )
     return at.finish(
         model,
@@ -171,7 +171,7 @@ def train_pretrain(
     seed: int,
     meter: Meter,
     ranks: Ranks,
-    on_metrics: Callable[[dict[str, Any]], None],
+    on_metrics: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Train `model`, loaded from `prepared.start`, in place; metrics and checkpoints go to `folder`.
 

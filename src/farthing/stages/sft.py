@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
     assert start is not None
     model = at.load(start)
-    with at.meter.span("load"):
+    with at.meter.span("load"), at.waiting("rendering the conversations"):
         packer, steps = prepare_sft(
             spec,
             model.tokenizer,
@@ -42,7 +42,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             say=at.say,
         )
     at.say(f"{at.folder.name}: {len(packer.examples):,} conversations, {steps} steps")
-    with at.view(steps) as view:
+    with at.watched(steps) as on_metrics:
         train_sft(
             spec,
             packer,
@@ -52,7 +52,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             seed=at.seed,
             meter=at.meter,
             ranks=at.ranks,
-            on_metrics=view.update,
+            on_metrics=on_metrics,
         )
     return at.finish(model, steps, merged=bool(spec.lora), conversations=len(packer.examples))
 
@@ -110,7 +110,7 @@ def train_sft(
     seed: int,
     meter: Meter,
     ranks: Ranks,
-    on_metrics: Callable[[dict[str, Any]], None],
+    on_metrics: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Train `model` in place; metrics and checkpoints go to `folder`.
 
