@@ -1,5 +1,6 @@
 """What a run says: that it continues and from where, that nothing had to be done, and what takes long."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -165,3 +166,17 @@ def test_a_loop_of_links_in_a_run_directory_is_said_in_a_sentence(
         run(recipe, folder, quiet=True)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
+
+
+def test_a_quiet_run_says_what_was_left_out(
+    tiny_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    rows = [{"messages": good}] * 3 + [{"messages": good[:1]}] * 10
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft = {"kind": "sft", "data": [str(tmp_path / "rows.jsonl")], "policy": "skip"}
+    sft |= {"steps": 1, "length": 64, "batch_tokens": 64}
+    run(tiny_recipe() | {"stages": [sft], "evaluate": None}, tmp_path / "run", quiet=True)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("01-sft: 10 rows left out (10: the conversation does not end with")
+    assert len(said) == 4

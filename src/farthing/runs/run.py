@@ -204,6 +204,7 @@ class _Work:
             held_out={question_key(item.question) for item in items},
             asks=self.recipe.asks(),
             say=self._say,
+            warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),
             view=lambda steps: LiveView(steps, stage.curves, self.console, self.quiet),
         )
 
@@ -386,8 +387,8 @@ class _Work:
     def _waiting(self, what: str) -> Waiting:
         return Waiting(what, self._say)
 
-    def _say(self, text: str) -> None:
-        if not self.quiet:
+    def _say(self, text: str, aloud: bool = False) -> None:
+        if aloud or not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

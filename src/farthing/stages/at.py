@@ -81,6 +81,9 @@ class At:
     asks: Asks
     """The recipe's way of asking questions."""
     say: Say
+    """Say a sentence about progress; nobody hears it in a quiet run."""
+    warn: Say
+    """Say a sentence that matters to the result, in a quiet run too."""
     view: Callable[[int], View]
     """Make a view of so many steps."""
 

@@ -22,6 +22,7 @@ from farthing.cost.flops import parameters
 from farthing.cost.meter import Meter
 from farthing.data.bpe import SPECIAL, train_tokenizer
 from farthing.data.corpus import Corpus
+from farthing.data.left_out import LeftOut
 from farthing.data.packing import FIM, Packer, fim_marks
 from farthing.data.text import Document
 from farthing.data.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ from farthing.recipe import Pretrain, Source
 from farthing.recipe.dial import Dialled, dial
 from farthing.stages.at import At, Say
 from farthing.stages.sources import (
+    LEFT_OUT,
     silent,
     source_paths,
     training_documents,
@@ -67,7 +69,7 @@ def run(spec: Pretrain, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
     assert start is None
     with at.meter.span("load"), at.waiting("preparing the data, the tokenizer and the untrained model"):
-        prepared = prepare_pretrain(spec, at.folder, seed=at.seed, held_out=at.held_out, say=at.say)
+        prepared = prepare_pretrain(spec, at.folder, seed=at.seed, held_out=at.held_out, say=at.warn)
     model = at.load(prepared.start)
     dialled, counted = prepared.dialled, parameters(model.hf_config)
     at.say(
@@ -100,7 +102,7 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
 
     Args:
         held_out: keys of questions that worked solutions must not show.
-        say: called with a sentence for every document that cannot be used.
+        say: called with the number of documents that cannot be used, and three of them.
 
     Raises:
         UserError: for data that cannot be read or is too little, a validation set without documents, a tokenizer
@@ -114,20 +116,20 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
     def training(report: Say) -> Iterator[Document]:
         return training_documents(paths, share, stage.policy, report, excluded)
 
-    # Faults are reported in the first pass over the data only: the tokenizer's, or else the corpus's.
-    report = silent if (data / "train").exists() else say
-    first_pass = stage.tokenizer is None and not (data / "tokenizer").exists()
-    tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(report))
+    # The tokenizer may stop before the end of the data; the pass after it reports what all of it lacks.
+    with LeftOut(folder / LEFT_OUT, say, only_after_errors=True) as left_out:
+        tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(left_out))
     dialled = dial(stage, len(tokenizer), tokenizer.bos_id, tokenizer.eos_id)
-    train = corpus_of(lambda: training(silent if first_pass else report), tokenizer, data / "train")
-    if isinstance(path := stage.validation, str):
-        own = Source(path=path, field=stage.data[0].field)
-        validation = corpus_of(
-            lambda: training_documents([(own, path)], 0.0, stage.policy, say),
-            tokenizer,
-            data / "validation",
-        )
-    else:
+    with LeftOut(folder / LEFT_OUT, say) as left_out:
+        train = corpus_of(lambda: training(left_out), tokenizer, data / "train")
+        if isinstance(path := stage.validation, str):
+            own = Source(path=path, field=stage.data[0].field)
+            validation = corpus_of(
+                lambda: training_documents([(own, path)], 0.0, stage.policy, left_out),
+                tokenizer,
+                data / "validation",
+            )
+    if not isinstance(stage.validation, str):
         documents = validation_documents(paths, share, stage.policy, silent)
         validation = _validation_share(documents, tokenizer, data / "validation", share)
     write_start(dialled, folder / "start", tokenizer, seed)

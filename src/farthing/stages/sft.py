@@ -16,12 +16,13 @@ from farthing.base.device import Ranks
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.conversations import ConversationPacker, examples, lint_template, placed_conversations
+from farthing.data.left_out import LeftOut
 from farthing.data.text import Problems
 from farthing.data.tokenizer import Message, Tokenizer
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, Source
 from farthing.stages.at import At, Say
-from farthing.stages.sources import copies, source_paths
+from farthing.stages.sources import LEFT_OUT, copies, source_paths
 from farthing.tasks.mixture import question_key
 from farthing.train.lm import train_lm
 from farthing.train.optim import add_lora
@@ -39,7 +40,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             seed=at.seed,
             asks=at.asks,
             held_out=at.held_out,
-            say=at.say,
+            say=at.warn,
         )
     at.say(f"{at.folder.name}: {len(packer.examples):,} conversations, {steps} steps")
     with at.watched(steps) as on_metrics:
@@ -72,7 +73,7 @@ def prepare_sft(
     Args:
         asks: how the recipe asks its questions; worked solutions use the same words.
         held_out: keys of questions; a conversation in which the user asks one is left out.
-        say: called with a sentence for every conversation that cannot be used.
+        say: called with the number of conversations that cannot be used, and three of them.
 
     Raises:
         UserError: when the chat template cannot be trained with, or no conversation is left.
@@ -80,10 +81,12 @@ def prepare_sft(
     faults = lint_template(tokenizer)
     if faults:
         raise UserError(f"this model's chat template cannot be trained with: {'; '.join(faults)}")
-    problems = Problems(stage.policy, say)
     paths = source_paths(stage.data, folder / "data", seed, held_out, asks)
-    placed = _conversations(paths, held_out, problems)
-    packer = ConversationPacker(examples(tokenizer, placed, stage.length, problems), stage.length, seed)
+    with LeftOut(folder / LEFT_OUT, say) as left_out:
+        problems = Problems(stage.policy, left_out)
+        placed = _conversations(paths, held_out, problems)
+        made = examples(tokenizer, placed, stage.length, problems)
+    packer = ConversationPacker(made, stage.length, seed)
     rows = stage.batch_tokens // stage.length
     return packer, stage.steps or math.ceil(stage.epochs * packer.rows_per_epoch / rows)
 
@@ -96,7 +99,9 @@ def _conversations(
             placed_conversations(path, source.field or "messages", problems)
         ):
             asked = (question_key(m["content"]) for m in messages if m["role"] == "user")
-            if held_out.isdisjoint(asked):
+            if not held_out.isdisjoint(asked):
+                problems.leave_out(place, "it asks a held-out question")
+            else:
                 yield from itertools.repeat((messages, place), copies(number, source.weight))
 
 
