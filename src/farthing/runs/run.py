@@ -23,7 +23,7 @@ from farthing import __version__, plans
 from farthing.base import processor, terminal
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
-from farthing.base.figures import duration
+from farthing.base.figures import bits, duration, interval, percent, points
 from farthing.base.files import link, read_json, read_lines, write, write_json
 from farthing.base.waiting import Waiting
 from farthing.cost import devices, ledger
@@ -292,6 +292,11 @@ class _Work:
         stages = [read_json(path) for path in sorted(self.folder.glob("stages/*/done.json"))]
         for stage in stages:  # all attempts at it together
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
+            measured = read_lines(self.folder / "stages" / stage["name"] / "metrics.jsonl")
+            if validated := [
+                m["val_bits_per_byte"] for m in measured if m.get("val_bits_per_byte") is not None
+            ]:
+                stage["val_bits_per_byte"] = validated[-1]
         rounds = {
             name: read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
         }
@@ -399,10 +404,14 @@ def _show(finished: Run, console: Console) -> None:
     console.print(bill_table(ledger.summarise(finished.ledger), title))
     if results.get("plan"):
         console.print(beside_text(results["plan"]), highlight=False)
+    for stage in results["stages"]:
+        if stage.get("val_bits_per_byte") is not None:
+            measured = f"{bits(stage['val_bits_per_byte'])} bits per byte of validation text"
+            console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
-        console.print(_score_line(evaluation), highlight=False)
+        console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:
-        console.print(_gain_line(results["gain"]), highlight=False)
+        console.print(_gain_line(results["gain"]), highlight=False, soft_wrap=True)
     console.print(
         f"chat: farthing chat {finished.run_dir}     report: {finished.run_dir / 'report.html'}",
         soft_wrap=True,
@@ -410,21 +419,22 @@ def _show(finished: Run, console: Console) -> None:
 
 
 def _score_line(evaluation: dict[str, Any]) -> str:
-    low, high = evaluation["ci95"]
+    right = f"{percent(evaluation['accuracy'])} right (95% interval {interval(evaluation['ci95'])})"
     return (
-        f"{evaluation['name']:>6}: {evaluation['accuracy']:.1%} right "
-        f"(95% interval {low:.1%} to {high:.1%}), {evaluation['right']} right, {evaluation['wrong']} wrong, "
-        f"{evaluation['unparsed']} no answer found, {evaluation['cut_off']} cut off, of {evaluation['n']}"
+        f"{evaluation['name']:>6}: {right}, "
+        f"{evaluation['right']} right, {evaluation['wrong']} wrong, {evaluation['unparsed']} no answer found, "
+        f"{evaluation['cut_off']} cut off, of {evaluation['n']}"
     )
 
 
 def _gain_line(gain: dict[str, Any]) -> str:
-    def points(part: dict[str, Any]) -> str:
+    def change(part: dict[str, Any]) -> str:
         low, high = part["ci95"]
-        return f"{part['difference'] * 100:+.1f} points (95% interval {low * 100:+.1f} to {high * 100:+.1f})"
+        unclear = ", no clear change" if low <= 0 <= high else ""
+        return f"{points(part['difference'])} points (95% interval {points(low)} to {points(high)}{unclear})"
 
-    line = f"  gain: {points(gain)}, paired"
+    line = f"  gain: {change(gain)}, paired"
     readable = gain["on_parseable"]
     if readable["n"]:
-        line += f"; {points(readable)} on the {readable['n']} questions the base already answered readably"
-    return f"{line}; format alone {gain['format']['share_of_all'] * 100:+.1f}"
+        line += f"; {change(readable)} on the {readable['n']} questions answered readably before"
+    return f"{line}; format alone {points(gain['format']['share_of_all'])}"
