@@ -18,6 +18,8 @@ import yaml
 import farthing
 from farthing import cli
 from farthing.base.errors import UserError
+from farthing.base.terminal import harmless
+from farthing.cli.shared import log
 from farthing.recipe import Asks, load
 
 Run = Callable[..., tuple[int, str, str]]
@@ -120,6 +122,58 @@ def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 # ---- run ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "\x1b]0;owned\x07"],
+        ["run", "quickstart", "--set", "\x1b[2Jlr=1"],
+        ["plan", "\x9b31mred", "--tokens", "1T"],
+        ["plan", "quickstart", "--gpu", "\u202egnirts"],
+        ["inspect", "no\x1b[1Afolder"],
+        ["ledger", "run\x1b[8m\nof two lines"],
+        ["claim", "\x1b[31mclaim"],
+        ["\x1b[31mcommand"],
+        ["run", "--\x1b[31moption"],
+    ],
+)
+def test_no_escape_of_an_argument_reaches_the_terminal(run: Run, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert harmless(err) == err
+
+
+def test_a_bug_that_quotes_a_file_shows_no_escapes() -> None:
+    code = """
+import sys, farthing.recipe
+from farthing import cli
+farthing.recipe.builtin = lambda: (_ for _ in ()).throw(RuntimeError("\\x1b]0;owned\\x07"))
+sys.argv = ["farthing", "recipes"]
+cli.main()
+"""
+    process = python(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "RuntimeError: ]0;owned" in err
+    assert harmless(err) == err
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line() -> None:
+    code = """
+import sys, time
+from farthing import cli
+time.sleep = lambda seconds: None  # between the library's retries
+sys.argv = ["farthing", "plan", "hf:no/such", "--tokens", "1T"]
+cli.main()
+"""
+    nowhere = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    process = python(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | nowhere)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 2
+    waits = [line for line in err.splitlines() if line.startswith("planning hf:no/such …")]
+    assert len(err.splitlines()) == len(waits) + 1
 
 
 def test_dry_run_prints_the_recipe_that_would_run(run: Run, tmp_path: Path) -> None:
@@ -250,6 +304,7 @@ def test_eval_with_a_recipe_asks_as_it_does(run: Run, evaluations: list[Any]) ->
     assert set(tasks) == {"gsm_symbolic", "countdown"}
     assert n == 500
     stage = load("r1-zero").stages[0]
+    assert settings.pop("say") is log  # what takes long is said
     assert settings == {
         "answer": "tag",
         "prompt": stage.prompt,

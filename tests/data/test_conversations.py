@@ -232,7 +232,8 @@ def test_examples_fit_in_a_row_and_the_rest_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^x:3: message 1 holds a control token"):
         examples(tokenizer, placed, 20, Problems("stop", said.append))
     with pytest.raises(
-        UserError, match="no conversation is left to train on; give some that fit in 20 tokens"
+        UserError,
+        match=r"no conversation is left to train on: all 1 were left out, first x:2: 55 tokens are more",
     ):
         examples(tokenizer, placed[1:2], 20, Problems("stop", said.append))
 

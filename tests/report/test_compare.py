@@ -77,6 +77,17 @@ def test_a_run_that_is_beaten_is_not_best_for_the_money(tmp_path):
     assert {run.name: run.on_frontier for run in found.runs} == {"good": True, "worse": False, "better": True}
 
 
+def test_nothing_right_is_not_the_best_for_any_money(tmp_path):
+    runs = [write_run(tmp_path / "cheap", 0.1, 0), write_run(tmp_path / "dear", 2.0, 30)]
+    found = compare(runs)
+    assert [run.on_frontier for run in found.runs] == [False, True]
+    assert as_text(found).count("best for the money") == 1
+    none = compare([runs[0], write_run(tmp_path / "other", 0.2, 0)])
+    assert "best for the money" not in as_text(none)
+    write_html(none, tmp_path / "page.html")
+    assert "best for the money</span>" not in (tmp_path / "page.html").read_text()
+
+
 def test_other_tasks_are_another_scale(tmp_path):
     found = compare([write_run(tmp_path / "a", 1.0, 90), write_run(tmp_path / "b", 2.0, 10, task="proofs")])
     assert all(run.on_frontier for run in found.runs)

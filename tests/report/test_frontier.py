@@ -12,13 +12,14 @@ share = st.floats(0, 1)
 @given(st.lists(st.tuples(money, share), min_size=1, max_size=12))
 def test_nothing_beats_what_is_best_and_something_beats_the_rest(points):
     best = best_for_the_money(points)
-    assert any(best)
+    assert any(best) == any(quality > 0 for _, quality in points)
     for point, is_best in zip(points, best, strict=True):
         beaten = [
             other for other in points if other[0] <= point[0] and other[1] >= point[1] and other != point
         ]
-        assert bool(beaten) != is_best
-    assert best[points.index(min(points, key=lambda point: (point[0], -point[1])))]
+        assert (not beaten and point[1] > 0) == is_best
+    cheapest = min(points, key=lambda point: (point[0], -point[1]))
+    assert best[points.index(cheapest)] == (cheapest[1] > 0)
 
 
 @st.composite

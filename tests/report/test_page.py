@@ -254,6 +254,82 @@ def test_what_is_missing_is_said_in_a_sentence(build_run, missing, said, empty):
     assert len(page.all("section")) == 9
 
 
+PRETRAIN = """\
+name: small
+stages:
+- {kind: pretrain, data: [books.jsonl], steps: 40}
+"""
+
+
+def pretrained(build_run, asked=True):
+    """A run of pretraining alone: no rewards, no audit, questions asked afterwards only."""
+    run = build_run()
+    (run / "recipe.yaml").write_text(PRETRAIN)
+    (run / "audit.json").unlink()
+    (run / "evaluations" / "before.jsonl").unlink()
+    if not asked:
+        (run / "evaluations" / "after.jsonl").unlink()
+    (run / "stages" / "01-grpo").rename(run / "stages" / "01-pretrain")
+    lines = [
+        {"step": n, "loss": 3 - n / 40, "val_bits_per_byte": 4 - n / 20 if n % 10 == 0 else None}
+        for n in range(1, 41)
+    ]
+    (run / "stages" / "01-pretrain" / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    found = json.loads((run / "results.json").read_text())
+    found |= {
+        "gain": None,
+        "evaluations": [e for e in found["evaluations"] if asked and e["name"] == "after"],
+    }
+    (run / "results.json").write_text(json.dumps(found))
+    return Page(write_report(run)), found
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_headline_of_pretraining_is_bits_per_byte(build_run, asked):
+    page, found = pretrained(build_run, asked=asked)
+    assert "2.000 bits per byte of validation text after 40 steps." in page.words
+    assert "At the first validation, after 10 steps, it was 3.500." in page.words
+    if asked:
+        assert (
+            f"The trained model answers {100 * found['evaluations'][0]['accuracy']:.1f}% of 200" in page.words
+        )
+    for wrong in (
+        "fine-tuned",
+        "was not evaluated",
+        "has not been evaluated",
+        "nothing vouches for",
+        "Not measured in",
+    ):
+        assert wrong not in page.words
+    assert "pays no rewards, so there is nothing to attack" in page.words
+
+
+def test_without_validation_the_answers_are_the_headline(build_run):
+    run = build_run()
+    (run / "recipe.yaml").write_text(PRETRAIN)
+    (run / "evaluations" / "before.jsonl").unlink()
+    edit(run, "results.json", evaluations=[json.loads((run / "results.json").read_text())["evaluations"][1]])
+    words = Page(write_report(run)).words
+    assert "The trained model answers" in words
+    assert "was not evaluated" not in words
+
+
+@pytest.mark.parametrize(
+    ("kinds", "named"),
+    [(["pretrain", "grpo"], "pretrained model"), (["pretrain", "sft", "grpo"], "fine-tuned model")],
+)
+def test_the_model_compared_with_is_called_what_it_is(build_run, kinds, named):
+    run = build_run()
+    stages = "".join(
+        f"- {{kind: {kind}{', tasks: {chain_sum: 1}' if kind == 'grpo' else ''}}}\n" for kind in kinds
+    )
+    (run / "recipe.yaml").write_text(f"name: small\nstages:\n{stages}")
+    words = Page(write_report(run)).words
+    assert f"that the {named} already answered readably" in words
+
+
 def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: young\n")
     page = Page(write_report(tmp_path))

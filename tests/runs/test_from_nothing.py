@@ -174,11 +174,16 @@ def test_the_other_families_go_the_same_way(make: Make, tmp_path: Path, family: 
     assert [e["n"] for e in result.results["evaluations"]] == [12, 12]
 
 
-def test_without_rewards_only_the_result_is_evaluated(make: Make, tmp_path: Path) -> None:
+def test_without_rewards_only_the_result_is_evaluated(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = make("llama")
     recipe["stages"] = recipe["stages"][:2]
     recipe["evaluate"]["max_new_tokens"] = 16
-    result = run(validate(recipe), tmp_path / "run", quiet=True)
+    result = run(validate(recipe), tmp_path / "run")
+    bits = f"{result.results['stages'][0]['val_bits_per_byte']:.3f} bits per byte of validation text"
+    assert f"01-pretrain: {bits} at its end" in capsys.readouterr().err
+    assert f"{bits} after" in (tmp_path / "run" / "report.html").read_text()
     assert [e["name"] for e in result.results["evaluations"]] == ["after"]
     assert result.results["gain"] is None
     assert not (tmp_path / "run" / "audit.json").exists()

@@ -1,5 +1,4 @@
 import io
-import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -8,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
-from farthing.serve.chat import Message, chat_loop, harmless, split_thinking
+from farthing.serve.chat import Message, chat_loop, split_thinking
 
 
 class Terminated(KeyboardInterrupt):
@@ -219,13 +218,11 @@ def test_escapes_do_not_reach_the_terminal_but_stay_in_the_conversation() -> Non
     assert messages[-1]["content"] == evil
 
 
-@given(text=st.text())
-def test_harmless_text_has_no_controls_and_loses_nothing_else(text: str) -> None:
-    left = harmless(text)
-    assert all(unicodedata.category(letter) != "Cc" or letter in "\n\t" for letter in left)
-    bidirectional = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    assert left == "".join(
-        letter
-        for letter in text
-        if letter in "\n\t" or not (unicodedata.category(letter) == "Cc" or letter in bidirectional)
-    )
+def test_what_an_error_quotes_does_not_reach_the_terminal_either() -> None:
+    def reply(messages: list[Message]) -> Iterator[str]:
+        raise UserError("the template says \x1b]0;owned\x07 and\nmore")
+        yield ""
+
+    _, shown = talk(["q"], reply)
+    assert "farthing: the template says ]0;owned and more" in shown
+    assert "\x1b]" not in shown

@@ -18,6 +18,7 @@ from farthing.recipe import Pretrain, validate
 from farthing.stages.pretrain import Prepared, prepare_pretrain, train_pretrain
 from farthing.stages.sources import copies, is_validation
 from farthing.tasks.mixture import Mixture, question_key
+from farthing.train.loop import Progress
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
 WORDS = ["one", "two", "three", "four", "five", "six"]
@@ -73,7 +74,14 @@ def train(stage: Callable[..., Pretrain], meter: Meter, tmp_path: Path) -> Train
                 raise KeyboardInterrupt
 
         train_pretrain(
-            made, material, model, folder, seed=3, meter=meter, ranks=Alone("cpu"), on_metrics=watch
+            made,
+            material,
+            model,
+            folder,
+            seed=3,
+            meter=meter,
+            ranks=Alone("cpu"),
+            progress=Progress(watch, watch),
         )
         return model, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -228,3 +236,31 @@ def test_a_broken_row_stops_or_is_said_once(stage: Callable[..., Pretrain], tmp_
     _, said = prepare(stage(policy="skip", **data), tmp_path / "skip")
     assert len(said) == 1
     assert said[0].startswith("rows.jsonl:8: the line is not JSON")
+
+
+def test_many_broken_rows_are_a_count_and_a_file_whichever_pass_meets_them(
+    stage: Callable[..., Pretrain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "farthing.stages.pretrain.TOKENIZER_CHARACTERS", 500
+    )  # the tokenizer reads no broken row
+    rows = [json.dumps({"text": f"{n} one two three four five"}) for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, *["{broken"] * 30]))
+    data = {"data": [str(tmp_path / "rows.jsonl")], "vocab_size": 265, "policy": "skip"}
+    _, said = prepare(stage(**data), tmp_path / "stage")
+    assert said[0].startswith("30 rows left out (30: the line is not JSON)")
+    assert len(said) == 4
+    assert len((tmp_path / "stage" / "data" / "left-out.txt").read_text().splitlines()) == 30
+    _, again = prepare(stage(**data), tmp_path / "stage")
+    assert again == []  # prepared already
+
+
+def test_an_error_comes_after_what_led_to_it(stage: Callable[..., Pretrain], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{broken\n" * 30)
+    said: list[str] = []
+    with pytest.raises(UserError):
+        prepare_pretrain(
+            stage(data=[str(tmp_path / "rows.jsonl")], vocab_size=270, policy="skip"),
+            tmp_path / "stage", seed=3, held_out=set(), say=said.append,
+        )  # fmt: skip
+    assert said[0].startswith("30 rows left out")

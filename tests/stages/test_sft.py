@@ -19,6 +19,7 @@ from farthing.engine import Model
 from farthing.recipe import Asks, Sft, TaskSetting, validate
 from farthing.stages.sft import prepare_sft, train_sft
 from farthing.tasks.mixture import question_key
+from farthing.train.loop import Progress
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
 ASKS = Asks({"chain_sum": TaskSetting()}, "tag", "Please: {question}", None, 50)
@@ -70,7 +71,15 @@ def train(stage: Callable[..., Sft], tiny_model: Path, meter: Meter, tmp_path: P
                 raise KeyboardInterrupt
 
         train_sft(
-            made, packer, steps, model, folder, seed=3, meter=meter, ranks=Alone("cpu"), on_metrics=watch
+            made,
+            packer,
+            steps,
+            model,
+            folder,
+            seed=3,
+            meter=meter,
+            ranks=Alone("cpu"),
+            progress=Progress(watch, watch),
         )
         return model, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -172,3 +181,38 @@ def test_a_template_that_drops_thoughts_is_refused(
     (folder / "chat_template.jinja").write_text(cut)
     with pytest.raises(UserError, match=r"chat template cannot be trained with: .*<think>"):
         prepare(stage(), tmp_path, folder)
+
+
+@pytest.fixture
+def flood(tmp_path: Path) -> dict[str, list[str]]:
+    """100 conversations, of which 28 are too long."""
+    long = [{"role": "user", "content": "1 " * 90}, {"role": "assistant", "content": "2"}]
+    good = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    rows = [{"messages": long if number < 28 else good} for number in range(100)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"data": [str(tmp_path / "rows.jsonl")]}
+
+
+def test_many_that_cannot_be_used_are_a_count_and_a_file(
+    stage: Callable[..., Sft], flood: dict[str, list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    packer, _, said = prepare(stage(**flood), tmp_path / "stage", tiny_model)
+    assert len(packer.examples) == 72
+    listed = tmp_path / "stage" / "data" / "left-out.txt"
+    assert said[0].startswith("28 rows left out (28: N tokens are more than a row's N)")
+    assert said[0].endswith(f"all are listed in {listed}")
+    assert len(said) == 4
+    assert len(listed.read_text().splitlines()) == 28
+
+
+def test_none_left_says_why(
+    stage: Callable[..., Sft], flood: dict[str, list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = (tmp_path / "rows.jsonl").read_text().replace("messages", "dialogue")
+    (tmp_path / "rows.jsonl").write_text(rows)
+    with pytest.raises(UserError) as error:
+        prepare(stage(policy="skip", **flood), tmp_path / "stage", tiny_model)
+    assert str(error.value) == (
+        "no conversation is left to train on: all 100 were left out, first rows.jsonl:1: the row has no 'messages' "
+        "(it has 'dialogue')"
+    )

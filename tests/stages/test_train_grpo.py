@@ -17,7 +17,7 @@ from farthing.engine import Engine, Model
 from farthing.recipe import Grpo
 from farthing.stages.grpo import train_grpo
 from farthing.tasks.pool import VerifierPool
-from farthing.train.loop import Diverged
+from farthing.train.loop import Diverged, Progress
 from farthing.weights import load_decoder
 
 Make = Callable[..., Grpo]
@@ -53,7 +53,7 @@ def train(tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, 
             pool=pool,
             meter=meter,
             ranks=Alone("cpu"),
-            on_metrics=watch,
+            progress=Progress(watch, watch),
         )
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return model, [json.loads(line) for line in lines]

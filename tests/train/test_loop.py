@@ -13,7 +13,7 @@ from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.cost.meter import Meter
 from farthing.train import checkpoint
-from farthing.train.loop import Diverged, check_norm, train
+from farthing.train.loop import Diverged, Progress, check_norm, train
 from farthing.train.optim import MasterWeights
 
 Step = Callable[[int], dict[str, Any]]
@@ -28,7 +28,7 @@ class Training:
         self.layer = nn.Linear(4, 2, bias=False)
         self.weights = MasterWeights(self.layer, "adamw", 0.1, (0.9, 0.95), 0.0)
         self.state = {"cursor": 0}
-        self.seen: list[int] = []  # steps that on_metrics was told of
+        self.seen: list[int] = []  # steps that were reported, of earlier attempts too
         self.done: list[int] = []  # steps that were computed
         self.loss_scale = 1.0
         self.limit = 100.0
@@ -53,9 +53,12 @@ class Training:
             step or self.step,
             meter=self.meter,
             checkpoint_every=every,
-            on_metrics=lambda line: self.seen.append(line["step"]),
+            progress=Progress(self._see, self._see),
         )
         return self
+
+    def _see(self, line: dict[str, Any]) -> None:
+        self.seen.append(line["step"])
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
@@ -194,7 +197,7 @@ def test_what_a_step_moves_besides_the_weights_comes_back(tmp_path: Path, meter:
             return {"step": number + 1}
 
         train(
-            tmp_path, 4, weights, {}, step, meter=meter, checkpoint_every=2, on_metrics=lambda _: None,
+            tmp_path, 4, weights, {}, step, meter=meter, checkpoint_every=2, progress=Progress(),
             buffers={"bias": moved},
         )  # fmt: skip
         return moved

@@ -20,6 +20,7 @@ from farthing.recipe import Grpo
 from farthing.stages.grpo import train_grpo
 from farthing.tasks import Item, Verdict
 from farthing.train.grpo import Answer, Learner, Pass, layout, passes, replay
+from farthing.train.loop import Progress
 from farthing.train.optim import MasterWeights
 from farthing.train.rollout import Group
 
@@ -183,7 +184,7 @@ def test_a_stage_on_a_mixture_of_experts(
     stage = make_stage(steps=3, prompts=2, group=4, drop_silent=False, optimizer="muon", max_new_tokens=12)
     train_grpo(
         stage, model, tmp_path / "run", seed=3, held_out=set(), pool=Judge(), meter=meter, ranks=Alone("cpu"),  # type: ignore[arg-type]
-        on_metrics=lambda line: None,
+        progress=Progress(),
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     proved = [line["sync_max"] for line in lines if line["sync_max"] is not None]

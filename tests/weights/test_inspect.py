@@ -78,7 +78,11 @@ def test_the_text_matches_the_numbers(make_folder: Make) -> None:
         assert trap["what"] in text
     assert [trap["number"] for trap in report["not_visible"]] == [11]
     assert "not visible in a folder:\n  11 " in text
-    plain = inspection_text(inspect(make_folder("llama", name="plain")))
+    dense = inspect(make_folder("llama", name="plain"))
+    assert dense["not_visible"] == []  # it has no router
+    plain = inspection_text(dense)
+    assert "not visible" not in plain
+    assert "router" not in plain
     assert "falls into 0 of 15" in plain
     assert "2 key-value heads" in plain
 

@@ -116,6 +116,11 @@ def money(usd: float | None) -> str:
     return f"${usd:,.2f}" if usd < 1000 else f"${usd:,.0f}"
 
 
+def bits(value: float | None) -> str:
+    """Bits per byte: 1.234."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.3f}".replace("-", MINUS)
+
+
 def count(value: float | None) -> str:
     """A number of questions or tries, whole: 4,210."""
     return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}".replace("-", MINUS)

@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -22,6 +23,8 @@ from farthing.base import processor
 from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import interval, percent
+from farthing.base.terminal import show_traceback
+from farthing.base.waiting import Waiting
 from farthing.cli import doctor, folders, money
 from farthing.cli.shared import (
     DeviceName,
@@ -97,7 +100,8 @@ def run(
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
     with only_results_on_stdout():
-        from farthing.runs import run as run_recipe
+        with nullcontext() if quiet else Waiting("starting", log):
+            from farthing.runs import run as run_recipe
 
         result = run_recipe(loaded, run_dir, quiet)
     print_result({"run_dir": str(result.run_dir), **result.results}, str(result.run_dir), as_json)
@@ -125,7 +129,7 @@ def chat(
     """Talk to a model. Reads lines from stdin if that is not a terminal."""
     chosen = model_source(source)
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    with only_results_on_stdout():
+    with only_results_on_stdout(f"loading {chosen}"):
         from farthing import load
 
         model = load(chosen, dtype, device)
@@ -176,7 +180,8 @@ def evaluate(
     settings = asked.evaluate if asked else None
     asks = asked.asks() if asked else plain_asks(parse_tasks(tasks or ""))
     with only_results_on_stdout():
-        from farthing.evaluate.ask import evaluate_source
+        with Waiting("starting", log):
+            from farthing.evaluate.ask import evaluate_source
 
         card = evaluate_source(
             model_source(source),
@@ -187,6 +192,7 @@ def evaluate(
             speculate=speculate,
             device=device or (asked.device if asked else "auto"),
             dtype=dtype or (asked.dtype if asked else "auto"),
+            say=log,
         )
     sentence = (
         f"{source}: {percent(card['accuracy'])} right of {card['n']} (95% interval {interval(card['ci95'])}); "
@@ -216,6 +222,7 @@ for _command in (*money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS):
 def main() -> NoReturn:
     """The console entry point: runs one command and exits with its code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.excepthook = show_traceback
     command = typer.main.get_command(app)
     usage_error: type[Exception] = typer.BadParameter.__mro__[
         1

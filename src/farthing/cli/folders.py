@@ -30,7 +30,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model in another format: for llama.cpp, in FP8, in bfloat16."""
-    with only_results_on_stdout():
+    with only_results_on_stdout(f"reading and writing {source}"):
         from farthing.weights.export import default_name, describe
         from farthing.weights.export import export as write
         from farthing.weights.sources import model_folder
@@ -45,7 +45,7 @@ def export(
 
 def inspect(source: Source, as_json: Json = False) -> None:
     """Describe a model folder: its contents, its cost to run, and the engines that would misread it."""
-    with only_results_on_stdout():
+    with only_results_on_stdout(f"reading {source}"):
         from farthing.plans.inspect import inspect as look
         from farthing.plans.inspect import inspection_text
         from farthing.weights.sources import model_folder

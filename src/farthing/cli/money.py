@@ -79,7 +79,7 @@ def plan(
     changes = [*(set_ or ()), *placed(device, dtype)]
     if changes and not plans.is_recipe(what):
         raise UserError("--set, --device and --dtype change a recipe; name one")
-    with only_results_on_stdout():
+    with only_results_on_stdout(f"planning {what}"):
         found = plans.plan(
             load(what, changes) if changes else what,
             tokens=tokens,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from farthing.base.errors import UserError
+from farthing.base.terminal import one_line, say
+from farthing.base.waiting import Waiting
 
 RUNS = Path("runs")
 
@@ -50,9 +53,14 @@ def model_source(source: str | None) -> str:
 
 
 @contextmanager
-def only_results_on_stdout() -> Iterator[None]:
-    """Redirect what libraries print to stderr: stdout is for the result."""
-    with redirect_stdout(sys.stderr):
+def only_results_on_stdout(doing: str = "") -> Iterator[None]:
+    """Redirect what libraries print to stderr: stdout is for the result.
+
+    Args:
+        doing: said on stderr once it takes longer than two seconds; nothing by default.
+    """
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are ten warnings before the one error
+    with redirect_stdout(sys.stderr), Waiting(doing, log) if doing else nullcontext():
         yield
 
 
@@ -61,10 +69,9 @@ def print_result(data: dict[str, Any], text: str, as_json: bool) -> None:
 
 
 def print_text(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    say(text)
 
 
 def log(text: str) -> None:
     """One line on stderr, whatever the text holds."""
-    print(" ".join(text.split()), file=sys.stderr)
+    say(one_line(text), sys.stderr)

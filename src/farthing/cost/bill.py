@@ -17,6 +17,7 @@ from farthing.base.figures import (
     letters,
     percent,
 )
+from farthing.base.terminal import console
 from farthing.cost.flops import CONVENTION
 from farthing.cost.ledger import LOST, Row, Summary
 
@@ -85,11 +86,9 @@ def bill_text(
     notes: Sequence[str] = (),
 ) -> str:
     """The bill as plain text, at most `width` characters wide."""
-    from rich.console import Console
-
     out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None, force_terminal=False)
-    console.print(bill_table(summary, title, rows, bought, notes))
+    plain = console(file=out, width=width, color_system=None, force_terminal=False)
+    plain.print(bill_table(summary, title, rows, bought, notes))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 

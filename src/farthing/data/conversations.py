@@ -155,7 +155,7 @@ def examples(
     length: int,
     problems: Problems,
 ) -> list[Example]:
-    """Conversations as tokens; one longer than `length` is reported and left out.
+    """Conversations as tokens; one longer than `length` is left out and reported.
 
     Cutting it would teach answers without an end. Raises UserError as `encode` does (with the place, under `stop`),
     and when nothing is left.
@@ -168,11 +168,16 @@ def examples(
             problems.broken(place, str(error))
             continue
         if len(ids) > length:
-            problems.say(f"{place}: {len(ids):,} tokens are more than a row's {length:,}; left out")
+            problems.leave_out(place, f"{len(ids):,} tokens are more than a row's {length:,}")
             continue
         made.append(Example(np.array(ids, dtype=np.int32), np.array(loss)))
     if not made:
-        raise UserError(f"no conversation is left to train on; give some that fit in {length:,} tokens")
+        why = (
+            f"all {problems.left_out:,} were left out, first {problems.first}"
+            if problems.first
+            else "there is none"
+        )
+        raise UserError(f"no conversation is left to train on: {why}")
     return made
 
 

@@ -41,12 +41,22 @@ class Problems:
             raise UserError(f"policy: there is no {policy!r}; choose skip or stop")
         self.policy = policy
         self.say = on_problem
+        self.left_out = 0
+        """Rows that cannot be used, so far."""
+        self.first = ""
+        """The sentence about the first of them."""
         self._other_ends: set[str] = set()
 
     def broken(self, place: str, what: str) -> None:
         """Report what cannot be used. Raises UserError under the policy `stop`."""
         if self.policy == "stop":
             raise UserError(f"{place}: {what}; fix it, or leave such rows out with policy: skip")
+        self.leave_out(place, what)
+
+    def leave_out(self, place: str, what: str) -> None:
+        """Report what is not used, under either policy."""
+        self.left_out += 1
+        self.first = self.first or f"{place}: {what}"
         self.say(f"{place}: {what}; left out")
 
     def other_line_ends(self, place: str) -> None:

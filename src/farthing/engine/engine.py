@@ -70,8 +70,13 @@ class Engine:
         self.version = 0
         self.scheduler = Scheduler(self.cache, max_batch, speculate, self._prefill, self._decode)
 
-    def generate(self, requests: Sequence[Request]) -> list[list[Sample]]:
+    def generate(
+        self, requests: Sequence[Request], told: Callable[[int, int], None] | None = None
+    ) -> list[list[Sample]]:
         """Return all samples of all requests, in order; other queued requests keep running alongside.
+
+        Args:
+            told: called after every pass with the number of requests that are done, and of all.
 
         Raises:
             UserError: as `add`, before anything is generated.
@@ -82,6 +87,8 @@ class Engine:
                 jobs.append(self.add(request))
             while not all(job.done for job in jobs):
                 self.scheduler.step()
+                if told is not None:
+                    told(sum(job.done for job in jobs), len(jobs))
         finally:
             for job in jobs:
                 self.scheduler.cancel(job)

@@ -7,11 +7,13 @@ cut_off (it ran out of tokens), timeout (the verifier ran out of time), bad_gold
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.base.figures import plural
+from farthing.base.waiting import Waiting
 from farthing.data.tokenizer import question_ids
 from farthing.engine import Model, Request, Sample, Sampling, load
 from farthing.engine.generator import Work
@@ -34,12 +36,14 @@ def evaluate(
     temperature: float,
     seed: int,
     speculate: int = 0,
+    told: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Record], Work]:
     """Ask a model every question once, and judge its answers.
 
     Args:
         asks: how to ask, and how to read the answers.
         speculate: tokens to guess a step with the model's prediction modules.
+        told: called now and then with the number of questions answered, and of all.
 
     Returns:
         the records, in the order of `items`; the engine's work, to be booked.
@@ -49,7 +53,7 @@ def evaluate(
     engine = model.engine(EVALUATED_AT_ONCE, cache_tokens, speculate=speculate)
     prompts = (question_ids(model.tokenizer, item.question, asks.prompt, asks.system) for item in items)
     requests = [Request(prompt, sampling, first_sample=number) for number, prompt in enumerate(prompts)]
-    samples = [sample for (sample,) in engine.generate(requests)]
+    samples = [sample for (sample,) in engine.generate(requests, told)]
     texts = [model.tokenizer.decode(sample.ids) for sample in samples]
     return judge(items, texts, samples, pool, asks.answer), engine.done()
 
@@ -117,6 +121,7 @@ def evaluate_source(
     speculate: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Evaluate any model on `n` held-out questions; returns the summary that `farthing eval` prints.
 
@@ -124,6 +129,7 @@ def evaluate_source(
         device, dtype: as in `load`.
         speculate: tokens to guess a step with the model's prediction modules; the summary then has `acceptance`, the
             share of right guesses at each depth.
+        say: called with a line for whatever takes longer than two seconds.
 
     Raises:
         UserError: when the source cannot be loaded, a task does not exist, n is not positive, or the model has too few
@@ -131,11 +137,20 @@ def evaluate_source(
     """
     if n < 1:
         raise UserError(f"n is {n}; ask at least one question")
-    model = load(source, dtype, device)
-    items = Mixture(asks.tasks, seed).held_out(n, trained_questions(Path(source)))
-    with VerifierPool() as pool:
+    with Waiting(f"loading {source}", say):
+        model = load(source, dtype, device)
+    with Waiting("choosing questions", say):
+        items = Mixture(asks.tasks, seed).held_out(n, trained_questions(Path(source)))
+    with VerifierPool() as pool, Waiting(f"asking {plural(n, 'question')}", say) as waiting:
         records, work = evaluate(
-            model, items, asks, pool, temperature=temperature, seed=seed, speculate=speculate
+            model,
+            items,
+            asks,
+            pool,
+            temperature=temperature,
+            seed=seed,
+            speculate=speculate,
+            told=waiting.at,
         )
     summary = summarise(str(source), records)
     return {**summary, "acceptance": work.acceptance} if speculate else summary

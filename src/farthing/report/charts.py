@@ -294,9 +294,10 @@ class Dot:
 
 
 def best_for_the_money(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """True for each (dollars, quality) that no other beats, being as good and as cheap and better in one."""
+    """True for each (dollars, quality) that no other beats, being as good and as cheap and better in one. No quality at
+    all is worth no money."""
     return [
-        not any(
+        point[1] > 0 and not any(
             other[0] <= point[0] and other[1] >= point[1] and other != point for other in points
         )
         for point in points

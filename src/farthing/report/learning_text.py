@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from farthing.base import figures
+from farthing.base.figures import bits
 from farthing.report.charts import ticks
 
 Json = Mapping[str, Any]
@@ -72,7 +73,7 @@ def _finding(found: Json, axis: str) -> str:
     best = min(data["rows"], key=lambda row: row["mean"])
     sentence = (
         f"At equal {NAMES[axis]} ({amount(axis, data['amount'])}), {best['name']} is lowest with "
-        f"{_bits(best['mean'])} bits per byte."
+        f"{bits(best['mean'])} bits per byte."
     )
     for verdict, words in VERDICTS.items():
         rows = [row for row in data["rows"] if row.get("verdict") == verdict]
@@ -120,8 +121,8 @@ def _equal(found: Json, axis: str) -> Table:
     rows = [
         [
             row["name"],
-            _bits(row["mean"]),
-            _bounds(row["ci95"], _bits),
+            bits(row["mean"]),
+            _bounds(row["ci95"], bits),
             _signed(row["difference"]) if "difference" in row else "",
             _bounds(row["difference_ci95"], _signed) if "difference" in row else "",
             row.get("verdict", "baseline"),
@@ -231,10 +232,6 @@ def _described(found: Json, axis: str) -> str:
     data = found["equal"][axis]
     ends = "; ".join(f"{row['name']} {row['mean']:.3f}" for row in data["rows"])
     return f"Bits per byte over {NAMES[axis]}. At {amount(axis, data['amount'])}: {ends}."
-
-
-def _bits(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _signed(value: float) -> str:

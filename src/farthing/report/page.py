@@ -46,21 +46,24 @@ def render(run: Run, the_bill: Bill | None, cost: CostPage | None) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "clean": text, "count": figures.count, "interval": figures.interval, "percent": figures.percent,
-        "plural": figures.plural, "points": figures.points, "short": figures.short,
+        "bits": figures.bits, "clean": text, "count": figures.count, "interval": figures.interval,
+        "percent": figures.percent, "plural": figures.plural, "points": figures.points, "short": figures.short,
     }  # fmt: skip
     template = environment.from_string((files / "report.html.jinja").read_text(encoding="utf-8"))
     found = answers.samples(run)
     result = answers.result(run)
     outcomes = answers.outcomes(run)
+    validation = None if result or run.compared else training.validation(run)
     judged = any(row.outcomes.counts["other"] for _, bars in outcomes or [] for row in bars)
     return template.render(
         css=Markup((files / "report.css").read_text(encoding="utf-8")),  # ours, not from a run
         run=run,
         setting=_setting(run),
         result=result,
-        unfinished=_unfinished(run),
-        figures=_figures(result, the_bill),
+        validation=validation,
+        headline=_headline(run, validation),
+        asked=_asked(run),
+        figures=_figures(result, validation, the_bill),
         outcomes=outcomes,
         outcome_names=[
             (kind, name) for kind, name in answers.OUTCOME_NAMES.items() if kind != "other" or judged
@@ -90,8 +93,13 @@ def _setting(run: Run) -> list[str]:
     return [part for part in said if part]
 
 
-def _unfinished(run: Run) -> str:
+def _headline(run: Run, validation: training.Validation | None) -> str:
     """The headline of a run that was not evaluated both before and after."""
+    if validation is not None:
+        bits, steps = figures.bits(validation.last), figures.plural(validation.last_step, "step")
+        return f"{bits} bits per byte of validation text after {steps}."
+    if not run.compared:
+        return _asked(run) or "Nothing has been measured of the model yet."
     for name, who, lacking in (
         ("before", f"The {run.first}", "the trained model has not been evaluated yet"),
         (
@@ -107,9 +115,25 @@ def _unfinished(run: Run) -> str:
     return "The model has not been evaluated, so nothing is known about how good it is."
 
 
-def _figures(result: answers.Result | None, the_bill: Bill | None) -> list[tuple[str, str]]:
+def _asked(run: Run) -> str:
+    """A sentence about the questions of a run that asks them only afterwards; empty if it asked none."""
+    found = None if run.compared else run.evaluation("after")
+    if found is None:
+        return ""
+    interval = f" (95% interval {figures.interval(found.overall.ci95)})" if found.overall.ci95 else ""
+    questions = figures.plural(found.overall.n, "held‑out question")
+    return (
+        f"The trained model answers {figures.percent(found.overall.accuracy)} of {questions} right{interval}."
+    )
+
+
+def _figures(
+    result: answers.Result | None, validation: training.Validation | None, the_bill: Bill | None
+) -> list[tuple[str, str]]:
     """Headline numbers as (value, label)."""
     shown = []
+    if validation is not None:
+        shown.append((figures.bits(validation.last), "bits per byte of validation text"))
     if result:
         shown.append((f"{figures.points(result.difference)}", "percentage points, after minus before"))
     if the_bill:

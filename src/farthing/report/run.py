@@ -21,6 +21,8 @@ Json = dict[str, Any]
 SHOWN = (*OUTCOMES[:4], "other")  # other: the verifier timed out or the gold is bad
 LARGEST = 200_000_000  # bytes; a larger file is not ours
 
+MADE_BY = {"pretrain": "pretrained model", "sft": "fine-tuned model"}  # what a kind of stage leaves
+
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -100,8 +102,27 @@ class Run:
 
     @property
     def first(self) -> str:
-        """The model that the run's model is compared with: the base or, in a run from nothing, a stage's model."""
-        return "base" if self.recipe.get("base") is not None or not self.recipe else "fine-tuned model"
+        """The model that the run's model is compared with: the base or, in a run from nothing, the model that enters
+        the last stage with rewards."""
+        kinds = [text(stage.get("kind")) for stage in rows(self.recipe.get("stages"))]
+        if self.recipe.get("base") is not None or not self.recipe:
+            return "base"
+        last = max((place for place, pays in enumerate(self._pays) if pays), default=len(kinds))
+        return MADE_BY.get(kinds[last - 1], "model before") if 0 < last <= len(kinds) else "model before"
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether a stage pays rewards, as far as is known."""
+        return any(self._pays) or not self.recipe.get("stages")
+
+    @property
+    def compared(self) -> bool:
+        """Whether the run asks its questions before and after: it has a base, or a stage with rewards."""
+        return self.recipe.get("base") is not None or self.rewarded
+
+    @property
+    def _pays(self) -> list[bool]:
+        return [bool(stage.get("tasks")) for stage in rows(self.recipe.get("stages"))]
 
     def evaluation(self, name: str) -> Evaluation | None:
         """The evaluation "before" or "after": from results.json, else counted from its lines, else None."""

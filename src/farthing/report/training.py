@@ -85,6 +85,27 @@ def _drawing(curve: Curve, points: list[charts.Point]) -> Markup:
     )
 
 
+# ---- Validation ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Validation:
+    """Bits per byte of validation text, at the first and the last step that measured it."""
+
+    stage: str
+    first_step: int
+    first: float
+    last_step: int
+    last: float
+
+
+def validation(run: Run) -> Validation | None:
+    """The validation of the last stage that has one."""
+    for stage, lines in reversed(run.metrics.items()):
+        if points := series(lines, "val_bits_per_byte"):
+            (first_step, first), (last_step, last) = points[0], points[-1]
+            return Validation(stage, int(first_step), first, int(last_step), last)
+    return None
+
+
 # ---- The sync proof --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Sync:

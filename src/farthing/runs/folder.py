@@ -5,7 +5,9 @@ Every file appears whole or not at all, so a run killed at any moment knows what
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +19,16 @@ from farthing.base.errors import UserError
 from farthing.base.files import is_disk_full, sha256, write
 from farthing.recipe import Recipe, dump, load
 
+# A loop of links, something else under the name of a file or folder, and what may not be read or written.
+_UNUSABLE = {
+    errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+
 
 @contextmanager
 def room_on_disk(folder: Path) -> Iterator[None]:
-    """Turn a full disk, wherever the run meets it, into a UserError."""
+    """Turn a full disk, and a file of the run directory that cannot be used, into a UserError, wherever the run meets
+    them."""
     try:
         yield
     except OSError as error:
@@ -28,16 +36,23 @@ def room_on_disk(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"no disk space left for {folder}; free some and run the same command again"
             ) from error
+        if error.errno in _UNUSABLE and error.filename is not None:
+            place = Path(os.fsdecode(error.filename)).absolute()
+            if place.is_relative_to(folder.absolute()):
+                raise UserError(
+                    f"{error.filename} cannot be used ({error.strerror}); repair or remove it and run the same "
+                    "command again"
+                ) from error
         raise
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock the run directory for this process; the lock ends with the process, however that ends."""
-    foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
-    if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
-        raise UserError(f"{folder} holds other files and is not a run directory; give another --run-dir")
     try:
+        foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
+        if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
+            raise UserError(f"{folder} holds other files and is not a run directory; give another --run-dir")
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a")
     except OSError as error:

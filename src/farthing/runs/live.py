@@ -63,6 +63,12 @@ class LiveView:
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Show a finished step, a line of metrics.jsonl."""
+        self.recall(metrics)
+        if self._live is None and not self._quiet and self._worth_a_line():
+            self._print(self._line())
+
+    def recall(self, metrics: Mapping[str, Any]) -> None:
+        """Take a step of an earlier attempt into the picture; it had its line then."""
         self._latest = metrics
         self._history.append(metrics)
         self._steps_seen += 1
@@ -71,8 +77,6 @@ class LiveView:
         self._activities.update(metrics.get("seconds_by_activity") or {})
         if self._live is not None:
             self._live.update(self._picture())
-        elif not self._quiet and self._worth_a_line():
-            self._print(self._line())
 
     def _worth_a_line(self) -> bool:
         step, every = self._done(), max(1, self._total // 100)

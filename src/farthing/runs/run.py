@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,20 @@ import torch
 from rich.console import Console
 
 from farthing import __version__, plans
-from farthing.base import processor
+from farthing.base import processor, terminal
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
-from farthing.base.figures import duration
+from farthing.base.figures import bits, duration, interval, percent, points
 from farthing.base.files import link, read_json, read_lines, write, write_json
 from farthing.base.seal import changed
+from farthing.base.waiting import Waiting
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
 from farthing.evaluate.ask import evaluate
 from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
-from farthing.recipe import Recipe, StageSpec, load
+from farthing.recipe import Recipe, StageSpec, load, validate
 from farthing.report import write_report
 from farthing.runs.folder import (
     claim,
@@ -78,29 +80,65 @@ class Run:
         return lineage
 
 
-def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: bool = False) -> Run:
+def run(
+    recipe: Recipe | Mapping[str, Any] | str | Path, run_dir: Path | str | None = None, quiet: bool = False
+) -> Run:
     """Run a recipe to its end, or continue it.
 
+    Args:
+        recipe: a built-in recipe's name, a YAML file, or what such a file holds.
+        run_dir: where to run; runs/NAME by default.
+        quiet: says nothing.
+
     Raises:
-        UserError: if the directory belongs to another recipe or is in use, the base cannot be loaded, the reward
-        audit fails, training diverges, or the disk is full. Finished work stays; the same call continues.
+        UserError: if the recipe has a mistake, the directory belongs to another recipe or is in use, the base cannot
+        be loaded, the reward audit fails, training diverges, or the disk is full. Finished work stays; the same call
+        continues.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load(recipe)
+    recipe = _recipe(recipe)
+    if not isinstance(run_dir, str | Path | None) or not str(run_dir) or "\0" in str(run_dir):
+        raise UserError(f"run_dir is {run_dir!r}; give the path of a folder")
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
     choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
-    console = Console(stderr=True)
+    console = terminal.console()
     with locked(folder), room_on_disk(folder):
         claim(folder, recipe)
         results = folder / "results.json"
-        if not results.exists():
+        done_before = results.exists()
+        if not done_before:
             _Work(recipe, folder, console, quiet).do()
         elif not (folder / "report.html").exists():  # killed between the two
             write_report(folder)
         finished = Run(folder, json.loads(results.read_text()))
     if not quiet:
+        if done_before:
+            console.print(
+                f"{folder} was finished earlier: nothing had to be done. This is what it came to:",
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
         _show(finished, console)
     return finished
+
+
+def _recipe(given: object) -> Recipe:
+    """The recipe in any of the forms that `run` takes.
+
+    Raises:
+        UserError: for a mistake in it, and for anything else.
+    """
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, Mapping):
+        try:
+            table = json.loads(json.dumps(dict(given), default=str))  # a copy, of plain values
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"the recipe is no table of texts, numbers, lists and tables: {error}") from None
+        return validate(table)
+    if isinstance(given, str | Path):
+        return load(given)
+    raise UserError(
+        f"a recipe is a name, the path of a YAML file, or a table of keys (name, base, stages, …), not {given!r:.60}"
+    )
 
 
 class _Work:
@@ -132,14 +170,17 @@ class _Work:
             self._record_run()
             with self.meter.span("load"):
                 current = self._base()
-                self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
-                items = self._held_out()
+                with self._waiting("planning, and choosing held-out questions"):
+                    self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
+                    items = self._held_out()
             with VerifierPool() as pool:
                 self._audit(pool)
                 for number, stage in enumerate(recipe.stages, 1):
                     name = f"{number:02d}-{stage.kind}"
                     folder = self.folder / "stages" / name
-                    if not self._finished(folder):
+                    if self._finished(folder):
+                        self._say(f"{name}: finished in an earlier attempt")
+                    else:
                         self.meter.stage = name if number > 1 else "00-base"
                         if number == self._first_evaluated():
                             assert current is not None
@@ -176,6 +217,7 @@ class _Work:
             held_out={question_key(item.question) for item in items},
             asks=self.recipe.asks(),
             say=self._say,
+            warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),
             view=lambda steps: LiveView(steps, stage.curves, self.console, self.quiet),
         )
 
@@ -185,8 +227,9 @@ class _Work:
             self._record_lineage(None)
             return None
         self._say(f"base model {self.recipe.base}")
-        source = resolve(self.recipe.base)
-        folder = model_folder(source)
+        with self._waiting(f"getting {self.recipe.base}, which is downloaded and converted the first time"):
+            source = resolve(self.recipe.base)
+            folder = model_folder(source)
         link(self.folder / "base", folder)
         self._record_lineage(source)
         return folder
@@ -212,9 +255,9 @@ class _Work:
         if settings is None or path.exists():
             return
         self._say(f"evaluating {name} training: {len(items)} held-out questions")
-        with self.meter.span("load"):
+        with self.meter.span("load"), self._waiting("loading the model"):
             model = self.models.to_ask(folder)
-        with self.meter.span("evaluate") as span:
+        with self.meter.span("evaluate") as span, self._waiting(f"evaluating {name} training") as waiting:
             records, work = evaluate(
                 model,
                 items,
@@ -222,6 +265,7 @@ class _Work:
                 pool,
                 temperature=settings.temperature,
                 seed=self.recipe.seed,
+                told=waiting.at,
             )
             book_sampling(span, work, model.hf_config)
             path.parent.mkdir(exist_ok=True)
@@ -240,7 +284,7 @@ class _Work:
         if not asked:
             return  # no reward is paid
         if not path.exists():
-            with self.meter.span("verify"):
+            with self.meter.span("verify"), self._waiting("attacking the rewards"):
                 audits = [audit(Mixture(asks.tasks, self.recipe.seed), asks.answer, pool) for asks in asked]
                 write_json(
                     path,
@@ -266,7 +310,13 @@ class _Work:
         summary = ledger.summarise(lines, wall)
         stages = [read_json(path) for path in sorted(self.folder.glob("stages/*/done.json"))]
         for stage in stages:  # all attempts at it together
+            stage.pop("sha256", None)  # of the files, for the next attempt
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
+            measured = read_lines(self.folder / "stages" / stage["name"] / "metrics.jsonl")
+            if validated := [
+                m["val_bits_per_byte"] for m in measured if m.get("val_bits_per_byte") is not None
+            ]:
+                stage["val_bits_per_byte"] = validated[-1]
         rounds = {
             name: read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
         }
@@ -319,6 +369,8 @@ class _Work:
                 self._say(
                     f"{key} was {earlier.get(key)}, now {facts[key]}: the weights may differ in the last bits"
                 )
+        if facts["attempts"] > 1:
+            self._say(f"continuing {self.folder}, started {facts['started']}: attempt {facts['attempts']}")
         write_json(path, facts)
 
     def _record_lineage(self, source: Source | None) -> None:
@@ -328,11 +380,13 @@ class _Work:
             UserError: if the base's weights or a data file are not those the run was started with.
         """
         path = self.folder / "lineage.json"
-        files = data_files(self.recipe)
+        with self._waiting("hashing the weights and the data"):
+            files = data_files(self.recipe)
+            identity = source.identity if source else None
         if path.exists():
             recorded = json.loads(path.read_text())
             base = recorded["base"]["sha256"] if recorded["base"] else None
-            if source is not None and base != source.identity["sha256"]:
+            if identity is not None and base != identity["sha256"]:
                 raise UserError(
                     f"the weights of {self.recipe.base} have changed since {self.folder} was started; "
                     "put them back, or give another --run-dir"
@@ -352,11 +406,14 @@ class _Work:
         ]
         data += [{"source": name, "sha256": digests, "license": None} for name, digests in files.items()]
         given = getattr(self.recipe.stages[0], "tokenizer", None)
-        lineage = {"base": source.identity if source else None, "data": data, "teachers": []}
+        lineage = {"base": identity, "data": data, "teachers": []}
         write_json(path, lineage | ({"tokenizer": given} if given else {}))
 
-    def _say(self, text: str) -> None:
-        if not self.quiet:
+    def _waiting(self, what: str) -> Waiting:
+        return Waiting(what, self._say)
+
+    def _say(self, text: str, aloud: bool = False) -> None:
+        if aloud or not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -367,10 +424,14 @@ def _show(finished: Run, console: Console) -> None:
     console.print(bill_table(ledger.summarise(finished.ledger), title))
     if results.get("plan"):
         console.print(beside_text(results["plan"]), highlight=False)
+    for stage in results["stages"]:
+        if stage.get("val_bits_per_byte") is not None:
+            measured = f"{bits(stage['val_bits_per_byte'])} bits per byte of validation text"
+            console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
-        console.print(_score_line(evaluation), highlight=False)
+        console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:
-        console.print(_gain_line(results["gain"]), highlight=False)
+        console.print(_gain_line(results["gain"]), highlight=False, soft_wrap=True)
     console.print(
         f"chat: farthing chat {finished.run_dir}     report: {finished.run_dir / 'report.html'}",
         soft_wrap=True,
@@ -378,21 +439,22 @@ def _show(finished: Run, console: Console) -> None:
 
 
 def _score_line(evaluation: dict[str, Any]) -> str:
-    low, high = evaluation["ci95"]
+    right = f"{percent(evaluation['accuracy'])} right (95% interval {interval(evaluation['ci95'])})"
     return (
-        f"{evaluation['name']:>6}: {evaluation['accuracy']:.1%} right "
-        f"(95% interval {low:.1%} to {high:.1%}), {evaluation['right']} right, {evaluation['wrong']} wrong, "
-        f"{evaluation['unparsed']} no answer found, {evaluation['cut_off']} cut off, of {evaluation['n']}"
+        f"{evaluation['name']:>6}: {right}, "
+        f"{evaluation['right']} right, {evaluation['wrong']} wrong, {evaluation['unparsed']} no answer found, "
+        f"{evaluation['cut_off']} cut off, of {evaluation['n']}"
     )
 
 
 def _gain_line(gain: dict[str, Any]) -> str:
-    def points(part: dict[str, Any]) -> str:
+    def change(part: dict[str, Any]) -> str:
         low, high = part["ci95"]
-        return f"{part['difference'] * 100:+.1f} points (95% interval {low * 100:+.1f} to {high * 100:+.1f})"
+        unclear = ", no clear change" if low <= 0 <= high else ""
+        return f"{points(part['difference'])} points (95% interval {points(low)} to {points(high)}{unclear})"
 
-    line = f"  gain: {points(gain)}, paired"
+    line = f"  gain: {change(gain)}, paired"
     readable = gain["on_parseable"]
     if readable["n"]:
-        line += f"; {points(readable)} on the {readable['n']} questions the base already answered readably"
-    return f"{line}; format alone {gain['format']['share_of_all'] * 100:+.1f}"
+        line += f"; {change(readable)} on the {readable['n']} questions answered readably before"
+    return f"{line}; format alone {points(gain['format']['share_of_all'])}"

@@ -1,8 +1,8 @@
 """Talking to a model in the terminal.
 
 The loop knows nothing of models: it is given a function that answers a conversation piece by piece. What a
-model writes is untrusted: before it reaches the terminal, control characters are taken out (an escape could
-move the cursor, set the clipboard or hide text); the conversation itself keeps the text as it was.
+model writes is untrusted: it reaches the terminal through `base.terminal.harmless`; the conversation itself keeps the
+text as it was.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import TextIO
 
 from farthing.base.errors import UserError
+from farthing.base.terminal import harmless, one_line
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Reply = Callable[[list[Message]], Iterator[str]]
@@ -26,13 +27,6 @@ Ctrl-C stops an answer; the part already shown stays in the conversation."""
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _DIM, _PLAIN, _START_OF_LINE = "\x1b[2m", "\x1b[22m", "\r\x1b[K"
-# C0 and C1 controls except newline and tab, and the marks that reverse the direction of the text around them.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def harmless(text: str) -> str:
-    """`text` without characters that could control a terminal; newlines and tabs stay."""
-    return _CONTROLS.sub("", text)
 
 
 def split_thinking(pieces: Iterable[str]) -> Iterator[tuple[bool, str]]:
@@ -123,7 +117,7 @@ def chat_loop(
                 messages.pop()
                 if not terminal:
                     raise
-                say(f"farthing: {error}")
+                say(f"farthing: {one_line(str(error))}")
                 continue
             messages.append({"role": "assistant", "content": answer})
 

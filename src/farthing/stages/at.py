@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -10,10 +11,12 @@ from typing import Any, Protocol, Self
 from farthing.base.device import Place, Ranks
 from farthing.base.files import write_json
 from farthing.base.seal import hashes
+from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
 from farthing.tasks.pool import VerifierPool
+from farthing.train.loop import Progress
 
 Say = Callable[[str], None]
 
@@ -27,6 +30,9 @@ class View(Protocol):
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Show a line of metrics.jsonl."""
+
+    def recall(self, metrics: Mapping[str, Any]) -> None:
+        """Take a line of an earlier attempt into the picture; it was shown then."""
 
 
 class Models:
@@ -76,12 +82,30 @@ class At:
     asks: Asks
     """The recipe's way of asking questions."""
     say: Say
+    """Say a sentence about progress; nobody hears it in a quiet run."""
+    warn: Say
+    """Say a sentence that matters to the result, in a quiet run too."""
     view: Callable[[int], View]
     """Make a view of so many steps."""
 
+    def waiting(self, what: str) -> Waiting:
+        """A context that says what is being done if that takes longer than two seconds."""
+        return Waiting(f"{self.folder.name}: {what}", self.say)
+
+    @contextmanager
+    def progress(self, steps: int) -> Iterator[Progress]:
+        """Show the progress of training."""
+        with self.view(steps) as view:
+            yield Progress(
+                view.update,
+                view.recall,
+                say=lambda text: self.say(f"{self.folder.name}: {text}"),
+                warn=lambda text: self.warn(f"{self.folder.name}: {text}"),
+            )
+
     def load(self, folder: Path) -> Model:
         """The model to train, booked as loading."""
-        with self.meter.span("load"):
+        with self.meter.span("load"), self.waiting("loading the model"):
             return self.models.to_train(folder)
 
     def finish(self, model: Model, steps: int, *, merged: bool = False, **facts: Any) -> Path:
@@ -92,7 +116,7 @@ class At:
             facts: further entries of done.json.
         """
         folder = self.folder / "model"
-        with self.meter.span("checkpoint"):
+        with self.meter.span("checkpoint"), self.waiting("writing the model"):
             model.save(folder)
             kind = self.folder.name.partition("-")[2]
             done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts, "sha256": hashes(folder)}

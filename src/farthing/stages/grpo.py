@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ from farthing.base.device import Ranks
 from farthing.cost.meter import Meter
 from farthing.engine import Model
 from farthing.recipe import Grpo
-from farthing.stages.at import At, Say
-from farthing.stages.sources import silent
+from farthing.stages.at import At
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.train.grpo import Learner
-from farthing.train.loop import train
+from farthing.train.loop import Progress, train
 from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Roller
 
@@ -26,7 +24,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
     assert start is not None
     model = at.load(start)
     at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
-    with at.view(spec.steps) as view:
+    with at.progress(spec.steps) as progress:
         train_grpo(
             spec,
             model,
@@ -36,8 +34,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             pool=at.pool,
             meter=at.meter,
             ranks=at.ranks,
-            on_metrics=view.update,
-            say=at.say,
+            progress=progress,
         )
     return at.finish(model, spec.steps, merged=bool(spec.lora))
 
@@ -52,8 +49,7 @@ def train_grpo(
     pool: VerifierPool,
     meter: Meter,
     ranks: Ranks,
-    on_metrics: Callable[[dict[str, Any]], None],
-    say: Say = silent,
+    progress: Progress,
 ) -> None:
     """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
 
@@ -83,7 +79,7 @@ def train_grpo(
         batch, state["cursor"] = roller.collect(step, state["cursor"])
         measured = batch.metrics(ranks)
         if measured["timeout"]:
-            say(
+            progress.warn(
                 f"step {step + 1}: {measured['timeout']:.1%} of the answers could not be judged in time, in two tries, "
                 "and earn nothing; is the machine busy?"
             )
@@ -110,6 +106,5 @@ def train_grpo(
         one_step,
         meter=meter,
         checkpoint_every=stage.checkpoint_every,
-        on_metrics=on_metrics,
-        say=say,
+        progress=progress,
     )

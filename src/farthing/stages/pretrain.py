@@ -22,6 +22,7 @@ from farthing.cost.flops import parameters
 from farthing.cost.meter import Meter
 from farthing.data.bpe import SPECIAL, train_tokenizer
 from farthing.data.corpus import Corpus
+from farthing.data.left_out import LeftOut
 from farthing.data.packing import FIM, Packer, fim_marks
 from farthing.data.text import Document
 from farthing.data.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ from farthing.recipe.dial import Dialled, dial
 from farthing.stages.at import At, Say
 from farthing.stages.pieces import Pieces
 from farthing.stages.sources import (
+    LEFT_OUT,
     silent,
     source_paths,
     training_documents,
@@ -39,6 +41,7 @@ from farthing.stages.sources import (
     validation_documents,
 )
 from farthing.train.lm import train_lm
+from farthing.train.loop import Progress
 from farthing.weights import decoder_config, save_decoder
 from farthing.weights.sources import model_folder
 
@@ -67,15 +70,15 @@ class Prepared:
 def run(spec: Pretrain, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
     assert start is None
-    with at.meter.span("load"):
-        prepared = prepare_pretrain(spec, at.folder, seed=at.seed, held_out=at.held_out, say=at.say)
+    with at.meter.span("load"), at.waiting("preparing the data, the tokenizer and the untrained model"):
+        prepared = prepare_pretrain(spec, at.folder, seed=at.seed, held_out=at.held_out, say=at.warn)
     model = at.load(prepared.start)
     dialled, counted = prepared.dialled, parameters(model.hf_config)
     at.say(
         f"{at.folder.name}: {counted.total:,} parameters ({counted.active:,} a token), {dialled.tokens:,} tokens in "
         f"{dialled.steps} steps of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
     )
-    with at.view(dialled.steps) as view:
+    with at.progress(dialled.steps) as progress:
         train_pretrain(
             spec,
             prepared,
@@ -84,8 +87,7 @@ def run(spec: Pretrain, start: Path | None, at: At) -> Path:
             seed=at.seed,
             meter=at.meter,
             ranks=at.ranks,
-            on_metrics=view.update,
-            say=at.say,
+            progress=progress,
         )
     return at.finish(
         model,
@@ -102,13 +104,13 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
 
     Args:
         held_out: keys of questions that worked solutions must not show.
-        say: called with a sentence for every document that cannot be used.
+        say: called with the number of documents that cannot be used, and three of them.
 
     Raises:
         UserError: for data that cannot be read or is too little, a validation set without documents, a tokenizer
             without an end-of-text mark, and a model that cannot be built.
     """
-    data, pieces = folder / "data", Pieces(folder, say)
+    pieces = Pieces(folder, say)
     paths = source_paths(stage.data, pieces, seed, held_out)
     share = stage.validation if isinstance(stage.validation, float) else 0.0
     excluded = validation_digests(stage.validation, stage.data[0].field, stage.policy)
@@ -116,21 +118,21 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
     def training(report: Say) -> Iterator[Document]:
         return training_documents(paths, share, stage.policy, report, excluded)
 
-    # Faults are reported in the first pass over the data only: the tokenizer's, or else the corpus's.
-    report = silent if (data / "train").exists() else say
-    first_pass = stage.tokenizer is None and not pieces.has(data / "tokenizer")
-    tokenizer = tokenizer_of(stage, pieces, lambda: training(report))
+    # The tokenizer may stop before the end of the data; the pass after it reports what all of it lacks.
+    with LeftOut(folder / LEFT_OUT, say, only_after_errors=True) as left_out:
+        tokenizer = tokenizer_of(stage, pieces, lambda: training(left_out))
     dialled = dial(stage, len(tokenizer), tokenizer.bos_id, tokenizer.eos_id)
-    train = corpus_of(lambda: training(silent if first_pass else report), tokenizer, pieces, "train")
-    if isinstance(path := stage.validation, str):
-        own = Source(path=path, field=stage.data[0].field)
-        validation = corpus_of(
-            lambda: training_documents([(own, path)], 0.0, stage.policy, say),
-            tokenizer,
-            pieces,
-            "validation",
-        )
-    else:
+    with LeftOut(folder / LEFT_OUT, say) as left_out:
+        train = corpus_of(lambda: training(left_out), tokenizer, pieces, "train")
+        if isinstance(path := stage.validation, str):
+            own = Source(path=path, field=stage.data[0].field)
+            validation = corpus_of(
+                lambda: training_documents([(own, path)], 0.0, stage.policy, left_out),
+                tokenizer,
+                pieces,
+                "validation",
+            )
+    if not isinstance(stage.validation, str):
         documents = validation_documents(paths, share, stage.policy, silent)
         validation = _validation_share(documents, tokenizer, pieces, share)
     write_start(dialled, pieces, tokenizer, seed)
@@ -178,8 +180,7 @@ def train_pretrain(
     seed: int,
     meter: Meter,
     ranks: Ranks,
-    on_metrics: Callable[[dict[str, Any]], None],
-    say: Say = silent,
+    progress: Progress,
 ) -> None:
     """Train `model`, loaded from `prepared.start`, in place; metrics and checkpoints go to `folder`.
 
@@ -214,8 +215,7 @@ def train_pretrain(
         validate_every=stage.validate_every,
         meter=meter,
         ranks=ranks,
-        on_metrics=on_metrics,
-        say=say,
+        progress=progress,
     )
 
 

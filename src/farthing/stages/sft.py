@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from farthing.base.device import Ranks
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.conversations import ConversationPacker, examples, lint_template, placed_conversations
+from farthing.data.left_out import LeftOut
 from farthing.data.text import Problems
 from farthing.data.tokenizer import Message, Tokenizer
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, Source
 from farthing.stages.at import At, Say
 from farthing.stages.pieces import Pieces
-from farthing.stages.sources import copies, silent, source_paths
+from farthing.stages.sources import LEFT_OUT, copies, source_paths
 from farthing.tasks.mixture import question_key
 from farthing.train.lm import train_lm
+from farthing.train.loop import Progress
 from farthing.train.optim import add_lora
 
 
@@ -32,7 +33,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
     assert start is not None
     model = at.load(start)
-    with at.meter.span("load"):
+    with at.meter.span("load"), at.waiting("rendering the conversations"):
         packer, steps = prepare_sft(
             spec,
             model.tokenizer,
@@ -40,10 +41,10 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             seed=at.seed,
             asks=at.asks,
             held_out=at.held_out,
-            say=at.say,
+            say=at.warn,
         )
     at.say(f"{at.folder.name}: {len(packer.examples):,} conversations, {steps} steps")
-    with at.view(steps) as view:
+    with at.progress(steps) as progress:
         train_sft(
             spec,
             packer,
@@ -53,8 +54,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             seed=at.seed,
             meter=at.meter,
             ranks=at.ranks,
-            on_metrics=view.update,
-            say=at.say,
+            progress=progress,
         )
     return at.finish(model, steps, merged=bool(spec.lora), conversations=len(packer.examples))
 
@@ -74,7 +74,7 @@ def prepare_sft(
     Args:
         asks: how the recipe asks its questions; worked solutions use the same words.
         held_out: keys of questions; a conversation in which the user asks one is left out.
-        say: called with a sentence for every conversation that cannot be used.
+        say: called with the number of conversations that cannot be used, and three of them.
 
     Raises:
         UserError: when the chat template cannot be trained with, or no conversation is left.
@@ -82,10 +82,12 @@ def prepare_sft(
     faults = lint_template(tokenizer)
     if faults:
         raise UserError(f"this model's chat template cannot be trained with: {'; '.join(faults)}")
-    problems = Problems(stage.policy, say)
     paths = source_paths(stage.data, Pieces(folder, say), seed, held_out, asks)
-    placed = _conversations(paths, held_out, problems)
-    packer = ConversationPacker(examples(tokenizer, placed, stage.length, problems), stage.length, seed)
+    with LeftOut(folder / LEFT_OUT, say) as left_out:
+        problems = Problems(stage.policy, left_out)
+        placed = _conversations(paths, held_out, problems)
+        made = examples(tokenizer, placed, stage.length, problems)
+    packer = ConversationPacker(made, stage.length, seed)
     rows = stage.batch_tokens // stage.length
     return packer, stage.steps or math.ceil(stage.epochs * packer.rows_per_epoch / rows)
 
@@ -98,7 +100,9 @@ def _conversations(
             placed_conversations(path, source.field or "messages", problems)
         ):
             asked = (question_key(m["content"]) for m in messages if m["role"] == "user")
-            if held_out.isdisjoint(asked):
+            if not held_out.isdisjoint(asked):
+                problems.leave_out(place, "it asks a held-out question")
+            else:
                 yield from itertools.repeat((messages, place), copies(number, source.weight))
 
 
@@ -112,8 +116,7 @@ def train_sft(
     seed: int,
     meter: Meter,
     ranks: Ranks,
-    on_metrics: Callable[[dict[str, Any]], None],
-    say: Say = silent,
+    progress: Progress,
 ) -> None:
     """Train `model` in place; metrics and checkpoints go to `folder`.
 
@@ -137,6 +140,5 @@ def train_sft(
         validate_every=1,
         meter=meter,
         ranks=ranks,
-        on_metrics=on_metrics,
-        say=say,
+        progress=progress,
     )

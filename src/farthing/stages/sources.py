@@ -22,6 +22,8 @@ from farthing.tasks.mixture import Mixture
 from farthing.tasks.solutions import SOLVABLE, solution_conversation, solution_text
 
 LESSONS = "lessons-{}.jsonl"
+LEFT_OUT = Path("data") / "left-out.txt"
+"""Lists the rows that cannot be used, in the stage's folder, if there are more than a few."""
 _AT_ONCE = 1000  # questions
 _SEEDS = 2**32  # a recipe's seeds lie below it, so that no two stages draw the same questions
 

@@ -28,7 +28,7 @@ from farthing.data.packing import NO_LOSS, PackedBatch, validation_batches
 from farthing.model import Decoder, Segments
 from farthing.model.moe import Routing, routers, update_biases
 from farthing.recipe import Pretrain, Sft
-from farthing.train.loop import check_norm, train
+from farthing.train.loop import Progress, check_norm, train
 from farthing.train.losses import next_token_losses
 from farthing.train.optim import MasterWeights, learning_rate
 
@@ -191,8 +191,7 @@ def train_lm(
     validate_every: int,
     meter: Meter,
     ranks: Ranks,
-    on_metrics: Callable[[dict[str, Any]], None],
-    say: Callable[[str], None] = lambda _: None,
+    progress: Progress,
 ) -> None:
     """Train the network in place; metrics and checkpoints go to `folder`. A killed run continues from its
     checkpoint and ends with the same weights.
@@ -200,7 +199,6 @@ def train_lm(
     Args:
         mtp_weight: by step.
         next_batch: the batch at a cursor, and the cursor after it.
-        say: as in `loop.train`.
 
     Raises:
         Diverged: when the gradient says that training is broken.
@@ -283,7 +281,6 @@ def train_lm(
         one_step,
         meter=meter,
         checkpoint_every=stage.checkpoint_every,
-        on_metrics=on_metrics,
+        progress=progress,
         buffers=biases,
-        say=say,
     )

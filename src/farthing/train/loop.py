@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ class Diverged(UserError):
     """Training produced numbers that cannot be trained on."""
 
 
+def _nothing(_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training reports; nowhere by default."""
+
+    update: Callable[[dict[str, Any]], None] = _nothing
+    """Takes a step that was just done: its line of metrics.jsonl."""
+    recall: Callable[[dict[str, Any]], None] = _nothing
+    """Takes a step of an earlier attempt, which the checkpoint holds."""
+    say: Callable[[str], None] = _nothing
+    """Takes a sentence about what is being done."""
+    warn: Callable[[str], None] = _nothing
+    """Takes a sentence that matters to the result."""
+
+
 def train(
     folder: Path,
     steps: int,
@@ -35,9 +54,8 @@ def train(
     *,
     meter: Meter,
     checkpoint_every: int,
-    on_metrics: Callable[[dict[str, Any]], None],
+    progress: Progress,
     buffers: Mapping[str, Tensor] | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run steps 0..steps-1, or those left after the newest intact checkpoint in `folder`/state.
 
@@ -45,7 +63,6 @@ def train(
         state: what `one_step` reads and updates besides the weights; JSON, saved with each checkpoint.
         one_step: does one step and returns its metrics.
         buffers: tensors that `one_step` changes besides the weights; saved and restored in place.
-        say: called with a sentence for a damaged checkpoint, and with the step that training continues from.
 
     Raises:
         Diverged: if a step meets NaN or an exploding gradient; names the cause and the last good checkpoint.
@@ -54,7 +71,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     done = 0
     with meter.span("load"):
-        found = checkpoint.latest(folder / "state", say)
+        found = checkpoint.latest(folder / "state", progress.warn)
         if found is not None:
             done, tensors, saved = found
             if done > steps or saved.keys() != state.keys():
@@ -66,10 +83,10 @@ def train(
                 tensor.data.copy_(tensors[name])
             state.update(saved)
             if done < steps:
-                say(f"continuing from step {done:,} of {steps:,}")
+                progress.say(f"continuing from step {done:,} of {steps:,}")
     metrics = _MetricsFile(folder / "metrics.jsonl", keep=done)
     for line in metrics.kept:
-        on_metrics(line)
+        progress.recall(line)
     try:
         for step in range(done, steps):
             try:
@@ -81,7 +98,7 @@ def train(
                 what = f"training stopped at step {step + 1}: {error}; {where}"
                 raise Diverged(what) from error
             metrics.append(line)
-            on_metrics(line)
+            progress.update(line)
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
                 with meter.span("checkpoint", step=step):
                     metrics.sync()
