@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -20,11 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
 from farthing.base.errors import UserError
-from farthing.base.files import read_json
 from farthing.weights.folder import require_tokenizer
-
-if TYPE_CHECKING:
-    import tokenizers
+from farthing.weights.tokenizer import read_optional, read_tokenizer
 
 Message = dict[str, Any]
 _SENTINEL = "farthing sentinel"
@@ -41,10 +38,9 @@ class Tokenizer:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         require_tokenizer(self.folder)
-        self._tokens, fallback = _read_tokenizer(self.folder)
-        self._settings = _read_optional(self.folder / "tokenizer_config.json")
-        self._marks = fallback | _marks(self.folder, self._settings)
-        self._template = _read_template(self.folder, self._settings)
+        read = read_tokenizer(self.folder)
+        self._tokens, self._marks = read.tokens, read.marks
+        self._template = _read_template(self.folder, read.settings)
         self.bos_id = self._id(self._marks.get("bos_token"))
         self.eos_id = self._id(self._marks.get("eos_token"))
         self.pad_id = self._id(self._marks.get("pad_token"))
@@ -127,7 +123,7 @@ class Tokenizer:
     def _stop_ids(self) -> frozenset[int]:
         stops: set[int] = set() if self.eos_id is None else {self.eos_id}
         for name in ("generation_config.json", "config.json"):
-            given = _read_optional(self.folder / name).get("eos_token_id")
+            given = read_optional(self.folder / name).get("eos_token_id")
             stops.update(i for i in (given if isinstance(given, list) else [given]) if isinstance(i, int))
         return frozenset(stops | self._turn_end())
 
@@ -183,52 +179,6 @@ class StreamDecoder:
 
 
 # ---------------------------------------------------------------- reading the folder
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _read_tokenizer(folder: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
-    """The tokenizer, and the names of its marks where only transformers knew them."""
-    from tokenizers import Tokenizer as Tokens
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return _convert(folder)
-    try:
-        tokens = Tokens.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is not a tokenizer ({error}); download it again") from None
-    tokens.no_truncation()  # a length limit saved from training would cut prompts silently
-    tokens.no_padding()
-    return tokens, {}
-
-
-def _convert(folder: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
-    """For a folder of an older kind (tokenizer.model, vocab.json): transformers converts it."""
-    from transformers import AutoTokenizer
-
-    try:
-        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokens: tokenizers.Tokenizer = theirs.backend_tokenizer
-    except Exception as error:  # the remedy is the same whatever goes wrong in a conversion
-        raise UserError(
-            f"{folder} has no tokenizer.json and its old tokenizer cannot be converted ({error})"
-        ) from None
-    marks = {name: getattr(theirs, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    return tokens, {name: value for name, value in marks.items() if isinstance(value, str)}
-
-
-def _marks(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token … as plain strings; older folders have them in another file, or as objects."""
-    named = _read_optional(folder / "special_tokens_map.json") | settings
-    marks = {}
-    for name, value in named.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(content, str):
-            marks[name] = content
-    return marks
 
 
 def _read_template(folder: Path, settings: dict[str, Any]) -> jinja2.Template | None:
