@@ -9,8 +9,11 @@ of the two, and the files do not say which.
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,13 +74,32 @@ def _read(path: Path) -> Tokenizer:
 
     try:
         text = path.read_text(encoding="utf-8")
-        tokens = Tokenizer.from_str(text)
+        with _no_panic():
+            tokens = Tokenizer.from_str(text)
         declared = {entry["id"]: entry["content"] for entry in _added_entries(text)}
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is not a tokenizer ({_line(error)}); download it again") from None
     for number, content in declared.items():  # the library numbers them as it likes
         _same_id(tokens, content, number, path)
     return tokens
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """Turn a panic of the Rust library, which is no Exception and writes to stderr, into a silent ValueError."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise ValueError(str(error)) from None
+        raise
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _added_entries(text: str) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class Trap:
 
 def facts(folder: Path) -> Facts:
     """Look at a folder. Raises UserError as `tensor_files` and `read_config` do."""
-    from farthing.weights.gguf_tokenizer import tokenizer_metadata
+    from farthing.weights.gguf_vocabulary import tokenizer_metadata
 
     config = read_config(folder)
     names = frozenset(tensor_files(folder))
