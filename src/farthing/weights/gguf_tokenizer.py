@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
 from farthing.base.files import write_json
+from farthing.weights.chat_template import DEFAULT, as_setting
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 Metadata = dict[str, Any]
+_LISTS: dict[str, Any] = {"tokens": str, "token_type": int, "scores": (int, float), "merges": str}
 
 # llama.cpp's token types (tokenizer.ggml.token_type)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
@@ -78,9 +80,8 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
 
     Raises UserError for an unknown kind of tokenizer or pre-tokenizer.
     """
-    tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
-    if not tokens:
-        raise UserError("the .gguf carries no tokenizer; convert the model again with its vocabulary")
+    check_tokenizer(metadata)
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     tokenizer, add_bos = build_tokenizer(metadata)
     add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
     bos, eos = token_id(metadata, "bos"), token_id(metadata, "eos")
@@ -95,8 +96,8 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         if (number := token_id(metadata, key)) is not None:
             config[f"{name}_token"] = tokens[number]
-    if template := metadata.get("tokenizer.chat_template"):
-        config["chat_template"] = template
+    if templates := _templates(metadata):
+        config["chat_template"] = templates.get(DEFAULT) if len(templates) == 1 else as_setting(templates)
     write_json(folder / "tokenizer_config.json", config)
 
     generation: dict[str, Any] = {"bos_token_id": bos, "eos_token_id": stop_ids(metadata)}
@@ -106,16 +107,57 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     )
 
 
+def check_tokenizer(metadata: Metadata) -> None:
+    """Raise UserError unless the metadata hold a tokenizer whose parts are of the right types and lengths."""
+    if not metadata.get("tokenizer.ggml.tokens"):
+        raise UserError("the .gguf carries no tokenizer; convert the model again with its vocabulary")
+    for key, kind in _LISTS.items():
+        value = metadata.get(f"tokenizer.ggml.{key}")
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
+        ):
+            raise _damaged(f"ggml.{key}")
+        count = len(metadata["tokenizer.ggml.tokens"])  # the first of the lists, and so checked
+        if value and key in ("token_type", "scores") and len(value) != count:
+            raise UserError(
+                f"the .gguf has {count} tokens and {len(value)} of tokenizer.ggml.{key}; download it again"
+            )
+    for key, value in metadata.items():
+        is_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        is_flag = key.startswith("tokenizer.ggml.add_")
+        if (is_id and (not isinstance(value, int) or isinstance(value, bool))) or (
+            is_flag and not isinstance(value, bool)
+        ):
+            raise _damaged(key.removeprefix("tokenizer."))
+
+
+def _damaged(key: str) -> UserError:
+    return UserError(f"the .gguf's tokenizer.{key} is of a wrong type; download it again")
+
+
+def _templates(metadata: Metadata) -> dict[str, str]:
+    """Name -> text of the chat templates: the default one, and those that a list names."""
+    names = metadata.get("tokenizer.chat_templates") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged("chat_templates")
+    keys = {DEFAULT: "chat_template", **{name: f"chat_template.{name}" for name in names}}
+    found = {name: metadata.get(f"tokenizer.{key}") for name, key in keys.items()}
+    for name, text in found.items():
+        if not isinstance(text, str | None):
+            raise _damaged(keys[name])
+    return {name: text for name, text in found.items() if text}
+
+
 def token_id(metadata: Metadata, name: str) -> int | None:
     """The id of a named token (bos, eos, eot, unknown, padding …); None if the file does not name it."""
     number = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return (
-        int(number) if number is not None and int(number) < len(metadata["tokenizer.ggml.tokens"]) else None
-    )
+    tokens = metadata.get("tokenizer.ggml.tokens") or []
+    return number if isinstance(number, int) and 0 <= number < len(tokens) else None
 
 
 def stop_ids(metadata: Metadata) -> list[int]:
     """Ids that end an answer: end of sequence, of turn and of message, and the mark between documents."""
+    check_tokenizer(metadata)
     named = [token_id(metadata, name) for name in ("eos", "eot", "eom")]
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type") or []
     between = [i for i, kind in enumerate(types) if kind == CONTROL and tokens[i] == "<|endoftext|>"]
