@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import read_json
+from farthing.base.files import read_json, write_json
+from farthing.weights.chat_template import FILE, FOLDER, as_setting, read_templates
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -59,6 +60,17 @@ def read_tokenizer(folder: Path) -> FolderTokenizer:
     marks = defaults | _complete(tokens, folder, settings, size)
     _check_ids(tokens, folder, size)
     return FolderTokenizer(tokens, marks, settings)
+
+
+def flatten(source: Path, target: Path) -> None:
+    """Finish the copy of a tokenizer's files: chat templates in a folder of their own become settings, since a model
+    folder that is written has no folders inside."""
+    if not (source / FOLDER).is_dir():
+        return
+    settings = read_optional(source / SETTINGS)
+    settings["chat_template"] = as_setting(read_templates(source, settings))
+    write_json(target / SETTINGS, settings)
+    (target / FILE).unlink(missing_ok=True)
 
 
 def read_optional(path: Path) -> dict[str, Any]:
