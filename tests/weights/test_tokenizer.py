@@ -213,6 +213,14 @@ def test_ids_beyond_the_vocabulary(make: Folder) -> None:
     assert "4000000000" in said(make(made=made))
 
 
+def test_the_vocabulary_reaches_over_gaps(make: Folder) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Ours(
+        make(made=Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)} | {"far": 299}, [])))
+    )
+    assert (len(made), made.vocab_size) == (257, 300)
+
+
 def test_a_mark_around_the_text_that_is_no_token(make: Folder) -> None:
     made = tokens()
     made.post_processor = processors.TemplateProcessing(single="<a> $A", special_tokens=[("<a>", 299)])

@@ -46,9 +46,12 @@ class Tokenizer:
         added = self._tokens.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         self.stop_ids = self._stop_ids()
+        self.vocab_size = 1 + max(
+            self._tokens.get_vocab().values(), default=-1
+        )  # ids are below it, gaps or not
 
     def __len__(self) -> int:
-        """Number of ids, added tokens included; the model's vocabulary may be padded beyond it."""
+        """Number of tokens, added ones included; the ids may have gaps, and the model's vocabulary may be padded."""
         return self._tokens.get_vocab_size(with_added_tokens=True)
 
     @property

@@ -118,7 +118,7 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
     report = silent if (data / "train").exists() else say
     first_pass = stage.tokenizer is None and not (data / "tokenizer").exists()
     tokenizer = tokenizer_of(stage, data / "tokenizer", lambda: training(report))
-    dialled = dial(stage, len(tokenizer), tokenizer.bos_id, tokenizer.eos_id)
+    dialled = dial(stage, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     train = corpus_of(lambda: training(silent if first_pass else report), tokenizer, data / "train")
     if isinstance(path := stage.validation, str):
         own = Source(path=path, field=stage.data[0].field)
@@ -235,7 +235,7 @@ def corpus_of(documents: Callable[[], Iterator[Document]], tokenizer: Tokenizer,
         tokenizer.text_encoder(),
         folder,
         eos=tokenizer.eos_id,
-        vocab_size=len(tokenizer),
+        vocab_size=tokenizer.vocab_size,
         bos=tokenizer.bos_id,
     )
 
