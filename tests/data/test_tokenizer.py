@@ -141,7 +141,7 @@ def test_an_older_folder_without_tokenizer_json(tmp_path: Path) -> None:
 
 def test_it_loads_without_transformers(made: Path) -> None:
     code = "import sys; from farthing.data.tokenizer import Tokenizer; Tokenizer(sys.argv[1]).encode('x'); "
-    code += "sys.exit('transformers' in sys.modules)"
+    code += "sys.exit(bool({'transformers', 'jinja2'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code, made], check=True)
 
 
@@ -201,6 +201,30 @@ def test_an_old_tokenizer_that_cannot_be_converted(tmp_path: Path) -> None:
 def test_a_template_with_a_mistake_in_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is broken"):
         Tokenizer(write(tmp_path, byte_tokens(), chat_template="{% for %}"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**12 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for i in [1] %}" * 60 + "{% endfor %}" * 60,
+    ],
+)
+def test_a_template_without_bounds_is_refused_at_once(tmp_path: Path, template: str) -> None:
+    with pytest.raises(UserError, match="give the model another") as caught:
+        Tokenizer(write(tmp_path, byte_tokens(), chat_template=template))
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_character(made: Path) -> None:
+    tokenizer = Tokenizer(made)
+    for read in (tokenizer.encode, tokenizer.raw_encode, tokenizer.offset_encode):
+        with pytest.raises(UserError, match="surrogate"):
+            read("x\ud800")
+    with pytest.raises(UserError, match="surrogate"):
+        tokenizer.chat_ids([{"role": "user", "content": "x\udfff"}])
 
 
 @pytest.mark.parametrize(

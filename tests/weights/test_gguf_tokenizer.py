@@ -128,6 +128,13 @@ def test_what_is_written(pieces: dict[str, Any], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, 300]
 
 
+def test_several_chat_templates(pieces: dict[str, Any], tmp_path: Path) -> None:
+    several = {"chat_template": "plain", "chat_templates": ["tools"], "chat_template.tools": "with tools"}
+    write_tokenizer(metadata(pieces | several), tmp_path)
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"]
+    assert written == [{"name": "default", "template": "plain"}, {"name": "tools", "template": "with tools"}]
+
+
 def test_the_files_own_word_on_marks_wins(pieces: dict[str, Any], tmp_path: Path) -> None:
     write_tokenizer(metadata(pieces | {"ggml.add_bos_token": False, "ggml.add_eos_token": True}), tmp_path)
     written = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -159,6 +166,22 @@ def test_stop_ids(joining: dict[str, Any]) -> None:
         ({"ggml.pre": None}, "None"),
         ({"ggml.model": "bert"}, "bert"),
         ({"ggml.tokens": []}, "no tokenizer"),
+        ({"ggml.tokens": None}, "no tokenizer"),
+        ({"ggml.tokens": 7}, "ggml.tokens"),
+        ({"ggml.tokens": [1, 2, 3]}, "ggml.tokens"),
+        ({"ggml.tokens": "abc"}, "ggml.tokens"),
+        ({"ggml.token_type": [3.5]}, "token_type"),
+        ({"ggml.token_type": [3]}, "and 1 of tokenizer.ggml.token_type"),
+        ({"ggml.token_type": 3}, "token_type"),
+        ({"ggml.merges": [1]}, "merges"),
+        ({"ggml.merges": ["a"]}, "damaged"),
+        ({"ggml.scores": ["x"]}, "scores"),
+        ({"ggml.eos_token_id": "2"}, "eos_token_id"),
+        ({"ggml.bos_token_id": True}, "bos_token_id"),
+        ({"ggml.add_bos_token": 1}, "add_bos_token"),
+        ({"chat_template": 3}, "chat_template"),
+        ({"chat_templates": "tools"}, "chat_templates"),
+        ({"chat_templates": ["tools"], "chat_template.tools": [1]}, "chat_template.tools"),
         ({"ggml.merges": ["never seen"]}, "damaged"),
         ({"ggml.model": "llama"}, "no scores"),
     ],

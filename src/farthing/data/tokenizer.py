@@ -1,35 +1,26 @@
 """The tokenizer of a model folder: text to tokens and back, and conversations to text.
 
-tokenizer.json is read by the `tokenizers` library and the chat template rendered here, the way transformers
-does (the tests hold the two together): importing transformers would cost more time than a short chat's first
-answer.
+tokenizer.json is read by the `tokenizers` library and the chat template rendered as transformers renders it (the tests
+hold the two together): importing transformers would cost more time than a short chat's first answer.
 """
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
-from jinja2.utils import Namespace
-
 from farthing.base.errors import UserError
-from farthing.base.files import read_json
+from farthing.data.template import ChatTemplate, Unrenderable, chat_template
+from farthing.weights.chat_template import DEFAULT, read_templates
 from farthing.weights.folder import require_tokenizer
+from farthing.weights.tokenizer import SETTINGS, read_optional, read_tokenizer
 
 if TYPE_CHECKING:
-    import tokenizers
+    from tokenizers import Encoding
 
 Message = dict[str, Any]
 _SENTINEL = "farthing sentinel"
-# Exceptions of broken templates: adding text to a number, indexing beyond a list, and so on
-_TEMPLATE_MISTAKES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+_TOOLS = "tool_use"  # the name of the template for conversations with tools, where there is one
 
 
 class Tokenizer:
@@ -41,37 +32,44 @@ class Tokenizer:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         require_tokenizer(self.folder)
-        self._tokens, fallback = _read_tokenizer(self.folder)
-        self._settings = _read_optional(self.folder / "tokenizer_config.json")
-        self._marks = fallback | _marks(self.folder, self._settings)
-        self._template = _read_template(self.folder, self._settings)
+        self._templates = read_templates(self.folder, read_optional(self.folder / SETTINGS))
+        self._open: dict[
+            str, ChatTemplate
+        ] = {}  # by text; a template's process starts while the rest is read
+        if DEFAULT in self._templates:
+            self._template(self._templates[DEFAULT])
+        read = read_tokenizer(self.folder)
+        self._tokens, self._marks = read.tokens, read.marks
         self.bos_id = self._id(self._marks.get("bos_token"))
         self.eos_id = self._id(self._marks.get("eos_token"))
         self.pad_id = self._id(self._marks.get("pad_token"))
         added = self._tokens.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         self.stop_ids = self._stop_ids()
+        self.vocab_size = 1 + max(
+            self._tokens.get_vocab().values(), default=-1
+        )  # ids are below it, gaps or not
 
     def __len__(self) -> int:
-        """Number of ids, added tokens included; the model's vocabulary may be padded beyond it."""
+        """Number of tokens, added ones included; the ids may have gaps, and the model's vocabulary may be padded."""
         return self._tokens.get_vocab_size(with_added_tokens=True)
 
     @property
     def has_template(self) -> bool:
         """True if the folder has a chat template; base models usually have none."""
-        return self._template is not None
+        return bool(self._templates)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text on its own, with the marks (BOS) that the tokenizer puts around one."""
-        return list(self._tokens.encode(text).ids)
+        return list(self._encode(text, marks=True).ids)
 
     def raw_encode(self, text: str) -> list[int]:
         """Ids of exactly this text, nothing added; special tokens written in it count as such."""
-        return list(self._tokens.encode(text, add_special_tokens=False).ids)
+        return list(self._encode(text, marks=False).ids)
 
     def offset_encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """`raw_encode`, plus the character range [start, end) of the text for each id."""
-        encoded = self._tokens.encode(text, add_special_tokens=False)
+        encoded = self._encode(text, marks=False)
         return list(encoded.ids), list(encoded.offsets)
 
     def text_encoder(self) -> Callable[[list[str]], list[list[int]]]:
@@ -96,24 +94,23 @@ class Tokenizer:
         keywords go to the template (`tools`, `enable_thinking`). Raises UserError when there is no template
         or it refuses.
         """
-        if self._template is None:
-            raise UserError(
-                f"{self.folder} has no chat template, as base models have none; use an instruct model"
-            )
         for message in messages:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise UserError(
                     f"a message must look like {{'role': 'user', 'content': '...'}}, not {message!r}"
                 )
         given = {"tools": None, "documents": None, **self._marks, **template_kwargs}
+        template = self._template(self._template_for(given))
         try:
-            # Through JSON, so that a template, which is untrusted, only ever holds plain values
-            plain = json.loads(json.dumps({"messages": list(messages), **given}))
-            return self._template.render(**plain, add_generation_prompt=add_generation_prompt)
-        except (jinja2.TemplateError, *_TEMPLATE_MISTAKES) as error:
-            raise UserError(
-                f"the chat template of {self.folder} cannot render this conversation: {_line(error)}"
+            return template.render(
+                {"messages": list(messages), **given, "add_generation_prompt": add_generation_prompt}
+            )
+        except Unrenderable as error:
+            raise Unrenderable(
+                f"the chat template of {self.folder} {error}; give the model another"
             ) from None
+        except UserError as error:
+            raise UserError(f"the chat template of {self.folder} {error}") from None
 
     def chat_ids(self, messages: Sequence[Message], **template_kwargs: Any) -> list[int]:
         """Ids of the rendered conversation, the assistant's turn opened. The template writes BOS; no second
@@ -121,23 +118,52 @@ class Tokenizer:
         """
         return self.raw_encode(self.render(messages, **template_kwargs))
 
+    def _encode(self, text: str, marks: bool) -> "Encoding":
+        try:
+            return self._tokens.encode(text, add_special_tokens=marks)
+        except (TypeError, UnicodeEncodeError):
+            raise UserError(
+                f"{text[:40]!r} cannot be read: a text is characters, and none of them half a one (a lone surrogate)"
+            ) from None
+
+    def _template(self, text: str) -> ChatTemplate:
+        if text not in self._open:
+            self._open[text] = chat_template(text)
+        return self._open[text]
+
+    def _template_for(self, variables: dict[str, Any]) -> str:
+        """The text of the template for a conversation with these variables."""
+        if not self._templates:
+            raise UserError(
+                f"{self.folder} has no chat template, as base models have none; use an instruct model"
+            )
+        if variables["tools"] is not None and _TOOLS in self._templates:
+            return self._templates[_TOOLS]
+        if DEFAULT not in self._templates:
+            raise UserError(
+                f"{self.folder} has chat templates named {', '.join(sorted(self._templates))}, but none named {DEFAULT}"
+            )
+        return self._templates[DEFAULT]
+
     def _id(self, token: str | None) -> int | None:
         return self._tokens.token_to_id(token) if token is not None else None
 
     def _stop_ids(self) -> frozenset[int]:
         stops: set[int] = set() if self.eos_id is None else {self.eos_id}
         for name in ("generation_config.json", "config.json"):
-            given = _read_optional(self.folder / name).get("eos_token_id")
+            given = read_optional(self.folder / name).get("eos_token_id")
             stops.update(i for i in (given if isinstance(given, list) else [given]) if isinstance(i, int))
         return frozenset(stops | self._turn_end())
 
     def _turn_end(self) -> set[int]:
         """The special token that the template writes after an answer, whatever its name."""
-        if self._template is None:
+        if DEFAULT not in self._templates:
             return set()
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
         try:
             tail = self.render(turns, add_generation_prompt=False).rpartition(_SENTINEL)[2].lstrip()
+        except Unrenderable:
+            raise
         except UserError:  # a template with other roles or shapes of content: the configs' ids must do
             return set()
         first = self.raw_encode(tail)[:1]
@@ -180,141 +206,6 @@ class StreamDecoder:
     def _pending(self) -> str:
         before = self._tokenizer.decode(self._ids[: self._shown])
         return self._tokenizer.decode(self._ids)[len(before) :]
-
-
-# ---------------------------------------------------------------- reading the folder
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _read_tokenizer(folder: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
-    """The tokenizer, and the names of its marks where only transformers knew them."""
-    from tokenizers import Tokenizer as Tokens
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return _convert(folder)
-    try:
-        tokens = Tokens.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is not a tokenizer ({error}); download it again") from None
-    tokens.no_truncation()  # a length limit saved from training would cut prompts silently
-    tokens.no_padding()
-    return tokens, {}
-
-
-def _convert(folder: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
-    """For a folder of an older kind (tokenizer.model, vocab.json): transformers converts it."""
-    from transformers import AutoTokenizer
-
-    try:
-        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokens: tokenizers.Tokenizer = theirs.backend_tokenizer
-    except Exception as error:  # the remedy is the same whatever goes wrong in a conversion
-        raise UserError(
-            f"{folder} has no tokenizer.json and its old tokenizer cannot be converted ({error})"
-        ) from None
-    marks = {name: getattr(theirs, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    return tokens, {name: value for name, value in marks.items() if isinstance(value, str)}
-
-
-def _marks(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token … as plain strings; older folders have them in another file, or as objects."""
-    named = _read_optional(folder / "special_tokens_map.json") | settings
-    marks = {}
-    for name, value in named.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(content, str):
-            marks[name] = content
-    return marks
-
-
-def _read_template(folder: Path, settings: dict[str, Any]) -> jinja2.Template | None:
-    path = folder / "chat_template.jinja"
-    try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; download the tokenizer again") from None
-    if isinstance(text, list):  # several by name; "default" is the one for plain conversations
-        text = next(
-            (t.get("template") for t in text if isinstance(t, dict) and t.get("name") == "default"), None
-        )
-    if not isinstance(text, str):
-        return None
-    try:
-        return _environment().from_string(text)
-    except jinja2.TemplateError as error:
-        raise UserError(
-            f"the chat template of {folder} is broken ({error}); download the tokenizer again"
-        ) from None
-
-
-# ---------------------------------------------------------------- templates, which are untrusted
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """A sandbox with just the filters and functions that chat templates rely on."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals.clear()
-    environment.globals |= {
-        "range": safe_range,
-        "namespace": _Namespace,
-        "dict": _make_dict,
-        "raise_exception": _raise,
-        "strftime_now": lambda form: datetime.now().strftime(form),
-    }
-    return environment
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training tools; here it only holds its contents."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> Node | list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Namespace(Namespace):
-    """`namespace()`, which a template writes to, without access to the names Python keeps for itself."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        for name in dict(*args[1:], **kwargs):
-            _check_name(name)
-        Namespace.__init__(*args, **kwargs)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        super().__setitem__(name, value)
-
-
-def _check_name(name: Any) -> None:
-    if str(name).startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"the name {name!r} is not allowed in a namespace")
-
-
-def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """JSON as models were trained on it: Jinja's own filter escapes < and > for web pages."""
-    allowed = {key: options[key] for key in ("separators", "sort_keys") if key in options}
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **allowed)
 
 
 def question_ids(tokenizer: Tokenizer, question: str, prompt: str, system: str | None) -> list[int]:

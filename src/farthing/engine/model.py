@@ -47,9 +47,9 @@ class Model:
         self.decoder = load_decoder(folder, dtype, device, stored)
         self.tokenizer = Tokenizer(folder)
         vocabulary = self.decoder.config.vocab_size
-        if len(self.tokenizer) > vocabulary:
+        if (highest := self.tokenizer.vocab_size - 1) >= vocabulary:
             raise UserError(
-                f"{folder}: the tokenizer has {len(self.tokenizer)} entries, but the model has {vocabulary}; "
+                f"{folder}: the tokenizer has ids up to {highest}, but the model has {vocabulary} entries; "
                 "put the model's own tokenizer in its folder"
             )
         self._engine: Engine | None = None

@@ -121,7 +121,7 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[
     # The tokenizer may stop before the end of the data; the pass after it reports what all of it lacks.
     with LeftOut(folder / LEFT_OUT, say, only_after_errors=True) as left_out:
         tokenizer = tokenizer_of(stage, pieces, lambda: training(left_out))
-    dialled = dial(stage, len(tokenizer), tokenizer.bos_id, tokenizer.eos_id)
+    dialled = dial(stage, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     with LeftOut(folder / LEFT_OUT, say) as left_out:
         train = corpus_of(lambda: training(left_out), tokenizer, pieces, "train")
         if isinstance(path := stage.validation, str):
@@ -247,7 +247,7 @@ def corpus_of(
         tokenizer.text_encoder(),
         folder,
         eos=tokenizer.eos_id,
-        vocab_size=len(tokenizer),
+        vocab_size=tokenizer.vocab_size,
         bos=tokenizer.bos_id,
     )
     pieces.record(folder)

@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one of them makes a tokenizer
@@ -258,10 +259,13 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy tokenizer, chat template and generation_config.json. Raises UserError when `source` has no
     tokenizer.
     """
+    from farthing.weights import tokenizer
+
     require_tokenizer(source)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    tokenizer.flatten(source, target)
 
 
 def require_tokenizer(folder: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import read_json, write_json
-from farthing.weights.folder import read_config, require_tokenizer
+from farthing.base.files import write_json
+from farthing.weights.chat_template import DEFAULT, as_setting
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 Metadata = dict[str, Any]
+_LISTS: dict[str, Any] = {"tokens": str, "token_type": int, "scores": (int, float), "merges": str}
 
 # llama.cpp's token types (tokenizer.ggml.token_type)
-_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SYMBOLS_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -79,9 +80,8 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
 
     Raises UserError for an unknown kind of tokenizer or pre-tokenizer.
     """
-    tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
-    if not tokens:
-        raise UserError("the .gguf carries no tokenizer; convert the model again with its vocabulary")
+    check_tokenizer(metadata)
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     tokenizer, add_bos = build_tokenizer(metadata)
     add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
     bos, eos = token_id(metadata, "bos"), token_id(metadata, "eos")
@@ -96,8 +96,8 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         if (number := token_id(metadata, key)) is not None:
             config[f"{name}_token"] = tokens[number]
-    if template := metadata.get("tokenizer.chat_template"):
-        config["chat_template"] = template
+    if templates := _templates(metadata):
+        config["chat_template"] = templates.get(DEFAULT) if len(templates) == 1 else as_setting(templates)
     write_json(folder / "tokenizer_config.json", config)
 
     generation: dict[str, Any] = {"bos_token_id": bos, "eos_token_id": stop_ids(metadata)}
@@ -107,19 +107,60 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     )
 
 
+def check_tokenizer(metadata: Metadata) -> None:
+    """Raise UserError unless the metadata hold a tokenizer whose parts are of the right types and lengths."""
+    if not metadata.get("tokenizer.ggml.tokens"):
+        raise UserError("the .gguf carries no tokenizer; convert the model again with its vocabulary")
+    for key, kind in _LISTS.items():
+        value = metadata.get(f"tokenizer.ggml.{key}")
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
+        ):
+            raise _damaged(f"ggml.{key}")
+        count = len(metadata["tokenizer.ggml.tokens"])  # the first of the lists, and so checked
+        if value and key in ("token_type", "scores") and len(value) != count:
+            raise UserError(
+                f"the .gguf has {count} tokens and {len(value)} of tokenizer.ggml.{key}; download it again"
+            )
+    for key, value in metadata.items():
+        is_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        is_flag = key.startswith("tokenizer.ggml.add_")
+        if (is_id and (not isinstance(value, int) or isinstance(value, bool))) or (
+            is_flag and not isinstance(value, bool)
+        ):
+            raise _damaged(key.removeprefix("tokenizer."))
+
+
+def _damaged(key: str) -> UserError:
+    return UserError(f"the .gguf's tokenizer.{key} is of a wrong type; download it again")
+
+
+def _templates(metadata: Metadata) -> dict[str, str]:
+    """Name -> text of the chat templates: the default one, and those that a list names."""
+    names = metadata.get("tokenizer.chat_templates") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged("chat_templates")
+    keys = {DEFAULT: "chat_template", **{name: f"chat_template.{name}" for name in names}}
+    found = {name: metadata.get(f"tokenizer.{key}") for name, key in keys.items()}
+    for name, text in found.items():
+        if not isinstance(text, str | None):
+            raise _damaged(keys[name])
+    return {name: text for name, text in found.items() if text}
+
+
 def token_id(metadata: Metadata, name: str) -> int | None:
     """The id of a named token (bos, eos, eot, unknown, padding …); None if the file does not name it."""
     number = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return (
-        int(number) if number is not None and int(number) < len(metadata["tokenizer.ggml.tokens"]) else None
-    )
+    tokens = metadata.get("tokenizer.ggml.tokens") or []
+    return number if isinstance(number, int) and 0 <= number < len(tokens) else None
 
 
 def stop_ids(metadata: Metadata) -> list[int]:
     """Ids that end an answer: end of sequence, of turn and of message, and the mark between documents."""
+    check_tokenizer(metadata)
     named = [token_id(metadata, name) for name in ("eos", "eot", "eom")]
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type") or []
-    between = [i for i, kind in enumerate(types) if kind == _CONTROL and tokens[i] == "<|endoftext|>"]
+    between = [i for i, kind in enumerate(types) if kind == CONTROL and tokens[i] == "<|endoftext|>"]
     return list(dict.fromkeys(i for i in named + between if i is not None))
 
 
@@ -138,9 +179,9 @@ def build_tokenizer(metadata: Metadata) -> tuple["Tokenizer", bool]:
         raise UserError(f"the .gguf's tokenizer is of the kind {kind!r}; Farthing reads gpt2 and llama")
     types = metadata.get("tokenizer.ggml.token_type") or []
     for token, special_kind in zip(metadata["tokenizer.ggml.tokens"], types, strict=False):
-        if special_kind in (_UNKNOWN, _CONTROL):
+        if special_kind in (UNKNOWN, CONTROL):
             tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif special_kind == _USER_DEFINED:
+        elif special_kind == USER_DEFINED:
             tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
     return tokenizer, bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos))
 
@@ -150,7 +191,7 @@ def _vocabulary(metadata: Metadata) -> dict[str, int]:
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     end = len(tokens)
-    while end and types[end - 1] == _UNUSED:
+    while end and types[end - 1] == UNUSED:
         end -= 1
     return {token: number for number, token in enumerate(tokens[:end])}
 
@@ -255,150 +296,3 @@ def _add_marks(tokenizer: "Tokenizer", tokens: list[str], bos: int | None, eos: 
             ],
             special_tokens=[(tokens[number], number) for number in (bos, eos) if number is not None],
         )
-
-
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
-
-
-def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Any]:
-    """The `tokenizer.*` keys of a .gguf for the tokenizer of a model folder.
-
-    Ids up to `vocab_size` that the tokenizer does not use are filled with unused tokens.
-
-    Raises:
-        UserError: when there is no tokenizer.json, its kind or its way of cutting text has no name in llama.cpp, or it
-            has more tokens than the model.
-    """
-    require_tokenizer(folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            f"{folder} has no tokenizer.json; save its tokenizer with transformers' save_pretrained first"
-        )
-    data = read_json(folder / "tokenizer.json")
-    settings = (
-        read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    )
-    try:
-        model, added = data["model"], data.get("added_tokens") or []
-        vocabulary = dict(model["vocab"]) | {token["content"]: token["id"] for token in added}
-        kind, merges = model.get("type", "BPE"), model["merges"]
-        special = {token["content"]: bool(token["special"]) for token in added}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{folder / 'tokenizer.json'} is not a BPE tokenizer ({error}); a .gguf needs one"
-        ) from None
-    if kind != "BPE" or model.get("byte_fallback"):
-        raise UserError(
-            f"{folder / 'tokenizer.json'} is not a byte-level BPE; export its .gguf with llama.cpp's own converter"
-        )
-    if max(vocabulary.values(), default=0) >= vocab_size:
-        raise UserError(
-            f"{folder}: its tokenizer has ids up to {max(vocabulary.values())}, its model {vocab_size}; "
-            "take the tokenizer that belongs to it"
-        )
-    tokens, types = [f"[PAD{number}]" for number in range(vocab_size)], [_UNUSED] * vocab_size
-    for token, number in vocabulary.items():
-        tokens[number] = token
-        types[number] = {None: _NORMAL, True: _CONTROL, False: _USER_DEFINED}[special.get(token)]
-    keys: dict[str, Any] = {
-        "ggml.model": "gpt2",
-        "ggml.pre": _name(folder, data, settings.get("llama_cpp_pre")),
-        "ggml.tokens": tokens,
-        "ggml.token_type": types,
-        "ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
-        **_marks(folder, vocabulary, settings),
-    }
-    if (template := _template(folder, settings)) is not None:
-        keys["chat_template"] = template
-    return {f"tokenizer.{name}": value for name, value in keys.items()}
-
-
-def _name(folder: Path, data: dict[str, Any], given: Any) -> str:
-    """llama.cpp's name for this tokenizer's rules; `given` is the one its folder claims, checked where it can be."""
-    whole_words = bool(data["model"].get("ignore_merges"))
-    cutting = _cutting(data.get("pre_tokenizer"))
-    if cutting is not None:
-        fitting = [
-            name
-            for name, rules in RULES.items()
-            if (rules.split, rules.single_digits, rules.whole_words) == (*cutting, whole_words)
-        ]
-        if fitting:
-            return str(given) if given in fitting else fitting[0]
-    if isinstance(given, str) and given not in RULES:
-        return given  # what the folder's author knows of llama.cpp and we do not
-    raise UserError(
-        f"{folder / 'tokenizer.json'} cuts text in a way that llama.cpp has no name for; retrain the tokenizer with "
-        f"the rules of one that it knows ({', '.join(RULES)})"
-    )
-
-
-def _cutting(pre_tokenizer: Any) -> tuple[tuple[str, ...], bool] | None:
-    """(patterns, single digits) of a tokenizer.json's pre-tokenizer, or None for one of another make."""
-    patterns: list[str] = []
-    digits = False
-    steps = list(_steps(pre_tokenizer))
-    for step in steps[:-1]:
-        pattern = step.get("pattern")
-        if step.get("type") == "Digits" and step.get("individual_digits") and not patterns:
-            digits = True
-        elif (
-            step.get("type") == "Split"
-            and isinstance(pattern, dict)
-            and isinstance(pattern.get("Regex"), str)
-            and step.get("behavior") == "Isolated"
-            and not step.get("invert")
-        ):
-            patterns.append(pattern["Regex"])
-        else:
-            return None
-    last = steps[-1] if steps else {}
-    is_plain = last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
-    if not is_plain or bool(last.get("use_regex", True)) == bool(patterns):
-        return None
-    return tuple(patterns), digits
-
-
-def _steps(pre_tokenizer: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Sequence":
-        for step in pre_tokenizer.get("pretokenizers") or []:
-            yield from _steps(step)
-    elif isinstance(pre_tokenizer, dict):
-        yield pre_tokenizer
-
-
-def _marks(folder: Path, vocabulary: dict[str, int], settings: dict[str, Any]) -> dict[str, Any]:
-    """Which ids begin a text, end it and fill it up, and whether the tokenizer adds the first two by itself."""
-    from tokenizers import Tokenizer
-
-    def named(key: str) -> int | None:
-        token = settings.get(f"{key}_token")
-        return vocabulary.get(token.get("content", "") if isinstance(token, dict) else token or "")
-
-    config = read_config(folder)
-    path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
-    stops = generation.get("eos_token_id", config.get("eos_token_id"))
-    stops = [stops] if isinstance(stops, int) else list(stops or [])
-    # The tokenizer's own end first: it is what a chat template writes after each answer.
-    ends = list(dict.fromkeys(i for i in [named("eos"), *stops] if isinstance(i, int)))
-    begin = named("bos") if named("bos") is not None else config.get("bos_token_id")
-    found = {"bos": begin, **dict(zip(("eos", "eot", "eom"), ends, strict=False))}
-    found |= {"unknown": named("unk"), "padding": named("pad")}
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
-    return {
-        **{f"ggml.{key}_token_id": number for key, number in found.items() if number is not None},
-        "ggml.add_bos_token": begin is not None and ids[:1] == [begin],
-        "ggml.add_eos_token": bool(ends) and ids[-1:] == ends[:1],
-    }
-
-
-def _template(folder: Path, settings: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, each with a name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None

@@ -25,7 +25,7 @@ from farthing.weights.check import check, require_finite
 from farthing.weights.folder import read_config
 from farthing.weights.fp8 import Weights
 from farthing.weights.gguf_read import tensor_table
-from farthing.weights.gguf_tokenizer import tokenizer_metadata
+from farthing.weights.gguf_vocabulary import tokenizer_metadata
 from farthing.weights.layouts import family
 
 if TYPE_CHECKING:
@@ -59,16 +59,17 @@ def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
         raise UserError(f"{path} is not a name for the file; give one that ends in .gguf")
     model = check(folder)
     config, weights = model.config, model.weights
+    vocabulary, differing = tokenizer_metadata(folder, config.vocab_size)
     metadata = {
         "general.name": folder.resolve().name,
         **_licence(folder),
-        **tokenizer_metadata(folder, config.vocab_size),
+        **vocabulary,
         **{f"{architecture}.{key}": value for key, value in sizes(config, architecture).items()},
     }
     plan = tensors(config, architecture)
     notes = _left_out(folder, weights, plan, config)
     _write(path, architecture, metadata, plan, weights, config, kind)
-    return notes
+    return notes + differing
 
 
 def _licence(folder: Path) -> dict[str, str]:

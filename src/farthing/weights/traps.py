@@ -64,7 +64,7 @@ class Trap:
 
 def facts(folder: Path) -> Facts:
     """Look at a folder that `weights.check` has passed."""
-    from farthing.weights.gguf_tokenizer import tokenizer_metadata
+    from farthing.weights.gguf_vocabulary import tokenizer_metadata
 
     config = read_config(folder)
     names = frozenset(tensor_headers(folder))
