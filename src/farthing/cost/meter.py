@@ -22,8 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol
 
+from farthing.base.machine import cpu_cores
 from farthing.cost import energy, ledger
-from farthing.cost.devices import Device, cpu_cores
+from farthing.cost.devices import Device
 from farthing.cost.flops import forward_flops, mtp_flops
 from farthing.cost.ledger import ACTIVITIES, Line
 
