@@ -1,6 +1,7 @@
 """The cores and the memory of a container, whichever kernel interface tells of them."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,19 @@ from farthing.base.machine import cpu_cores, memory_left, memory_limit
 
 
 @pytest.fixture(autouse=True)
-def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in place of /sys/fs/cgroup; the process may run on 16 cores and is in the groups a/b."""
     (tmp_path / "own").write_text("4:memory:/a/b\n3:cpu,cpuacct:/a/b\n0::/a/b\n")
     monkeypatch.setattr(machine, "_GROUPS", tmp_path)
     monkeypatch.setattr(machine, "_OWN", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    return tmp_path
+    machine.quota.cache_clear()
+    yield tmp_path
+    machine.quota.cache_clear()
 
 
 def put(folder: Path, **files: object) -> None:
+    machine.quota.cache_clear()
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(f"{text}\n")
@@ -83,4 +87,5 @@ def test_a_file_that_makes_no_sense_limits_nothing(groups: Path, text: str) -> N
     assert cpu_cores() == 16
     assert memory_limit() == float("inf")
     (groups / "own").write_text(text)
+    machine.quota.cache_clear()
     assert cpu_cores() == 16

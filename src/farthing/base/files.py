@@ -19,14 +19,20 @@ from farthing.base.errors import UserError
 from farthing.base.limits import Unwritable, is_disk_full, unwritable
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of a model folder. Raises UserError if it does not hold one."""
+def read_json(path: Path, remedy: str = "download the file again") -> dict[str, Any]:
+    """Read a JSON object from a file, of a model folder unless `remedy` says what to do about another.
+
+    Raises:
+        UserError: if it cannot be read or does not hold one.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); download the file again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object; download the file again")
+        raise UserError(f"{path} must hold a JSON object; {remedy}")
     return value
 
 
@@ -246,9 +252,30 @@ def link(path: Path, target: Path) -> None:
     temporary.replace(path)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects of a .jsonl file, one a line; empty if the file does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_lines(path: Path, remedy: str = "put the file back as it was") -> list[dict[str, Any]]:
+    """Read the JSON objects of a .jsonl file, one a line; empty if the file does not exist.
+
+    Raises:
+        UserError: that names the first line that is none.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+    except ValueError:
+        raise UserError(f"{path} is not UTF-8 text; {remedy}") from None
+    found = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict):
+            raise UserError(f"{path} line {number} is not a JSON object; {remedy}")
+        found.append(line)
+    return found
 
 
 def sha256(path: Path) -> str:

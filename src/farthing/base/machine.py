@@ -6,6 +6,7 @@ interface (cgroup v1 and v2). What cannot be read limits nothing.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -20,7 +21,13 @@ _NO_LIMIT = 1 << 62  # version 1 writes the largest number of pages for it
 def cpu_cores() -> int:
     """Logical cores that this process may use, at least 1: its affinity, and its container's quota, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([cores, *map(math.ceil, _quotas())]))
+    return max(1, min(cores, quota()))
+
+
+@functools.cache
+def quota() -> int:
+    """Cores that the container grants, a part of one rounded up; as it was at the first call, which reads many files."""
+    return min(map(math.ceil, _quotas()), default=1 << 30)
 
 
 def memory_limit() -> float:
@@ -37,8 +44,8 @@ def _quotas() -> Iterator[float]:
     """Cores that each group around this process grants."""
     for folder in _folders(""):
         try:
-            quota, period = (folder / "cpu.max").read_text().split()
-            if (cores := int(quota) / int(period)) > 0:
+            granted, period = (folder / "cpu.max").read_text().split()
+            if (cores := int(granted) / int(period)) > 0:
                 yield cores
         except (OSError, ValueError, ZeroDivisionError):  # another version, or "max": no quota
             continue

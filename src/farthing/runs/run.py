@@ -23,7 +23,8 @@ from farthing.base import processor
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import duration
-from farthing.base.files import link, read_json, read_lines, write, write_json
+from farthing.base.files import link, read_json, write, write_json
+from farthing.base.limits import named
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
@@ -32,11 +33,13 @@ from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load
 from farthing.report import write_report
+from farthing.runs import record
 from farthing.runs.folder import (
     claim,
     data_files,
     locked,
     place_of,
+    put_back,
     room_on_disk,
     source_commit,
 )
@@ -73,8 +76,7 @@ class Run:
     @property
     def lineage(self) -> dict[str, Any]:
         """The model's inputs: base, data, teachers."""
-        lineage: dict[str, Any] = json.loads((self.run_dir / "lineage.json").read_text())
-        return lineage
+        return read_json(self.run_dir / "lineage.json", put_back(self.run_dir))
 
 
 def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: bool = False) -> Run:
@@ -86,7 +88,7 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
     """
     if not isinstance(recipe, Recipe):
         recipe = load(recipe)
-    folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
+    folder = named(run_dir) if run_dir is not None else Path("runs") / recipe.name
     choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
     console = Console(stderr=True)
     with locked(folder), room_on_disk(folder):
@@ -96,7 +98,7 @@ def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: b
             _Work(recipe, folder, console, quiet).do()
         elif not (folder / "report.html").exists():  # killed between the two
             write_report(folder)
-        finished = Run(folder, json.loads(results.read_text()))
+        finished = Run(folder, read_json(results, "delete it and run the same command again"))
     if not quiet:
         _show(finished, console)
     return finished
@@ -108,7 +110,7 @@ class _Work:
     def __init__(self, recipe: Recipe, folder: Path, console: Console, quiet: bool) -> None:
         self.recipe, self.folder, self.console, self.quiet = recipe, folder, console, quiet
         path = folder / "run.json"
-        self.earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.earlier = record.earlier(path, folder) if path.exists() else {}
         self.place = place_of(recipe, self.earlier, folder)
         self.began = (
             time.time() if next(_ATTEMPTS) else process_started()
@@ -212,7 +214,7 @@ class _Work:
             )
             book_sampling(span, work, model.hf_config)
             path.parent.mkdir(exist_ok=True)
-            write(path, "".join(json.dumps(record) + "\n" for record in records))
+            write(path, "".join(json.dumps(answer) + "\n" for answer in records))
         self._say(_score_line(summarise(name, records)))
 
     def _audit(self, pool: VerifierPool) -> None:
@@ -231,7 +233,7 @@ class _Work:
                         "cases": [case for found in audits for case in found["cases"]],
                     },
                 )
-        found = json.loads(path.read_text())
+        found = record.audited(path)
         failed = [case["case"] for case in found["cases"] if not case["passed"]]
         if failed:
             raise UserError(f"the reward audit failed on {', '.join(sorted(set(failed)))}; see {path}")
@@ -245,11 +247,15 @@ class _Work:
         ended = [line for line in lines if line["attempt"] != self.meter.attempt]
         wall = (ledger.summarise(ended).wall_seconds if ended else 0.0) + time.time() - self.began
         summary = ledger.summarise(lines, wall)
-        stages = [read_json(path) for path in sorted(self.folder.glob("stages/*/done.json"))]
+        stages = [
+            read_json(path, put_back(self.folder)) | {"name": path.parent.name}
+            for path in sorted(self.folder.glob("stages/*/done.json"))
+        ]
         for stage in stages:  # all attempts at it together
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
         rounds = {
-            name: read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
+            name: record.records(self.folder / "evaluations" / f"{name}.jsonl")
+            for name in ("before", "after")
         }
         rounds = {name: records for name, records in rounds.items() if records}
         results = {
@@ -257,7 +263,7 @@ class _Work:
             "seed": self.recipe.seed,
             "stages": stages,
             "evaluations": [summarise(name, records) for name, records in rounds.items()],
-            "gain": gain(rounds["before"], rounds["after"]) if len(rounds) == 2 else None,
+            "gain": gain(*record.paired(self.folder, rounds)) if len(rounds) == 2 else None,
             "wall_seconds": summary.wall_seconds,
             "ledger_covered": summary.covered,
             "usd": summary.total.usd,
@@ -311,7 +317,7 @@ class _Work:
         path = self.folder / "lineage.json"
         files = data_files(self.recipe)
         if path.exists():
-            recorded = json.loads(path.read_text())
+            recorded = record.recorded(path, self.folder)
             base = recorded["base"]["sha256"] if recorded["base"] else None
             if source is not None and base != source.identity["sha256"]:
                 raise UserError(
