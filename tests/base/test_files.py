@@ -4,11 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from farthing.base.files import new_file, new_folder, write, write_json
+from farthing.base.errors import UserError
+from farthing.base.files import locked, new_file, new_folder, write, write_json
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -77,3 +82,64 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path
     write(path, "new")
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def at_once(work: Callable[[int], None], times: int = 40) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(times)))
+
+
+def test_several_that_write_one_file_take_turns(tmp_path: Path) -> None:
+    at_once(lambda number: write(tmp_path / "x", f"{number:02d}" * 10_000))
+    text = (tmp_path / "x").read_text()
+    assert text == text[:2] * 10_000
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_several_that_write_one_folder_leave_one_of_theirs(tmp_path: Path) -> None:
+    def make(number: int) -> None:
+        with new_folder(tmp_path / "m") as partial:
+            (partial / "config.json").write_text(str(number))
+            (partial / "weights").write_text(str(number))
+
+    at_once(make)
+    assert os.listdir(tmp_path) == ["m"]
+    assert (tmp_path / "m/config.json").read_text() == (tmp_path / "m/weights").read_text()
+
+
+def test_a_lock_lets_one_in_at_a_time(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def enter(number: int) -> None:
+        with locked(tmp_path / "lock"):
+            assert not inside
+            inside.append(number)
+            time.sleep(0.001)
+            inside.remove(number)
+
+    at_once(enter)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "[a]*?"])
+def test_names_at_the_limit_and_with_signs_of_patterns(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, "text")
+    assert (tmp_path / name).read_text() == "text"
+    (tmp_path / name).unlink()
+    (tmp_path / f".{name[:50]}.partial-0123").mkdir()  # what a killed process left
+    for _ in range(2):
+        with new_folder(tmp_path / name) as partial:
+            (partial / "config.json").write_text("{}")
+    assert (tmp_path / name / "config.json").is_file()
+    assert name in os.listdir(tmp_path)
+    assert len(name) > 50 or os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("make", [new_file, new_folder])
+def test_a_name_beyond_the_limit_is_said(make: Any, tmp_path: Path) -> None:
+    def use() -> None:
+        with make(tmp_path / ("x" * 256)) as partial:
+            (partial / "y" if partial.is_dir() else partial).write_text("x")
+
+    with pytest.raises(UserError, match="File name too long"):
+        use()
+    assert os.listdir(tmp_path) == []

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.cost import ledger
+from farthing.base.errors import UserError
+from farthing.base.schema import checked
+from farthing.cost import ledger, spend
 from farthing.cost.ledger import ACTIVITIES, LOST, STATUSES, Line, read, summarise
 
 
@@ -55,6 +57,17 @@ def test_reading_skips_and_counts_what_is_no_line(tmp_path):
                 ("seconds", float("nan")),
                 ("seconds", float("inf")),
                 ("seconds", 10**400),
+                ("tokens_in", 10**400),
+                ("flops", 10**400),
+                ("attempt", 10**400),
+                ("step", 10**400),
+                ("devices", 10**50),
+                ("started", 1e18),
+                ("started", 10**400),
+                ("stage", "\ud800"),
+                ("device", None),
+                ("activity", ["train"]),
+                ("joules_are", {}),
                 ("seconds", "1"),
                 ("seconds", True),
                 ("activity", "nap"),
@@ -221,3 +234,25 @@ def test_nothing_of_the_last_attempt_that_went_well_is_lost(lines):
     kept = [one for one in lines if one["attempt"] == last and one["status"] == "ok"]
     lost = sum(row.flops for row in summarise(lines).rows if row.activity == LOST)
     assert lost <= sum(one["flops"] for one in lines) - sum(one["flops"] for one in kept)
+
+
+def test_the_last_line_that_is_taken_can_be_shown_with_its_day():
+    last = line(started=2.5e11, tokens_in=10**40, usd=1e40)
+    assert ledger.is_line(last)
+    run = spend.Booked("run", [last] * 3)
+    assert list(spend.group([run], "day")) == [("9892-03-08",)]
+    assert "9892" in spend.as_csv([run])
+    json.dumps(spend.as_json([run]), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["2024-02-30", "2026-13", "0000", "2026-00-01", "２０２６", "2026-1", "1e18"]
+)
+def test_a_day_that_no_calendar_has_is_no_date(text):
+    with pytest.raises(UserError, match="must be a date"):
+        checked(spend.Entry, {"kind": "data", "what": "x", "source": "x", "usd": 1.0, "date": text})
+
+
+@pytest.mark.parametrize("text", ["2024-02-29", "2026-11", "2026", "0001"])
+def test_a_day_a_month_and_a_year_are_dates(text):
+    checked(spend.Entry, {"kind": "data", "what": "x", "source": "x", "usd": 1.0, "date": text})

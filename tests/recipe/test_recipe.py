@@ -1,4 +1,5 @@
 import json
+import math
 import string
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
-from farthing.recipe import Grpo, Recipe, builtin, dump, load, parse_tasks, validate
+from farthing.recipe import Grpo, Pretrain, Recipe, Sft, builtin, dump, load, parse_tasks, validate
 from farthing.tasks.gym import reasoning_gym
 
 MINIMAL = """
@@ -119,7 +120,7 @@ def test_words_stay_words(tmp_path: Path, word: str) -> None:
         ("a: [1", "line"),
         ("name: a\nname: b\n", "line 2: duplicate key name"),
         ("a: &x [1]\nb: *x\n", "line 2: aliases"),
-        ("a: !!python/object/apply:os.system [x]\n", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.system [x]\n", "python.object.apply.* is not allowed here"),
         ("a: {<<: {b: 1}}\n", "a: no such key"),
         ("[" * 5000, "nested too deeply"),
         ("a: 1\n---\nb: 2\n", "document"),
@@ -337,7 +338,10 @@ _stage = st.fixed_dictionaries(
     },
 )
 _recipe = st.fixed_dictionaries(
-    {"name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True), "base": _text.filter(bool)},
+    {
+        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
+        "base": _text.filter(lambda text: text and "\0" not in text),
+    },
     optional={
         "description": _text,
         "seed": st.integers(0, 2**32 - 1),
@@ -393,3 +397,70 @@ def test_every_option_from_a_paper_says_which() -> None:
     }.items():
         assert [paper for paper in papers if paper not in source(key)] == []
     assert all(source(key) for key in Grpo.model_fields if key != "kind")
+
+
+STAGES = {
+    "pretrain": {"kind": "pretrain", "data": ["x.txt"], "size": "2M"},
+    "sft": {"kind": "sft", "data": ["x.jsonl"], "steps": 3},
+    "grpo": {"kind": "grpo", "tasks": {"chain_sum": 1}, "steps": 3},
+}
+
+
+def with_key(kind: str, key: str, value: Any) -> dict[str, Any]:
+    stage = {**STAGES[kind], key: value}
+    if key == "depth":
+        del stage["size"]
+    base = {} if kind == "pretrain" else {"base": "b"}
+    return {"name": "t", **base, "stages": [stage]}
+
+
+def said(data: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        validate(data)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+NUMBERS = [
+    (kind, key)
+    for kind, spec in (("pretrain", Pretrain), ("sft", Sft), ("grpo", Grpo))
+    for key, field in spec.model_fields.items()
+    if isinstance(field.get_default(), int | float) and field.annotation is not bool and key != "validation"
+] + [("pretrain", "size"), ("pretrain", "depth"), ("pretrain", "tokens"), ("sft", "steps"), ("grpo", "steps")]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.inf, -math.inf, math.nan, 1e300, 10**400, -1e300, "1e400", "9" * 400 + "M", ".inf", "1" * 5000, {}],
+)
+def test_a_number_beyond_all_use_is_refused_by_its_key(value: Any) -> None:
+    for kind, key in NUMBERS:
+        assert f"stages.1.{key}: " in said(with_key(kind, key, value)), (kind, key)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("pretrain", "vocab_size", 10_000_000_000), ("pretrain", "vocab_size", "1e10"), ("pretrain", "depth", 10**6),
+        ("pretrain", "length", 10**12), ("pretrain", "size", 1e15), ("grpo", "memory_gb", 1e12),
+        ("sft", "checkpoint_every", 10**30), ("grpo", "group", 10**9),
+    ],
+)  # fmt: skip
+def test_a_size_that_no_machine_holds_is_refused_by_its_key(kind: str, key: str, value: Any) -> None:
+    assert f"stages.1.{key}: must be at most" in said(with_key(kind, key, value))
+
+
+@pytest.mark.parametrize("value", ["x" * 256, "a\0b", "\ud800", "a/" * 3000])
+def test_a_path_that_no_file_can_have_is_refused_by_its_key(value: str) -> None:
+    assert "stages.1.tokenizer: " in said(with_key("pretrain", "tokenizer", value))
+    assert "stages.1.validation: " in said(with_key("pretrain", "validation", value))
+    assert "stages.1.data.1.path: " in said(with_key("pretrain", "data", [{"path": value}]))
+    assert said({**with_key("sft", "steps", 1), "base": value}).startswith("base: ")
+
+
+def test_infinite_settings_of_tasks_are_refused() -> None:
+    assert "finite" in said(with_key("grpo", "tasks", {"chain_sum": {"config": {"max_terms": math.inf}}}))
+    assert "finite" in said(with_key("grpo", "tasks", {"chain_sum": math.inf}))
+    assert "finite" in said({**with_key("grpo", "steps", 1), "rates": {"h100": math.inf}})

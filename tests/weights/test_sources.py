@@ -1,14 +1,18 @@
 """Every form of source, and what is said when it is not there."""
 
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import pytest
 import torch
 
 from farthing.base.errors import UserError
-from farthing.weights import sources
+from farthing.weights import gguf_read, sources
 from farthing.weights.folder import tensor_files, write_folder
 from farthing.weights.sources import model_folder, resolve
 
@@ -59,6 +63,21 @@ def test_a_card_without_a_licence(model: Path, card: str) -> None:
     assert resolve(model).license is None
 
 
+@pytest.mark.parametrize(
+    "line", ["date: 2024-02-30", "date: 2024-13-01 25:61:61", "n: !!float x", "b: !!bool abc",
+             "n: " + "9" * 5000, 's: "\\ud800"', "m: !!timestamp x", "<<: 1"],
+)  # fmt: skip
+def test_a_card_s_other_lines_need_not_make_sense(model: Path, line: str) -> None:
+    (model / "README.md").write_text(f"---\nlicense: mit\n{line}\n---\n# Model\n")
+    assert resolve(model).license == "mit"
+
+
+@pytest.mark.parametrize("front", ["[" * 50_000, "- 1\n" * 500_000, "a: \0", "license: null", "license:"])
+def test_a_card_that_cannot_be_read_states_no_licence(model: Path, front: str) -> None:
+    (model / "README.md").write_text(f"---\n{front}\n---\n")
+    assert resolve(model).license is None
+
+
 def test_a_gguf_is_imported_once(write_gguf: Write, tmp_path: Path) -> None:
     path = write_gguf()
     source = resolve(str(path))
@@ -73,6 +92,84 @@ def test_a_gguf_is_imported_once(write_gguf: Write, tmp_path: Path) -> None:
     assert (folder / "config.json").stat().st_mtime_ns == made
     path = write_gguf(arch="qwen2", tensors={})
     assert "token_embd" in said(lambda: model_folder(str(path), cache)), "a changed file is imported anew"
+
+
+def test_of_several_at_once_one_imports_and_the_others_wait(
+    write_gguf: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real, imports = str(write_gguf()), gguf_read.import_gguf, []
+
+    def slow(path: Path, folder: Path) -> Path:
+        imports.append(folder)
+        time.sleep(0.1)
+        return real(path, folder)
+
+    monkeypatch.setattr(gguf_read, "import_gguf", slow)
+    with ThreadPoolExecutor(4) as threads:
+        folders = set(threads.map(lambda _: model_folder(path, tmp_path / "cache"), range(8)))
+    assert len(imports) == 1
+    assert folders == {imports[0]}
+    assert [p for p in (tmp_path / "cache").iterdir() if p.is_dir()] == [imports[0]]
+
+
+def test_a_cached_import_that_lost_its_weights_is_made_anew(write_gguf: Write, tmp_path: Path) -> None:
+    path = str(write_gguf())
+    folder = model_folder(path, tmp_path / "cache")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:100])
+    assert model_folder(path, tmp_path / "cache") == folder
+    assert (folder / "model.safetensors").read_bytes() == whole
+    (folder / "model.safetensors").unlink()
+    model_folder(path, tmp_path / "cache")
+    assert (folder / "model.safetensors").read_bytes() == whole
+
+
+def test_a_name_of_255_characters_is_imported(write_gguf: Write, tmp_path: Path) -> None:
+    path = write_gguf(name="é" * 125 + ".gguf")
+    assert (model_folder(str(path), tmp_path / "cache") / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 256, "x/" * 3000, "a\0b", "\ud800", "x" * 256 + "/y", "x" * 300 + ".gguf"]
+)
+def test_a_name_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    assert "cannot be the name of a file" in said(lambda: resolve(str(tmp_path / name)))
+    assert "cannot be the name of a file" in said(lambda: resolve(name))
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_remedy(
+    write_gguf: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = str(write_gguf()), tmp_path / "cache"
+    cache.write_text("a file")
+    for folder in (cache, cache / "below"):
+        error = said(lambda folder=folder: model_folder(path, folder))
+        assert f"the cache {folder} cannot be written" in error
+        assert "set FARTHING_CACHE" in error
+    cache.unlink()
+    cache.mkdir()
+    refuse(monkeypatch, errno.EROFS)
+    assert "(Read-only file system); set FARTHING_CACHE" in said(lambda: model_folder(path, cache))
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have every folder refuse new ones, as a disk does that is full or may only be read."""
+
+    def mkdir(self: Path, *_: Any, **__: Any) -> None:
+        if not self.is_dir():
+            raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+
+
+def test_a_cache_that_may_only_be_read_still_gives_what_it_holds(
+    write_gguf: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(write_gguf())
+    folder = model_folder(path, tmp_path / "cache")
+    refuse(monkeypatch, errno.EROFS)
+    monkeypatch.setattr(sources, "locked", lambda _: pytest.fail("nothing needs to be written"))
+    assert model_folder(path, tmp_path / "cache") == folder
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from farthing.base import processor
 from farthing.base.errors import UserError
+from farthing.base.machine import memory_left
 
 if TYPE_CHECKING:
     import torch
@@ -224,7 +224,7 @@ def _wait(device: str) -> None:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a process can still allocate on a device, by the system or by the container's limit (cgroup v2).
+    """Bytes that a process can still allocate on a device, by the system or by the container's limit.
 
     Memory that torch holds on a GPU without using it counts as free, and so does the page cache that a container's
     limit includes.
@@ -236,23 +236,7 @@ def free_memory(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     import psutil
 
-    free = int(psutil.virtual_memory().available)
-    try:
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        files = re.search(
-            r"^inactive_file (\d+)$", Path("/sys/fs/cgroup/memory.stat").read_text(), re.MULTILINE
-        )
-    except (OSError, ValueError):  # no cgroup v2
-        return free
-    return int(min(free, max(0, memory_limit() - used + (int(files[1]) if files else 0))))
-
-
-def memory_limit() -> float:
-    """Memory limit of the container in bytes (cgroup v2); infinite without a limit."""
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return float("inf")
+    return int(min(psutil.virtual_memory().available, memory_left()))
 
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)

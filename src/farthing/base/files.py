@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -15,17 +16,43 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.base.limits import Unwritable, is_disk_full, unwritable
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of a model folder. Raises UserError if it does not hold one."""
+def read_json(path: Path, remedy: str = "download the file again") -> dict[str, Any]:
+    """Read a JSON object from a file, of a model folder unless `remedy` says what to do about another.
+
+    Raises:
+        UserError: if it cannot be read or does not hold one.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); download the file again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object; download the file again")
+        raise UserError(f"{path} must hold a JSON object; {remedy}")
     return value
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a folder, or on a file that is made for it and stays; waits for whoever holds it.
+
+    It keeps out other processes and other threads. A file system without locks locks nothing.
+
+    Raises:
+        Unwritable: if the file cannot be made.
+    """
+    how = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    with _writing(path):
+        descriptor = os.open(path, how | os.O_CLOEXEC, 0o666)
+    try:
+        _wait_for(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -33,16 +60,82 @@ def new_file(path: Path) -> Iterator[Path]:
     """A file to write, which takes the name `path` when the block ends well and vanishes when it does not.
 
     It is written beside its final place, flushed to disk and renamed, so that `path` is at every moment absent, the old
-    file or the new one. What a killed process leaves is overwritten by the next.
+    file or the new one. What a killed process leaves is overwritten by the next; two at a time take turns.
+
+    Raises:
+        Unwritable: when the disk runs full, or refuses the file.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{_shortened(path.name)}.partial")
+    with _writing(path, temporary):
+        own = _own_file(temporary)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        except BaseException:
+            # once it is renamed, a file of that name is another writer's
+            if temporary.exists() and os.path.samestat(os.fstat(own), temporary.stat()):
+                temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(own)
+
+
+def _own_file(temporary: Path) -> int:
+    """Descriptor of a file of this name that is locked: another writer's is waited for, a dead writer's is taken."""
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        _wait_for(descriptor)
+        try:
+            if os.path.samestat(os.fstat(descriptor), temporary.stat()):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # the other writer has renamed it
+
+
+def _wait_for(descriptor: int) -> None:
+    """Lock an open file or folder; does nothing where the file system has no locks."""
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
+@contextmanager
+def _writing(path: Path, within: Path | None = None, needed: int = 0) -> Iterator[None]:
+    """Turn what refuses to be written into one sentence about `path`.
+
+    A refused right counts only if it is about `path` itself or what is `within`: the block may also read.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = unwritable(error)
+        about = Path(getattr(error, "filename", None) or path)
+        if reason is None or (about not in (path, within, path.parent) and within not in about.parents):
+            raise
+        full = is_disk_full(error)
+        raise Unwritable(_no_room(path, needed) if full else _refused(path, reason), reason, full) from error
+
+
+def _refused(path: Path, reason: str) -> str:
+    return f"{path}: cannot be written ({reason}); choose another place"
+
+
+def _no_room(path: Path, needed: int) -> str:
+    said = f"no room on the disk for {path}"
+    if needed and path.parent.is_dir():
+        said += f": it needs {needed:,} bytes and {shutil.disk_usage(path.parent).free:,} are free"
+    return f"{said}; free some space or choose another place"
+
+
+def _shortened(name: str) -> str:
+    """A name with room for more within a file system's 255 bytes."""
+    return os.fsencode(name)[:200].decode("utf-8", "ignore")
 
 
 def write(path: Path, text: str) -> None:
@@ -64,42 +157,37 @@ def new_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     absent, the old model or the new one.
 
     Raises:
-        UserError: when less than `needed_bytes` are free, the disk runs full, or `folder` exists and is not a model
-            folder, which alone may be replaced.
+        UserError: when less than `needed_bytes` are free, the disk runs full or refuses the folder, or `folder` exists
+            and is not a model folder, which alone may be replaced.
     """
     folder = Path(folder).resolve()
-    _check_replaceable(folder)
-    _sweep(folder)
-    temporary = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        if is_disk_full(error):
-            raise UserError(_disk_full(folder, needed_bytes, 0)) from None
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed_bytes:
-        temporary.rmdir()
-        raise UserError(_disk_full(folder, needed_bytes, free))
-    lock = os.open(temporary, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tells other processes' sweeps that this folder's writer is alive
-        yield temporary
-        mode = temporary.stat().st_mode & 0o666  # what the umask grants; safetensors makes its files private
-        for path in temporary.iterdir():
-            path.chmod(mode)
-            sync(path)
-        os.fsync(lock)
-        _replace(temporary, folder)
-        sync(folder.parent)
-    except BaseException as error:
-        if is_disk_full(error):
-            free = shutil.disk_usage(folder.parent).free
-            raise UserError(_disk_full(folder, needed_bytes, free)) from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already if it was renamed
-        os.close(lock)
+    hidden = f".{_shortened(folder.name)}"
+    temporary = folder.with_name(f"{hidden}.partial-{secrets.token_hex(4)}")
+    with _writing(folder, temporary, needed_bytes):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent):  # no other's sweep between the folder's making and its lock
+            _check_replaceable(folder)
+            _sweep(folder.parent, hidden)
+            temporary.mkdir()
+            lock = os.open(temporary, os.O_RDONLY)
+            _wait_for(lock)  # tells other processes' sweeps that this folder's writer is alive
+        try:
+            if shutil.disk_usage(folder.parent).free < needed_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield temporary
+            mode = (
+                temporary.stat().st_mode & 0o666
+            )  # what the umask grants; safetensors makes its files private
+            for path in temporary.iterdir():
+                path.chmod(mode)
+                sync(path)
+            os.fsync(lock)
+            with locked(folder.parent):
+                _replace(temporary, folder, hidden)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # gone already if it was renamed
+            os.close(lock)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -114,19 +202,24 @@ def _check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} exists and is not a model folder; choose another place for the model")
 
 
-def _replace(temporary: Path, folder: Path) -> None:
+def _replace(temporary: Path, folder: Path, hidden: str) -> None:
+    """Give a folder its name; what has that name is set aside, and put back if the disk refuses the new one."""
     if not folder.exists():
         temporary.rename(folder)
         return
-    old = folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}")
+    old = folder.with_name(f"{hidden}.old-{secrets.token_hex(4)}")
     folder.rename(old)
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(parent: Path, hidden: str) -> None:
     """Remove partial folders that killed processes left: those that nobody has locked."""
-    for partial in folder.parent.glob(f".{folder.name}.partial-*"):
+    for partial in parent.glob(f"{glob.escape(hidden)}.partial-*"):
         try:
             lock = os.open(partial, os.O_RDONLY)
         except OSError:
@@ -149,21 +242,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a disk, or the quota on it, ran full."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors writes from Rust and raises an error of its own, with the system's in its text
-    return type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error).lower()
-
-
-def _disk_full(folder: Path, needed: int, free: int) -> str:
-    return (
-        f"no room on the disk for {folder}: it needs {needed:,} bytes and {free:,} are free; "
-        "free some space or choose another place"
-    )
-
-
 def link(path: Path, target: Path) -> None:
     """Make a symbolic link, relative within the run directory so that the directory can be moved."""
     inside = target.absolute().is_relative_to(path.parent.absolute())
@@ -174,9 +252,30 @@ def link(path: Path, target: Path) -> None:
     temporary.replace(path)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects of a .jsonl file, one a line; empty if the file does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_lines(path: Path, remedy: str = "put the file back as it was") -> list[dict[str, Any]]:
+    """Read the JSON objects of a .jsonl file, one a line; empty if the file does not exist.
+
+    Raises:
+        UserError: that names the first line that is none.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+    except ValueError:
+        raise UserError(f"{path} is not UTF-8 text; {remedy}") from None
+    found = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict):
+            raise UserError(f"{path} line {number} is not a JSON object; {remedy}")
+        found.append(line)
+    return found
 
 
 def sha256(path: Path) -> str:

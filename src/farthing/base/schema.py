@@ -7,7 +7,7 @@ import re
 import types
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,7 +31,7 @@ _EXPECTED = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "text", "dict_type": "a table", "list_type": "a list",
     "model_type": "a table", "tuple_type": "a list of two numbers", "finite_number": "a finite number",
-    "model_attributes_type": "a table",
+    "model_attributes_type": "a table", "null_type": "nothing",
 }  # fmt: skip
 _BOUNDS = {
     "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
@@ -40,6 +40,7 @@ _BOUNDS = {
 
 
 MAX_BYTES = 1_000_000  # a file beyond this was not written by hand
+_MAX_NODES = 20_000  # values in a document; they take a second or two to read
 
 
 class Strict(BaseModel):
@@ -201,8 +202,14 @@ def given(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
     if isinstance(value, str):
-        return repr(value if len(value) <= 40 else value[:39] + "…")
-    return f"{value}"[:40]
+        return repr(_shortened(value))
+    if isinstance(value, int) and abs(value) >= 1 << 1000:
+        return "a number of hundreds of digits"
+    return _shortened(f"{value}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 _SCALARS = (
@@ -220,29 +227,64 @@ _SCALARS = (
 )
 
 
+_FORMS = {name: pattern for name, pattern, _ in _SCALARS}
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+
+
 class _Loader(yaml.SafeLoader):
+    """Reads what is written, and no more: no alias, merge key or exotic tag makes one value out of another."""
+
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's name)
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed here", problem_mark=mark)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse("aliases (*name) are not allowed here", event)
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!") and tag not in _TAGS:
+            self._refuse(f"the tag {given(tag)} is not allowed here; write the value as it is", event)
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
+            self._refuse(f"more than {_MAX_NODES:,} values, so not written by hand", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, yaml.MappingNode):
             seen: set[tuple[str, str]] = set()
             for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    self._refuse("a key is a list or a table where a word belongs", key)
                 name = (key.tag, str(key.value))
                 if name in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"duplicate key {key.value}", problem_mark=key.start_mark
-                    )
+                    self._refuse(f"duplicate key {_shortened(key.value)}", key)
                 seen.add(name)
         return super().construct_mapping(node, deep=deep)
 
-    def construct_decimal(self, node: Any) -> int:
-        return int(self.construct_scalar(node))
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if re.search("[\ud800-\udfff]", value):
+            self._refuse("a text holds half a character (a lone surrogate)", node)
+        return value
+
+    def construct_plain(self, node: Any) -> Any:
+        """A scalar that is not text, whatever resolved it: by its form, or by an explicit tag."""
+        name, text = node.tag.rpartition(":")[2], self.construct_scalar(node)
+        if not _FORMS[name].fullmatch(text):
+            self._refuse(f"{_EXPECTED[f'{name}_type']} is wanted after !!{name}, got {given(text)}", node)
+        if name == "null":
+            return None
+        if name == "bool":
+            return text.lower() == "true"
+        if name == "int":
+            return int(text)
+        return float(re.sub(r"\.(?=[in])", "", text.lower()))
+
+    def _refuse(self, problem: str, where: Any) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -262,7 +304,8 @@ for _name, _pattern, _first in _SCALARS:
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
+for _name in _FORMS:
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _Loader.construct_plain)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
@@ -279,8 +322,15 @@ def parse_text(text: str, name: str) -> Any:
         raise UserError(f"{name}: not YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
         raise UserError(f"{name}: nested too deeply") from None
-    except ValueError as error:  # a number with thousands of digits, an invalid !!timestamp
-        raise UserError(f"{name}: {error}") from None
+    except ValueError:  # an int of more digits than Python converts
+        raise UserError(f"{name}: holds a number of thousands of digits; write a smaller one") from None
+    except (
+        OverflowError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # what PyYAML meets in its own code
+        raise UserError(f"{name}: not YAML ({error})") from None
 
 
 def parse_value(text: str, name: str) -> Any:
@@ -292,8 +342,10 @@ def parse_value(text: str, name: str) -> Any:
     try:
         tag = loader.resolve(yaml.ScalarNode, text, (True, False))
         return loader.construct_object(yaml.ScalarNode(tag, text))
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{name}: {error.problem}") from None
+    except ValueError:
+        raise UserError(f"{name}: a number of thousands of digits; write a smaller one") from None
     finally:
         loader.dispose()
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
+from farthing.base.limits import named
 from farthing.base.schema import Strict, checked, parse_text, read_yaml
 from farthing.cost import devices
 from farthing.cost.fields import MOST, Date, Positive, Text
@@ -173,7 +173,7 @@ def load(name_or_path: str) -> Claim:
     if name_or_path in shipped:
         file = resources.files("farthing") / "claims" / f"{name_or_path}.yaml"
         return parse(parse_text(file.read_text("utf-8"), name_or_path), name_or_path)
-    path = Path(name_or_path)
+    path = named(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return parse(read_yaml(path), name_or_path)
     near = difflib.get_close_matches(name_or_path, shipped, n=2, cutoff=0.4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 import platform
 import re
 import sys
@@ -14,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from farthing.base.device import memory_limit
 from farthing.base.errors import UserError
+from farthing.base.machine import cpu_cores, memory_limit
 from farthing.base.processor import sysctl
 
 _VENDOR_WORDS = {"nvidia", "amd", "geforce", "tesla", "instinct", "gpu", "graphics"}
@@ -160,16 +159,6 @@ def cpu_model() -> str:
         return f"{platform.machine()} {fields.get('CPU implementer', '')}:{fields['CPU part']}"
     apple = sysctl("-n", "machdep.cpu.brand_string").strip()
     return apple or platform.processor() or platform.machine() or "unknown"
-
-
-def cpu_cores() -> int:
-    """Logical cores that this process may use: its affinity, and the quota of its container (cgroup v2)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, -(-int(quota) // int(period))))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        return cores
 
 
 def _this_cpu() -> Device:

@@ -28,7 +28,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from farthing.cost.devices import Device, cpu_cores, cpu_model
+from farthing.base.machine import cpu_cores
+from farthing.cost.devices import Device, cpu_model
 
 JoulesAre = Literal["measured", "estimated"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -25,9 +26,18 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 def _date(text: str) -> str:
-    if not re.fullmatch(r"\d{4}(-\d{2}(-\d{2})?)?", text):
+    if not re.fullmatch(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2})?)?", text) or not _exists(text):
         raise ValueError(f"must be a date such as 2026-11-23, 2026-11 or 2026, got {given(text)}")
     return text
+
+
+def _exists(text: str) -> bool:
+    """Whether the calendar has this day, month or year."""
+    try:
+        date.fromisoformat(text + "-01-01"[len(text) - 4 :] if len(text) < 10 else text)
+    except ValueError:
+        return False
+    return True
 
 
 Date = Annotated[str, AfterValidator(_date)]

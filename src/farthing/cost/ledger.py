@@ -7,6 +7,7 @@ writing it): reading skips and counts it, so one bad line never costs the others
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 ACTIVITIES = ("load", "compile", "generate", "train", "verify", "evaluate", "checkpoint", "idle")
-_MOST = 1e100  # no meter books a larger amount, and its sums might not be finite
+_MOST = 1e40  # no meter books a larger amount, and its sums and products might not be finite
+_LAST = 2.5e11  # unix seconds; the year 9892, after which no calendar has a date
 _CLOCK_SECONDS = 1.0  # two clocks under continuous correction may differ by less
 LOST = "lost"  # the summary's activity for lost work: interrupted, failed or repeated
+_JOULES_ARE = ["measured", "estimated"]
 STATUSES = ("ok", "failed", "interrupted")
 
 
@@ -144,16 +147,17 @@ def is_line(value: Any) -> bool:
     """Whether a JSON value has every key of a line, of the right type, finite and not negative."""
     if not isinstance(value, dict) or not value.keys() >= Line.__required_keys__:
         return False
-    texts = all(isinstance(value[key], str) for key in ("stage", "device", "rate_source"))
+    texts = all(_is_text(value[key]) for key in ("stage", "device", "rate_source", "activity", "status"))
     amounts = all(_is_amount(value[key]) for key in ("started", "seconds", "joules", "usd", "usd_rate"))
     counts = all(_is_count(value[key]) for key in ("devices", "tokens_in", "tokens_out", "flops", "attempt"))
     return (
         texts
         and amounts
         and counts
+        and value["started"] <= _LAST
         and value["activity"] in ACTIVITIES
         and value["status"] in STATUSES
-        and value["joules_are"] in ("measured", "estimated")
+        and value["joules_are"] in _JOULES_ARE
         and (value["step"] is None or _is_count(value["step"]))
         and _is_finite(value.get("clock_jump", 0.0))
     )
@@ -316,6 +320,11 @@ def _order(row: Row) -> int:
     return ACTIVITIES.index(row.activity) if row.activity in ACTIVITIES else len(ACTIVITIES)
 
 
+def _is_text(value: Any) -> bool:
+    """Whether it is text that can be written: JSON can hold half a character."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 def _is_finite(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and abs(value) <= _MOST
@@ -326,4 +335,4 @@ def _is_amount(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and _is_amount(value)

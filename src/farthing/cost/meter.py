@@ -22,8 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol
 
+from farthing.base.machine import cpu_cores
 from farthing.cost import energy, ledger
-from farthing.cost.devices import Device, cpu_cores
+from farthing.cost.devices import Device
 from farthing.cost.flops import forward_flops, mtp_flops
 from farthing.cost.ledger import ACTIVITIES, Line
 
@@ -334,10 +335,16 @@ def recover(path: Path) -> int:
     try:
         left = json.loads(open_path.read_bytes())
         lines = [line for line in left["lines"] if ledger.is_line(line)]
-        offset = int(left["ledger_bytes"])
+        offset = max(0, int(left["ledger_bytes"]))
     except FileNotFoundError:
         return 0
-    except (ValueError, KeyError, TypeError):  # torn in spite of the atomic replacement
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ):  # damaged in spite of the replacement
         lines, offset = [], 0
     written = path.read_bytes()[offset:] if path.exists() else b""
     closed = {_identity(line) for piece in written.split(b"\n") if (line := ledger.parse(piece)) is not None}

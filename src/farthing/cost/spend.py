@@ -176,7 +176,7 @@ def _open_seconds(path: Path) -> float:
     try:
         lines = json.loads(path.read_bytes())["lines"]
         return sum(line["seconds"] for line in lines if ledger.is_line(line))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0.0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from farthing.base.errors import UserError
+from farthing.base.limits import named
 
 Policy = Literal["skip", "stop"]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
@@ -124,7 +125,7 @@ def records(source: str, field: str, problems: Problems) -> Iterator[tuple[dict[
 
 def _files(source: str) -> list[tuple[Path, str]]:
     """Every file of a source, with the name it goes by in messages."""
-    path = Path(source)
+    path = named(source)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{source} is of no kind Farthing reads; give one of {', '.join(SUFFIXES)}")

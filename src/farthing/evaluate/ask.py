@@ -6,13 +6,13 @@ cut_off (it ran out of tokens), timeout (the verifier ran out of time), bad_gold
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
 from farthing.base.figures import plural
+from farthing.base.files import read_lines
 from farthing.base.waiting import Waiting
 from farthing.data.tokenizer import question_ids
 from farthing.engine import Model, Request, Sample, Sampling, load
@@ -25,6 +25,8 @@ from farthing.tasks import Item
 from farthing.tasks.item import Convention
 from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
+
+_MOST_QUESTIONS = 10**7  # of a run's training; more were never asked
 
 
 def evaluate(
@@ -96,14 +98,17 @@ def trained_questions(source: Path) -> set[str]:
     for number, stage in enumerate(recipe.stages, 1):
         folder = run / "stages" / f"{number:02d}-{stage.kind}"
         for path in folder.glob("data/lessons-*.jsonl"):  # worked solutions
-            with path.open(encoding="utf-8") as file:
-                keys |= {question_key(json.loads(line)["question"]) for line in file}
+            keys |= {question_key(str(lesson.get("question"))) for lesson in read_lines(path)}
         if stage.asks is None:
             continue
         metrics = folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        lines = read_lines(metrics)
         mixture = Mixture(stage.asks.tasks, recipe.seed)
-        last = json.loads(lines[-1])["cursor"] if lines else 0
+        last = lines[-1].get("cursor") if lines else 0
+        if not isinstance(last, int) or not 0 <= last <= _MOST_QUESTIONS:
+            raise UserError(
+                f"{metrics}: its last line does not say how many questions were asked; put it back"
+            )
         keys |= {question_key(mixture.train(index).question) for index in range(last)}
     if recipe.evaluate is not None:  # never trained on, though the stream passes over them
         own = Mixture(recipe.evaluation_tasks(), recipe.seed)

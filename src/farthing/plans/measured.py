@@ -19,6 +19,7 @@ from typing import Any
 
 from farthing.base.errors import UserError
 from farthing.base.files import write_json
+from farthing.base.limits import Unwritable, unwritable
 
 DTYPES = ("float32", "bfloat16")
 _FORM = 2  # raised when the fields change, so that what an older version wrote is measured again
@@ -93,7 +94,7 @@ def load(dtype: str, folder: Path | None = None) -> Calibration | None:
         for name in ("decode", "prefill", "train"):
             data[name] = Pace(**data[name])
         return Calibration(**data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -103,9 +104,9 @@ def save(calibration: Calibration, folder: Path | None = None) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, calibration.as_json())
-    except OSError as error:
+    except (OSError, Unwritable) as error:
         raise UserError(
-            f"{file}: cannot be written ({error.strerror}); set FARTHING_CACHE to a folder"
+            f"{file}: cannot be written ({unwritable(error) or error}); set FARTHING_CACHE to a folder"
         ) from None
     return file
 

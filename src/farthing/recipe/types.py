@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     JsonValue,
@@ -18,13 +19,29 @@ from pydantic import (
 
 from farthing.base.errors import UserError
 from farthing.base.figures import parse_amount
+from farthing.base.limits import named
 from farthing.base.schema import Strict, given
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+# The upper bounds are far beyond what anybody trains with, and within what the arithmetic of a plan can hold.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Positive = Annotated[float, Field(gt=0, le=1e30)]
+NotNegative = Annotated[float, Field(ge=0, le=1e30)]
+Gigabytes = Annotated[float, Field(gt=0, le=1e6)]
+Warmup = Annotated[int, Field(ge=0, le=10**9)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _name_of_a_file(text: str) -> str:
+    try:
+        named(text.encode().decode())
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character (a lone surrogate); give another name") from None
+    return text
+
+
+Place = Annotated[Text, AfterValidator(_name_of_a_file)]
+"""A path, or a name on the hub."""
 
 
 class TaskSetting(Strict):
@@ -55,7 +72,7 @@ def _amount(value: Any) -> Any:
             raise ValueError(
                 f"must be a whole number, or one such as 12M or 1.5B, got {given(value)}"
             ) from None
-    return int(value) if isinstance(value, float) and value == int(value) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def share_or_path(value: Any) -> Any:
@@ -63,16 +80,20 @@ def share_or_path(value: Any) -> Any:
         raise ValueError(f"must be a share of the documents or a path, got {given(value)}")
     if not isinstance(value, str) and not 0 < value < 1:
         raise ValueError(f"must be a share above 0 and below 1, or a path, got {given(value)}")
-    return value
+    return _name_of_a_file(value) if isinstance(value, str) else value
 
 
-Amount = Annotated[int, BeforeValidator(_amount), Field(ge=1)]
+Amount = Annotated[int, BeforeValidator(_amount), Field(ge=1, le=10**18)]
+Vocabulary = Annotated[Amount, Field(le=1_000_000)]
+Held = Annotated[int, Field(ge=1, le=1_000_000)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+Size = Annotated[Amount, Field(le=10**13)]
 
 
 class Source(Strict):
     """A source of documents or conversations. In YAML a bare text is the path."""
 
-    path: Text | None = Field(
+    path: Place | None = Field(
         default=None,
         description="A .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or hf:owner/name[:split].",
     )

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from farthing.base import figures
 from farthing.base.errors import UserError
 from farthing.base.files import write
+from farthing.base.limits import Unwritable, unwritable
 from farthing.cost import spend
 from farthing.cost.spend import Booked
 from farthing.evaluate.score import paired_difference, wilson
@@ -315,5 +316,5 @@ def write_html(found: Comparison, target: Path) -> None:
     )
     try:
         write(target, page)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; give another --out") from error
+    except (OSError, Unwritable) as error:
+        raise UserError(f"cannot write {target}: {unwritable(error) or error}; give another --out") from error

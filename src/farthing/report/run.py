@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from farthing.base.errors import UserError
+from farthing.base.schema import MAX_BYTES, parse_text
 from farthing.tasks.item import OUTCOMES
 
 Json = dict[str, Any]
@@ -144,8 +144,8 @@ def read_run(folder: Path) -> Run:
     """Read everything the report needs from a run directory except its ledger."""
     recipe_text = _read(folder / "recipe.yaml")
     try:
-        recipe = mapping(yaml.safe_load(recipe_text)) if len(recipe_text) < 1_000_000 else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
+        recipe = mapping(parse_text(recipe_text, "recipe.yaml")) if len(recipe_text) < MAX_BYTES else {}
+    except UserError:
         recipe = {}
     results = read_json(folder / "results.json")
     return Run(

@@ -16,7 +16,8 @@ from typing import Any
 
 from farthing.base.device import Place, choose, has_bfloat16
 from farthing.base.errors import UserError
-from farthing.base.files import is_disk_full, sha256, write
+from farthing.base.files import sha256, write
+from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.recipe import Recipe, dump, load
 
 # A loop of links, something else under the name of a file or folder, and what may not be read or written.
@@ -25,25 +26,30 @@ _UNUSABLE = {
 }  # fmt: skip
 
 
+def put_back(folder: Path) -> str:
+    """What to do about a damaged file of a run that nothing else tells the contents of."""
+    return f"put it back as it was, or give another --run-dir than {folder}"
+
+
 @contextmanager
 def room_on_disk(folder: Path) -> Iterator[None]:
-    """Turn a full disk, and a file of the run directory that cannot be used, into a UserError, wherever the run meets
-    them."""
+    """Turn a disk that is full or refuses to be written, and a file of the run directory that cannot be used, into a
+    UserError, wherever the run meets them."""
     try:
         yield
-    except OSError as error:
-        if is_disk_full(error):
-            raise UserError(
-                f"no disk space left for {folder}; free some and run the same command again"
-            ) from error
-        if error.errno in _UNUSABLE and error.filename is not None:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename is not None:
             place = Path(os.fsdecode(error.filename)).absolute()
             if place.is_relative_to(folder.absolute()):
                 raise UserError(
                     f"{error.filename} cannot be used ({error.strerror}); repair or remove it and run the same "
                     "command again"
                 ) from error
-        raise
+        reason = unwritable(error)
+        if reason is None:
+            raise
+        remedy = "free some" if is_disk_full(error) else "change that"
+        raise UserError(f"{reason} for {folder}; {remedy} and run the same command again") from error
 
 
 @contextmanager
@@ -144,7 +150,7 @@ def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
     """
     hashes: dict[str, dict[str, str]] = {}
     for name in (name for stage in recipe.stages for name in stage.paths):
-        path = Path(name)
+        path = named(name)
         if name.startswith("hf:"):
             hashes[name] = {}
         elif not path.exists():

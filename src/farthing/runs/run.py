@@ -25,6 +25,7 @@ from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import bits, duration, interval, percent, points
 from farthing.base.files import link, read_json, read_lines, write, write_json
+from farthing.base.limits import named
 from farthing.base.seal import changed
 from farthing.base.waiting import Waiting
 from farthing.cost import devices, ledger
@@ -35,11 +36,13 @@ from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
 from farthing.report import write_report
+from farthing.runs import record
 from farthing.runs.folder import (
     claim,
     data_files,
     locked,
     place_of,
+    put_back,
     room_on_disk,
     source_commit,
 )
@@ -76,8 +79,7 @@ class Run:
     @property
     def lineage(self) -> dict[str, Any]:
         """The model's inputs: base, data, teachers."""
-        lineage: dict[str, Any] = json.loads((self.run_dir / "lineage.json").read_text())
-        return lineage
+        return read_json(self.run_dir / "lineage.json", put_back(self.run_dir))
 
 
 def run(
@@ -96,9 +98,9 @@ def run(
         continues.
     """
     recipe = _recipe(recipe)
-    if not isinstance(run_dir, str | Path | None) or not str(run_dir) or "\0" in str(run_dir):
+    if not isinstance(run_dir, str | Path | None) or not str(run_dir):
         raise UserError(f"run_dir is {run_dir!r}; give the path of a folder")
-    folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
+    folder = named(run_dir) if run_dir is not None else Path("runs") / recipe.name
     choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
     console = terminal.console()
     with locked(folder), room_on_disk(folder):
@@ -109,7 +111,7 @@ def run(
             _Work(recipe, folder, console, quiet).do()
         elif not (folder / "report.html").exists():  # killed between the two
             write_report(folder)
-        finished = Run(folder, json.loads(results.read_text()))
+        finished = Run(folder, read_json(results, "delete it and run the same command again"))
     if not quiet:
         if done_before:
             console.print(
@@ -147,7 +149,7 @@ class _Work:
     def __init__(self, recipe: Recipe, folder: Path, console: Console, quiet: bool) -> None:
         self.recipe, self.folder, self.console, self.quiet = recipe, folder, console, quiet
         path = folder / "run.json"
-        self.earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.earlier = record.earlier(path, folder) if path.exists() else {}
         self.place = place_of(recipe, self.earlier, folder)
         self.began = (
             time.time() if next(_ATTEMPTS) else process_started()
@@ -199,7 +201,7 @@ class _Work:
         path = folder / "done.json"
         if not path.exists():
             return False
-        damaged = changed(folder / "model", read_json(path).get("sha256", {}))
+        damaged = changed(folder / "model", read_json(path, put_back(self.folder)).get("sha256", {}))
         if damaged is None:
             return True
         self._say(f"{damaged} has changed since it was written; the stage makes its model again")
@@ -269,7 +271,7 @@ class _Work:
             )
             book_sampling(span, work, model.hf_config)
             path.parent.mkdir(exist_ok=True)
-            write(path, "".join(json.dumps(record) + "\n" for record in records))
+            write(path, "".join(json.dumps(answer) + "\n" for answer in records))
         summary = summarise(name, records)
         self._say(_score_line(summary))
         if summary["timeout"]:
@@ -294,7 +296,7 @@ class _Work:
                         "cases": [case for found in audits for case in found["cases"]],
                     },
                 )
-        found = json.loads(path.read_text())
+        found = record.audited(path)
         failed = [case["case"] for case in found["cases"] if not case["passed"]]
         if failed:
             raise UserError(f"the reward audit failed on {', '.join(sorted(set(failed)))}; see {path}")
@@ -308,7 +310,10 @@ class _Work:
         ended = [line for line in lines if line["attempt"] != self.meter.attempt]
         wall = (ledger.summarise(ended).wall_seconds if ended else 0.0) + time.time() - self.began
         summary = ledger.summarise(lines, wall)
-        stages = [read_json(path) for path in sorted(self.folder.glob("stages/*/done.json"))]
+        stages = [
+            read_json(path, put_back(self.folder)) | {"name": path.parent.name}
+            for path in sorted(self.folder.glob("stages/*/done.json"))
+        ]
         for stage in stages:  # all attempts at it together
             stage.pop("sha256", None)  # of the files, for the next attempt
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
@@ -318,7 +323,8 @@ class _Work:
             ]:
                 stage["val_bits_per_byte"] = validated[-1]
         rounds = {
-            name: read_lines(self.folder / "evaluations" / f"{name}.jsonl") for name in ("before", "after")
+            name: record.records(self.folder / "evaluations" / f"{name}.jsonl")
+            for name in ("before", "after")
         }
         rounds = {name: records for name, records in rounds.items() if records}
         results = {
@@ -326,7 +332,7 @@ class _Work:
             "seed": self.recipe.seed,
             "stages": stages,
             "evaluations": [summarise(name, records) for name, records in rounds.items()],
-            "gain": gain(rounds["before"], rounds["after"]) if len(rounds) == 2 else None,
+            "gain": gain(*record.paired(self.folder, rounds)) if len(rounds) == 2 else None,
             "wall_seconds": summary.wall_seconds,
             "ledger_covered": summary.covered,
             "usd": summary.total.usd,
@@ -384,7 +390,7 @@ class _Work:
             files = data_files(self.recipe)
             identity = source.identity if source else None
         if path.exists():
-            recorded = json.loads(path.read_text())
+            recorded = record.recorded(path, self.folder)
             base = recorded["base"]["sha256"] if recorded["base"] else None
             if identity is not None and base != identity["sha256"]:
                 raise UserError(

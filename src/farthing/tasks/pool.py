@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from farthing.base.machine import cpu_cores
 from farthing.tasks.extract import tail
 from farthing.tasks.item import Convention, Item, Verdict
 
@@ -32,8 +33,10 @@ _CODE = (
 
 
 class VerifierPool:
-    """`workers` processes that verify (one a core but one), at most `timeout` seconds an item, twice that in
-    its second try. A context manager.
+    """`workers` processes that verify, at most `timeout` seconds an item, twice that in its second try. A context
+    manager.
+
+    There is one for each core that this process may use but one, unless `workers` says how many.
 
     `function` is the dotted name of what they call: (item, text, convention) -> Verdict.
     """
@@ -44,7 +47,7 @@ class VerifierPool:
         timeout: float = 2.0,
         function: str = "farthing.tasks.verify.verify",
     ) -> None:
-        workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
+        workers = max(1, cpu_cores() - 1) if workers is None else workers
         assert workers > 0
         assert timeout > 0
         self._timeout = timeout

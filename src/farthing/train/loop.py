@@ -128,12 +128,13 @@ class _MetricsFile:
     def __init__(self, path: Path, keep: int) -> None:
         self.kept: list[dict[str, Any]] = []
         if path.exists():
-            for text in path.read_text().splitlines():
+            for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     line = json.loads(text)
-                except ValueError:
+                except (ValueError, RecursionError):
                     break
-                if line.get("step", math.inf) > keep:
+                step = line.get("step") if isinstance(line, dict) else None
+                if not isinstance(step, int) or step > keep:
                     break
                 self.kept.append(line)
         write(path, "".join(json.dumps(line) + "\n" for line in self.kept))

