@@ -29,7 +29,7 @@ SMALL = {
     "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 2048,
 }  # fmt: skip
 LATENT = SMALL | {
-    "model_type": "deepseek_v3", "kv_lora_rank": 40, "q_lora_rank": 48, "qk_rope_head_dim": 8,
+    "model_type": "deepseek_v3", "kv_lora_rank": 40, "q_lora_rank": 48, "qk_rope_head_dim": 8, "head_dim": 8,
     "qk_nope_head_dim": 16, "v_head_dim": 20, "num_key_value_heads": 4, "n_routed_experts": 8,
     "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 40, "first_k_dense_replace": 9,
     "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0,

@@ -39,6 +39,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {**PLAIN, "head_dim": 8, "sliding_window": None},
     "qwen2": PLAIN,
     "qwen3": {**PLAIN, "head_dim": 12},
+    "qwen3_moe": {
+        **PLAIN, "head_dim": 12, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16,
+        "norm_topk_prob": True,
+    },
+    "mixtral": {**PLAIN, "num_local_experts": 8, "num_experts_per_tok": 3},
+    "phi3": {**PLAIN, "pad_token_id": 2},
     "deepseek_v3": {**PLAIN, **LATENT, **MIXTURE},
     "deepseek_v2": {
         **PLAIN, **LATENT, **MIXTURE, "norm_topk_prob": False, "topk_method": "group_limited_greedy",
@@ -48,7 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 # Keys that say nothing of the computation, and are not checked.
 APART = {
     "model_type", "architectures", "transformers_version", "dtype", "initializer_range", "attention_dropout",
-    "pretraining_tp",
+    "pretraining_tp", "embd_pdrop", "resid_pdrop", "router_jitter_noise", "router_aux_loss_coef",
 }  # fmt: skip
 # What transformers refuses by type alone, or stumbles over, and has one meaning all the same.
 PASSED = (

@@ -110,7 +110,7 @@ def test_each_type_is_as_near_as_its_bits_allow(
     make_folder: Make, tmp_path: Path, llama_cpp: LlamaCpp
 ) -> None:
     folder, ids = make_folder("llama"), prompts()[1]
-    allowed = {"f16": 2e-3, "bf16": 2e-2, "q8_0": 0.1}
+    allowed = {"f16": 2e-3, "bf16": 2e-2, "q8_0": 0.1, "q5_1": 0.3, "q5_0": 0.4, "q4_1": 0.5, "q4_0": 0.6}
     for kind in allowed:
         export_gguf(folder, tmp_path / f"{kind}.gguf", kind)
     files = llama_cpp([tmp_path / f"{kind}.gguf" for kind in allowed], [ids])

@@ -153,6 +153,3 @@ FAMILIES: dict[str, Family] = {
         mlp_bias=("use_bias", True), tied=True, window_where="all",
     ),
 }  # fmt: skip
-
-RUNS = ("llama", "mistral", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3", "glm4_moe")
-"""Families that farthing.model runs; the others can be counted and planned for, not loaded."""

@@ -31,7 +31,8 @@ from farthing.weights.layouts import family
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-TYPES = ("f16", "bf16", "q8_0", "f32")
+TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f32")
+_OUTER = ("token_embd.weight", "output.weight")  # q8_0 in a file of fewer bits, which they would harm most
 _PIECE = 16_000_000  # weights converted at a time: bounds the float32 copies to 64 MB
 _ALIGNMENT = 32  # bytes; tensors in a .gguf start at multiples of it
 _F16_LARGEST = 65504.0
@@ -40,7 +41,7 @@ _F16_LARGEST = 65504.0
 def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
     """Write the model folder as the file `path`; returns what the file leaves out, one sentence each.
 
-    `kind` is one of `TYPES`. Vectors and routers are always float32, and rows that q8_0's blocks of 32 do not divide
+    `kind` is one of `TYPES`. Vectors and routers are always float32, and rows that blocks of 32 do not divide
     are f16.
 
     Raises:
@@ -171,7 +172,8 @@ def _type(planned: Planned, kind: str) -> GGMLQuantizationType:
 
     if len(planned.shape) == 1 or planned.name.endswith("ffn_gate_inp.weight"):
         return GGMLQuantizationType.F32
-    wanted = GGMLQuantizationType[kind.upper()]
+    narrow = kind.startswith(("q4", "q5")) and planned.name in _OUTER
+    wanted = GGMLQuantizationType["Q8_0" if narrow else kind.upper()]
     divides = planned.shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0
     return wanted if divides else GGMLQuantizationType.F16
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from farthing.base.errors import UserError
 from farthing.model import Decoder, ModelConfig
 from farthing.model.moe import Experts
-from farthing.weights import deepseek, glm, llama, qwen
+from farthing.weights import deepseek, glm, llama, mixtral, phi, qwen
 from farthing.weights.settings import Settings
 
-LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, deepseek, glm)
+LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, mixtral, phi, deepseek, glm)
 ALIASES = {"kimi_k2": "deepseek_v3"}  # other names of a family: Kimi K2 is DeepSeek-V3 with other sizes
 
 
@@ -75,12 +75,14 @@ def places(
     """
     parameters = {**dict(decoder.named_parameters()), **(replaced or {})}
     for ours, names in layout.tensors(decoder.config).items():
-        for theirs, rows in zip(names, _parts(decoder, ours, parameters[ours]), strict=True):
+        for theirs, rows in zip(names, _parts(decoder, ours, parameters[ours], len(names)), strict=True):
             yield theirs, ours, rows
 
 
-def _parts(decoder: Decoder, name: str, parameter: Tensor) -> tuple[Tensor, ...]:
-    """A fused parameter cut into what is joined in it, one below another."""
+def _parts(decoder: Decoder, name: str, parameter: Tensor, count: int) -> tuple[Tensor, ...]:
+    """A fused parameter cut into what is joined in it, one below another, unless the disk joins it too."""
+    if count == 1 and parameter.dim() <= 2:
+        return (parameter.detach(),)
     module = decoder.get_submodule(name.rpartition(".")[0])
     flat = parameter.detach().flatten(0, -2) if parameter.dim() > 2 else parameter.detach()
     if isinstance(module, Experts):

@@ -1,0 +1,46 @@
+"""Phi-3 and Phi-4's folder layout (`Phi3ForCausalLM`): Llama's network, with q, k, v in one tensor and
+gate, up in another.
+
+Models whose context was extended by longrope, or that rotate a part of each head (Phi-4-mini), are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from farthing.model import ModelConfig
+from farthing.weights import llama
+from farthing.weights.settings import Settings
+
+MODEL_TYPES = ("phi3",)
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "phi3": {
+        **llama.SHARED_DEFAULTS,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "sliding_window": None,
+    }
+}
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """The network a Phi-3 config.json describes.
+
+    Raises:
+        UserError: for a value that no network has, or a setting that is not built and would change the result.
+    """
+    settings.refuse_unbuilt()
+    settings.whole("original_max_position_embeddings")
+    kind = settings.mapping("rope_scaling") or settings.mapping("rope_parameters")
+    Settings(kind, {"rope_type": kind.get("type", "default")}, "rope_scaling").choice("rope_type", "default")
+    return ModelConfig(**llama.common_fields(settings.over(head_dim=None)))
+
+
+def tensors(config: ModelConfig) -> dict[str, list[str]]:
+    """For every parameter of the decoder, the tensors on disk that it joins, in the order of its rows."""
+    table = llama.tensors(config)
+    for i in range(config.num_layers):
+        table[f"layers.{i}.attention.qkv.weight"] = [f"model.layers.{i}.self_attn.qkv_proj.weight"]
+        table[f"layers.{i}.feedforward.gate_up.weight"] = [f"model.layers.{i}.mlp.gate_up_proj.weight"]
+    return table
