@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,7 +36,9 @@ def plan(
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence; 4096 by default.")] = None,
     gpu: Annotated[str | None, typer.Option(help="The device: h100, a100-40gb, rtx4090, cpu, …")] = None,
     count: Annotated[int | None, typer.Option(help="How many devices; chosen if not given.")] = None,
-    precision: Annotated[str, typer.Option(help="bf16, fp16 or fp8.")] = "bf16",
+    precision: Annotated[
+        str | None, typer.Option(help="bf16, fp16 or fp8; bf16 by default, and a recipe's own dtype.")
+    ] = None,
     price: Annotated[
         float | None, typer.Option(help="Dollars per device-hour; the catalogue's by default.")
     ] = None,
@@ -61,13 +63,23 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Estimate what a run would cost before it starts, or refuse it with a reason."""
+    changes = [*(set_ or ()), *placed(device, dtype)]
+    given = {
+        "WHAT": what, "--tokens": tokens, "--seq-len": seq_len, "--gpu": gpu, "--count": count,
+        "--precision": precision, "--price": price, "--set, --device or --dtype": changes or None,
+        "--pass-rate": pass_rate, "--budget": budget, "--inference-tokens": inference_tokens,
+    }  # fmt: skip
     if validate:
+        _only("--validate", given)
         from farthing.plans.efficiency import validation_json, validation_text
 
         print_result(validation_json(), validation_text(), as_json)
         return
     if budget is not None:
-        _plan_budget(budget, gpu, count, precision, price, inference_tokens, as_json)
+        _only(
+            "--budget", given, "--gpu", "--count", "--precision", "--price", "--inference-tokens", "--budget"
+        )
+        _plan_budget(budget, gpu, count, precision or "bf16", price, inference_tokens, as_json)
         return
     from farthing import plans
     from farthing.plans.recipe import recipe_text
@@ -76,9 +88,22 @@ def plan(
 
     if what is None:
         raise UserError("say what to plan: a recipe, a model, or a config.json")
-    changes = [*(set_ or ()), *placed(device, dtype)]
-    if changes and not plans.is_recipe(what):
-        raise UserError("--set, --device and --dtype change a recipe; name one")
+    if plans.is_recipe(what):
+        _only(
+            "a recipe",
+            given,
+            "WHAT",
+            "--tokens",
+            "--count",
+            "--gpu",
+            "--price",
+            "--set, --device or --dtype",
+            "--pass-rate",
+        )
+    elif changes or pass_rate is not None:
+        raise UserError("--set, --device, --dtype and --pass-rate are about a recipe; name one")
+    elif inference_tokens is not None:
+        raise UserError("--inference-tokens goes with --budget")
     with only_results_on_stdout(f"planning {what}"):
         found = plans.plan(
             load(what, changes) if changes else what,
@@ -86,7 +111,7 @@ def plan(
             device=gpu,
             count=count,
             seq_len=seq_len,
-            precision=precision,
+            precision=precision or "bf16",
             price=price,
             pass_rate=pass_rate,
             say=log,
@@ -105,6 +130,14 @@ def plan(
         )
 
 
+def _only(what: str, given: Mapping[str, object], *allowed: str) -> None:
+    """Raises UserError for an option that `what` would ignore."""
+    extra = [name for name, value in given.items() if value is not None and name not in allowed]
+    if extra:
+        named = ", ".join("a recipe or model" if name == "WHAT" else name for name in extra)
+        raise UserError(f"{what} does not go with {named}; leave one of them out")
+
+
 def _plan_budget(
     dollars: str,
     gpu: str | None,
@@ -117,16 +150,17 @@ def _plan_budget(
     from farthing.base.figures import parse_amount
     from farthing.cost import devices
     from farthing.plans.budget import budget, budget_text
-    from farthing.plans.training import check_count, checked_price
+    from farthing.plans.training import check_count, check_precision, checked_price
 
     device = devices.find(gpu or "h100")
     check_count(count)
+    check_precision(precision, device)
     paid, source = checked_price(device, price)
     if paid is None:
         raise UserError(f"no price is known for {device.name}: give --price")
     served = parse_amount(inference_tokens, "--inference-tokens") if inference_tokens else None
     found = budget(
-        parse_amount(dollars, "--budget"),
+        parse_amount(dollars.strip().removeprefix("$"), "--budget", "5000, 1.5M or 2e6, in dollars"),
         device,
         paid,
         source,
