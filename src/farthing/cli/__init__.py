@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,7 +25,8 @@ from farthing.base.errors import UserError
 from farthing.base.figures import interval, percent
 from farthing.base.terminal import show_traceback
 from farthing.base.waiting import Waiting
-from farthing.cli import doctor, folders, money
+from farthing.cli import doctor, folders, help, money
+from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
     DeviceName,
     DeviceOr,
@@ -42,7 +43,7 @@ from farthing.cli.shared import (
 )
 
 app = typer.Typer(
-    add_completion=False,
+    cls=Commands,
     rich_markup_mode=None,  # plain help: rich would double the time `farthing --help` takes
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,7 +57,7 @@ class Terminated(KeyboardInterrupt):
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     """Build a language model from open weights, and account for every farthing."""
     if version:
@@ -75,7 +76,12 @@ def root(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe's name, or the path of a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in recipe's name, or the path of a YAML file.", autocompletion=recipe_names
+        ),
+    ],
     run_dir: Annotated[Path | None, typer.Option(help="Where to run; runs/NAME by default.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -89,7 +95,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe with every default, and stop.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No live view.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No live view, and no progress.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe, or continue it where it was interrupted."""
@@ -112,7 +118,8 @@ def chat(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A run, model folder, .gguf, hf:owner/name or pypi:name; the newest run by default."
+            help="A run, model folder, .gguf, hf:owner/name or pypi:name; the newest run by default.",
+            autocompletion=run_names,
         ),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.7,
@@ -155,11 +162,18 @@ def chat(
 
 @app.command(name="eval")
 def evaluate(
-    source: Annotated[str, typer.Argument(help="A run, model folder, .gguf, hf:owner/name or pypi:name.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run, model folder, .gguf, hf:owner/name or pypi:name.", autocompletion=run_names
+        ),
+    ],
     tasks: Annotated[
         str | None, typer.Option(help='Tasks: "chain_sum", "chain_sum=2,gcd=1", or YAML.')
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Ask this recipe's questions, in its way.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Ask this recipe's questions, in its way.", autocompletion=recipe_names)
+    ] = None,
     n: Annotated[
         int | None, typer.Option("--n", min=1, help="Questions; the recipe's number, or 200.")
     ] = None,
@@ -215,7 +229,7 @@ def recipes(as_json: Json = False) -> None:
 
 
 # In the order `farthing --help` lists them.
-for _command in (*money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS):
+for _command in (*money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS, *help.COMMANDS):
     app.command()(_command)
 
 
@@ -229,6 +243,8 @@ def main() -> NoReturn:
     ]  # click's UsageError, wherever typer keeps it
     subcommand: str | None = None
     code = 0
+    if "_FARTHING_COMPLETE" in os.environ:  # the shell asks for completions, and gets nothing else
+        command(prog_name="farthing", complete_var="_FARTHING_COMPLETE")
     # make_context and invoke rather than command(): typer would turn Ctrl-C, broken pipes and mistakes into
     # messages and exit codes of its own.
     try:
@@ -244,7 +260,7 @@ def main() -> NoReturn:
         log(f"farthing: {mistake}")
         code = 2
     except usage_error as mistake:
-        name = getattr(getattr(mistake, "ctx", None), "command_path", "farthing")
+        name = getattr(getattr(mistake, "ctx", None), "command_path", _named(command))
         said = mistake.format_message().rstrip(".")  # type: ignore[attr-defined]
         log(f"farthing: {said} (see {name} --help)")
         code = 2
@@ -260,6 +276,12 @@ def main() -> NoReturn:
 
 
 # ---- helpers ----
+
+
+def _named(command: Any) -> str:
+    """The command that was called, for a mistake that was found before it was entered."""
+    word = next(iter(sys.argv[1:]), "")
+    return f"farthing {word}" if word in command.commands else "farthing"
 
 
 def _read_line(_: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from farthing.base.errors import UserError
+from farthing.cli.help import claim_names, recipe_names, run_names
 from farthing.cli.shared import (
     RUNS,
     DeviceName,
@@ -17,6 +18,7 @@ from farthing.cli.shared import (
     DtypeOr,
     Json,
     log,
+    may_overwrite,
     only_results_on_stdout,
     placed,
     print_result,
@@ -30,6 +32,7 @@ def plan(
         typer.Argument(
             metavar="RECIPE|MODEL|CONFIG.json",
             help="A recipe, a model (folder, hf:OWNER/NAME, pypi:NAME), or a config.json.",
+            autocompletion=recipe_names,
         ),
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on: 14.8T, 300B, 1.5e13.")] = None,
@@ -208,7 +211,10 @@ def calibrate(
 
 def ledger(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run directories, or names under runs/.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="Run directories, or names under runs/.", autocompletion=run_names
+        ),
     ],
     by: Annotated[
         Literal["activity", "stage", "day", "run", "device"] | None,
@@ -266,7 +272,9 @@ def ledger(
 def claim(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME|FILE.yaml", help="A built-in claim, or your own."),
+        typer.Argument(
+            metavar="NAME|FILE.yaml", help="A built-in claim, or your own.", autocompletion=claim_names
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -287,7 +295,10 @@ def claim(
 
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN...", help="Run directories, or names under runs/.")
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...", help="Run directories, or names under runs/.", autocompletion=run_names
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Write the comparison as a page, with the plots.")] = None,
     baseline: Annotated[
@@ -300,9 +311,19 @@ def compare(
 
     found = comparing.compare(list({f.resolve(): f for f in map(_run_folder, runs)}.values()), baseline)
     if out is not None:
+        if not _is_page(out):
+            may_overwrite(out)
         comparing.write_html(found, out)
         log(f"written: {out}")
     print_result(comparing.as_json(found), comparing.as_text(found), as_json)
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page, such as an earlier comparison, which may be replaced."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(15).lower() == b"<!doctype html>"
 
 
 def _run_folder(run: str) -> Path:

@@ -52,6 +52,26 @@ def model_source(source: str | None) -> str:
     return str(max(finished, key=lambda path: (path / "model").lstat().st_mtime))
 
 
+def may_overwrite(path: Path, otherwise: str = "") -> None:
+    """Ask before something is overwritten.
+
+    Args:
+        otherwise: what else to do, where there is nobody to ask.
+
+    Raises:
+        UserError: if the answer is no, and where there is nobody to ask.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        sys.stderr.write(f"{one_line(str(path))} exists; overwrite it? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+        raise UserError(f"{path} is left as it was; give another --out")
+    raise UserError(f"{path} exists; give another --out{otherwise}")
+
+
 @contextmanager
 def only_results_on_stdout(doing: str = "") -> Iterator[None]:
     """Redirect what libraries print to stderr: stdout is for the result.
