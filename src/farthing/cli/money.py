@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -265,8 +266,9 @@ def ledger(
     rows = None if by == "activity" else [(key, row) for (key,), row in spend.group(booked, by).items()]
     bought = [(f"{entry.kind}: {entry.what}", entry.cost) for run in booked for entry in run.entries]
     notes = [f"{run.name}: {note}" for run in booked for note in run.notes]
+    width = shutil.get_terminal_size((120, 24)).columns
     title = booked[0].name if len(booked) == 1 else f"{len(booked)} runs"
-    print_result(data, bill.bill_text(total, title, 120, rows, bought, notes).rstrip("\n"), as_json)
+    print_result(data, bill.bill_text(total, title, width, rows, bought, notes).rstrip("\n"), as_json)
 
 
 def claim(

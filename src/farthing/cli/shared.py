@@ -64,8 +64,7 @@ def may_overwrite(path: Path, otherwise: str = "") -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if sys.stdin.isatty() and sys.stderr.isatty():
-        sys.stderr.write(f"{one_line(str(path))} exists; overwrite it? [y/N] ")
-        sys.stderr.flush()
+        say(f"{one_line(str(path))} exists; overwrite it? [y/N] ", sys.stderr, end="")
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
         raise UserError(f"{path} is left as it was; give another --out")
