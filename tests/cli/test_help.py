@@ -12,8 +12,9 @@ import typer
 from typer.testing import CliRunner
 
 from farthing.base.errors import UserError
+from farthing.base.waiting import Waiting
 from farthing.cli import app
-from farthing.cli.shared import may_overwrite
+from farthing.cli.shared import may_overwrite, only_results_on_stdout, starting
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -139,3 +140,35 @@ def test_without_a_terminal_nothing_is_overwritten_unless_forced(tiny_model: Pat
     assert out.read_text() == "mine"
     assert CliRunner().invoke(app, [*words, "--force"]).exit_code == 0
     assert out.read_bytes()[:4] == b"GGUF"
+
+
+# ---- waiting ----
+
+
+def test_a_log_is_not_told_that_libraries_are_loaded_and_a_terminal_is(
+    answer: Callable[[str], io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not isinstance(starting(), Waiting)
+    answer("")
+    assert isinstance(starting(), Waiting)
+    assert not isinstance(starting(quiet=True), Waiting)
+
+
+def test_work_that_takes_long_is_said_in_a_log_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paused: list[float] = []
+
+    def watched(self: Waiting) -> None:
+        paused.append(self._pauses[0])
+        self._say(self.line(2.0))
+
+    monkeypatch.setattr(Waiting, "_watch", watched)
+    with only_results_on_stdout("reading x\x1b[2J"):
+        pass
+    with only_results_on_stdout("planning x", libraries=True):
+        pass
+    with only_results_on_stdout():
+        pass
+    assert paused == [2.0, 10.0]
+    assert capsys.readouterr().err == "reading x[2J …\nplanning x …\n"

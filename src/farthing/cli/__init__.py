@@ -13,7 +13,6 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,7 +23,6 @@ from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import interval, percent
 from farthing.base.terminal import show_traceback
-from farthing.base.waiting import Waiting
 from farthing.cli import doctor, folders, help, money
 from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
@@ -40,6 +38,7 @@ from farthing.cli.shared import (
     placed,
     print_result,
     print_text,
+    starting,
 )
 
 app = typer.Typer(
@@ -106,7 +105,7 @@ def run(
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
     with only_results_on_stdout():
-        with nullcontext() if quiet else Waiting("starting", log):
+        with starting(quiet):
             from farthing.runs import run as run_recipe
 
         result = run_recipe(loaded, run_dir, quiet)
@@ -136,9 +135,9 @@ def chat(
     """Talk to a model. Reads lines from stdin if that is not a terminal."""
     chosen = model_source(source)
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    with only_results_on_stdout(f"loading {chosen}"):
+    with only_results_on_stdout(), starting():
         from farthing import load
-
+    with only_results_on_stdout(f"loading {chosen}"):
         model = load(chosen, dtype, device)
     from farthing.serve.chat import Message, chat_loop
 
@@ -194,7 +193,7 @@ def evaluate(
     settings = asked.evaluate if asked else None
     asks = asked.asks() if asked else plain_asks(parse_tasks(tasks or ""))
     with only_results_on_stdout():
-        with Waiting("starting", log):
+        with starting():
             from farthing.evaluate.ask import evaluate_source
 
         card = evaluate_source(

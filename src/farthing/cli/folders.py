@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from farthing.cli.help import one_of, run_names
-from farthing.cli.shared import Json, log, may_overwrite, model_source, only_results_on_stdout, print_result
+from farthing.cli.shared import (
+    Json,
+    log,
+    may_overwrite,
+    model_source,
+    only_results_on_stdout,
+    print_result,
+    starting,
+)
 
 Source = Annotated[
     str,
@@ -41,7 +49,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model in another format: for llama.cpp, in FP8, in bfloat16."""
-    with only_results_on_stdout(f"loading what reads {source}"):
+    with only_results_on_stdout(), starting():
         from farthing.weights.export import default_name, describe
         from farthing.weights.export import export as write
         from farthing.weights.sources import model_folder
@@ -58,11 +66,11 @@ def export(
 
 def inspect(source: Source, as_json: Json = False) -> None:
     """Describe a model folder: its contents, its cost to run, and the engines that would misread it."""
-    with only_results_on_stdout(f"reading {source}"):
+    with only_results_on_stdout(), starting():
         from farthing.plans.inspect import inspect as look
         from farthing.plans.inspect import inspection_text
         from farthing.weights.sources import model_folder
-
+    with only_results_on_stdout(f"reading {source}"):
         found = look(model_folder(model_source(source)))
     print_result(found, inspection_text(found), as_json)
 

@@ -108,7 +108,7 @@ def plan(
         raise UserError("--set, --device, --dtype and --pass-rate are about a recipe; name one")
     elif inference_tokens is not None:
         raise UserError("--inference-tokens goes with --budget")
-    with only_results_on_stdout(f"planning {what}"):
+    with only_results_on_stdout(f"planning {what}", libraries=True):
         found = plans.plan(
             load(what, changes) if changes else what,
             tokens=tokens,
