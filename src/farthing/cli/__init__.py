@@ -104,6 +104,8 @@ def run(
     if dry_run:
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with only_results_on_stdout():
         with starting(quiet):
             from farthing.runs import run as run_recipe
