@@ -117,3 +117,15 @@ def test_links_between_pages_lead_somewhere(name):
         headings = [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
                     for heading in re.findall(r"^#+ (.+)$", text, flags=re.M)]  # fmt: skip
         assert not anchor or anchor in headings
+
+
+def test_the_site_breaks_no_name_in_two():
+    site = (DOCS.parent / "mkdocs.yml").read_text()
+    [style] = re.findall(r"^extra_css:\n  - (\S+)$", site, flags=re.M)
+    rules = dict(
+        re.findall(r"([^{}/]+)\{([^}]*)\}", re.sub(r"/\*.*?\*/", "", (DOCS / style).read_text(), flags=re.S))
+    )
+    rules = {" ".join(chosen.split()): " ".join(said.split()) for chosen, said in rules.items()}
+    assert "word-break: normal;" in rules[".md-typeset code"]
+    assert rules[".md-typeset td code, .md-typeset th code"] == "overflow-wrap: normal;"
+    assert "white-space: nowrap;" in rules[".md-typeset td:first-child code, .md-typeset th:first-child code"]

@@ -207,7 +207,8 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         run([sys.executable, "-m", "farthing", "run", *rest, "--dry-run"], folder)
         return None
     assert (
-        name in ("run", "recipes", "claim", "plan", "doctor", "--version", "--help", "-h") or "--help" in rest
+        name in ("run", "recipes", "claim", "plan", "doctor", "help", "--version", "--help", "-h")
+        or "--help" in rest
     ), f"farthing {name}"
     return run([sys.executable, "-m", "farthing", *arguments], folder)
 

@@ -89,6 +89,56 @@ def test_failures_several_devices_and_brackets_are_shown(tmp_path):
     assert max(len(line) for line in text.splitlines()) <= 70
 
 
+@pytest.fixture
+def broad(tmp_path):
+    """A bill that needs 62 columns, with a long note."""
+    return make(
+        tmp_path,
+        {
+            "activity": "checkpoint",
+            "seconds": 10.0,
+            "joules_are": "estimated",
+            "rate_source": "a source " * 9,
+        },
+        {
+            "activity": "train",
+            "seconds": 2000.0,
+            "tokens_in": 1500,
+            "flops": 162 * 10**12,
+            "joules_are": "estimated",
+        },
+        {"activity": "load", "seconds": 0.1, "joules_are": "estimated"},
+    )
+
+
+@pytest.mark.parametrize("width", range(24, 170, 4))
+def test_a_bill_fits_any_width_and_cuts_no_word_and_no_number(broad, width):
+    lines = bill_text(broad, "name", width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    names = [line.split(maxsplit=1)[0] for line in lines if line and not line.startswith(("─", " "))]
+    assert {"checkpoint", "train", "load", "total"} <= set(names)
+    [total] = [line for line in lines if line.startswith("total")]
+    assert total.split()[-1] == "1.65"  # the money is never left out
+
+
+def test_a_bill_takes_the_width_there_is(broad):
+    def widths(width):
+        lines = bill_text(broad, "name", width).splitlines()
+        return len(next(line for line in lines if line.startswith("─"))), len(lines)
+
+    assert widths(80)[0] == 80
+    assert widths(100)[0] == widths(160)[0] == 100  # wider rows are hard to read
+    assert widths(160)[1] < widths(80)[1]  # the notes are not wrapped to the table
+
+
+def test_what_has_no_room_is_said(broad):
+    assert "no room" not in bill_text(broad, width=80)
+    text = bill_text(broad, width=38)
+    assert "left out, as there is no room here: TFLOP, Wh (est.)" in " ".join(text.split())
+    assert "tokens" in text.splitlines()[0]
+
+
 def test_an_empty_bill(tmp_path):
     assert "total" in bill_text(make(tmp_path))
 

@@ -45,8 +45,36 @@ def test_a_plan_that_does_not_fit_is_printed_as_json_and_refused(config):
         (("CONFIG", "--tokens", "1T", "--gpu", "h1o0"), "did you mean h100"),
         (("CONFIG", "--tokens", "15X"), "15X"),
         (("CONFIG", "--tokens", "1T", "--price", "0"), "--price"),
-        (("CONFIG", "--tokens", "1T", "--set", "a=1"), "--set, --device and --dtype change a recipe"),
-        (("--budget", "0"), "--budget"),
+        (("CONFIG", "--tokens", "1T", "--gpu", "nope"), "the names known are cpu, h100, a100,"),
+        (
+            ("CONFIG", "--tokens", "1T", "--set", "a=1"),
+            "--set, --device, --dtype and --pass-rate are about a recipe",
+        ),
+        (("CONFIG", "--tokens", "1T", "--pass-rate", "0.5"), "--pass-rate are about a recipe"),
+        (("CONFIG", "--tokens", "1T", "--inference-tokens", "1T"), "--inference-tokens goes with --budget"),
+        (("CONFIG", "--tokens", "-1T"), "--tokens: -1T must be above 0"),
+        (("quickstart", "--tokens", "1T"), "leave --tokens and --count"),
+        (("quickstart", "--count", "2"), "leave --tokens and --count"),
+        (("quickstart", "--seq-len", "64"), "a recipe does not go with --seq-len"),
+        (("quickstart", "--precision", "fp8"), "a recipe does not go with --precision"),
+        (("quickstart", "--inference-tokens", "1T"), "a recipe does not go with --inference-tokens"),
+        (("quickstart", "--budget", "5"), "--budget does not go with a recipe or model"),
+        (
+            ("CONFIG", "--budget", "5", "--tokens", "1T"),
+            "--budget does not go with a recipe or model, --tokens",
+        ),
+        (("--budget", "5", "--set", "a=1"), "--budget does not go with --set"),
+        (("--budget", "5", "--seq-len", "64"), "--budget does not go with --seq-len"),
+        (("--budget", "5", "--pass-rate", "0.5"), "--budget does not go with --pass-rate"),
+        (("--validate", "quickstart"), "--validate does not go with a recipe or model"),
+        (("--budget", "0"), "--budget: 0 must be above 0"),
+        (("--budget", "-3"), "--budget: -3 must be above 0"),
+        (
+            ("--budget", "much"),
+            "--budget: 'much' is not an amount; write it as 5000, 1.5M or 2e6, in dollars",
+        ),
+        (("--budget", "5000", "--precision", "fp9"), "--precision fp9: must be bf16, fp16, fp8"),
+        (("--budget", "5000", "--precision", "fp8", "--gpu", "a100"), "has no FP8"),
         (("--budget", "5000", "--gpu", "h20"), "give --price"),
     ],
 )
@@ -58,6 +86,7 @@ def test_mistakes_are_said(config, arguments, said):
 def test_a_budget_is_answered_by_every_law():
     data = json.loads(farthing("--budget", "5000", "--json").stdout)
     assert len(data["choices"]) == 4
+    assert json.loads(farthing("--budget", "$5,000", "--json").stdout) == data
 
 
 def test_the_examination_is_printed():

@@ -131,6 +131,8 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     assert "&lt;script&gt;" in page
     assert not re.search(r"(?:src|href)=", page)
     assert page.count('<circle class="fill') == 2
+    assert page.count('data-name="95% interval"') == 2  # which a phone shows too
+    assert "optional" not in page[page.index("<body") :]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     with pytest.raises(UserError, match="cannot write"):
         write_html(found, tmp_path / "nowhere" / "cmp.html")

@@ -119,9 +119,12 @@ def test_the_page_is_well_formed_and_accessible(build_run):
 
 def test_the_page_stands_alone(build_run):
     page = Page(write_report(build_run()))
-    assert not page.all("script", "link", "img", "iframe", "object", "embed", "base", "form", "a")
-    for _, attributes in page.tags:
-        assert not attributes.keys() & {"src", "href", "srcset", "xlink:href", "data", "action", "background"}
+    assert not page.all("script", "link", "img", "iframe", "object", "embed", "base", "form")
+    links = page.all("a")
+    assert all(link.keys() == {"href"} and (link["href"] or "").startswith("#") for link in links)
+    for tag, attributes in page.tags:
+        assert tag == "a" or "href" not in attributes
+        assert not attributes.keys() & {"src", "srcset", "xlink:href", "data", "action", "background"}
         assert not any(name.startswith("on") for name in attributes)
     style = page.source[page.source.index("<style>") : page.source.index("</style>")]
     assert not re.search(r"url\(|@import|@font-face|//", style)
@@ -130,6 +133,35 @@ def test_the_page_stands_alone(build_run):
     ]
     assert policy is not None
     assert policy.startswith("default-src 'none'")
+
+
+def test_the_contents_name_every_section(build_run):
+    page = Page(write_report(build_run()))
+    linked = [str(link["href"]) for link in page.all("a")]
+    assert linked == [f"#{section['aria-labelledby']}" for section in page.all("section")]
+
+
+def test_what_passed_is_folded_and_what_failed_is_not(build_run):
+    run = build_run()
+    folded = Page(write_report(run))
+    summaries = re.findall(r"<details( open)?><summary>(\d+ cases), one by one", folded.source)
+    assert summaries == [("", "8 cases")]
+    assert "2 more not right before, right after" in folded.words
+    found = json.loads((run / "audit.json").read_text())
+    found["cases"][3]["passed"] = False
+    (run / "audit.json").write_text(json.dumps(found))
+    assert "<details open><summary>8 cases" in write_report(run).read_text()
+
+
+def test_no_interval_is_left_out_on_a_phone(build_run):
+    """Where the screen is narrow, `.optional` is hidden and the rows of `.stack` become lines that name each figure."""
+    source = write_report(build_run()).read_text()
+    for name in ("95% interval", "range", "outcomes"):
+        assert f'data-name="{name}"' in source
+        assert not re.search(rf'class="[^"]*optional[^"]*"[^>]*>{name}<', source)
+    rows = re.findall(r'<td class="n" data-name="95% interval">([^<]*)</td>', source)
+    assert len(rows) == 6
+    assert all(re.fullmatch(r"[\d.]+% to [\d.]+%", row) for row in rows)
 
 
 def test_text_from_the_run_is_never_markup(build_run):

@@ -71,6 +71,10 @@ def test_a_continued_run_says_from_where_and_repeats_no_line(
     again = said(loud(recipe_file, folder))  # finished now
     assert f"{folder} was finished earlier: nothing had to be done. This is what it came to:" in again
     assert not any(line.startswith(("continuing", "step ")) for line in again)
+    [title] = [line for line in again if line.startswith("tiny · ")]
+    assert any(
+        f"of {title.removeprefix('tiny · ')} on the clock" in line for line in again
+    )  # one figure for it
 
 
 def test_a_damaged_checkpoint_does_not_make_it_lie(finished: Path, recipe_file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import io
+import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
+from farthing.base.waiting import Waiting
 from farthing.serve.chat import Message, chat_loop, split_thinking
 
 
@@ -226,3 +228,24 @@ def test_what_an_error_quotes_does_not_reach_the_terminal_either() -> None:
     _, shown = talk(["q"], reply)
     assert "farthing: the template says ]0;owned and more" in shown
     assert "\x1b]" not in shown
+
+
+def test_a_first_word_that_takes_long_is_waited_for_in_a_line_that_vanishes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard = threading.Event()
+
+    def hinted(self: Waiting) -> None:
+        self._say(self.line(2.0))
+        heard.set()
+
+    monkeypatch.setattr(Waiting, "_watch", hinted)  # as if two seconds had passed
+
+    def reply(messages: list[Message]) -> Iterator[str]:
+        assert heard.wait(60)
+        yield "yes"
+
+    _, shown = talk(["q"], reply)
+    assert "\r\x1b[K\x1b[2mreading the conversation …\x1b[22m\r\x1b[Kyes\n" in shown
+    _, piped = talk(["q"], reply, terminal=False)
+    assert piped == "yes\n"

@@ -214,12 +214,13 @@ class Range(NamedTuple):
         return self._asdict()
 
 
-def parse_amount(text: str | float, what: str) -> float:
-    """Parse a number as people write it: "14.8T", "300B", "1.5e13", 12000000. Raises UserError that names `what`."""
+def parse_amount(text: str | float, what: str, example: str = "14.8T, 300B or 1.5e13") -> float:
+    """Parse a number as people write it: "14.8T", "300B", "1.5e13", 12000000. Raises UserError that names `what` and
+    gives an example."""
     if isinstance(text, str):
-        said = re.fullmatch(r"\s*(\d[\d_,]*\.?\d*(?:e[+-]?\d+)?)\s*([KMBT]?)\s*", text, re.IGNORECASE)
+        said = re.fullmatch(r"\s*([-+]?\d[\d_,]*\.?\d*(?:e[+-]?\d+)?)\s*([KMBT]?)\s*", text, re.IGNORECASE)
         if said is None:
-            raise UserError(f"{what}: {text!r} is not an amount; write it as 14.8T, 300B or 1.5e13")
+            raise UserError(f"{what}: {text!r} is not an amount; write it as {example}")
         value = float(said[1].replace("_", "").replace(",", "")) * _UNITS[said[2].upper()]
     else:
         value = float(text)

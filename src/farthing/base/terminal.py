@@ -30,11 +30,11 @@ def one_line(text: str) -> str:
     return " ".join(harmless(text).split())
 
 
-def say(text: str, file: TextIO | None = None) -> None:
+def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
     """Print lines on `file`, by default stdout; characters that it cannot show become question marks."""
     file = file or sys.stdout
     encoding = getattr(file, "encoding", None) or "utf-8"
-    file.write(harmless(text).encode(encoding, "replace").decode(encoding) + "\n")
+    file.write(harmless(text).encode(encoding, "replace").decode(encoding) + end)
     file.flush()
 
 

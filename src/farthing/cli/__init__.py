@@ -13,9 +13,8 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,8 +23,8 @@ from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import interval, percent
 from farthing.base.terminal import show_traceback
-from farthing.base.waiting import Waiting
-from farthing.cli import doctor, folders, money
+from farthing.cli import doctor, folders, help, money
+from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
     DeviceName,
     DeviceOr,
@@ -39,10 +38,11 @@ from farthing.cli.shared import (
     placed,
     print_result,
     print_text,
+    starting,
 )
 
 app = typer.Typer(
-    add_completion=False,
+    cls=Commands,
     rich_markup_mode=None,  # plain help: rich would double the time `farthing --help` takes
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,7 +56,7 @@ class Terminated(KeyboardInterrupt):
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     """Build a language model from open weights, and account for every farthing."""
     if version:
@@ -75,7 +75,12 @@ def root(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe's name, or the path of a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in recipe's name, or the path of a YAML file.", autocompletion=recipe_names
+        ),
+    ],
     run_dir: Annotated[Path | None, typer.Option(help="Where to run; runs/NAME by default.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -89,7 +94,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe with every default, and stop.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No live view.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No live view, and no progress.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe, or continue it where it was interrupted."""
@@ -99,8 +104,10 @@ def run(
     if dry_run:
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with only_results_on_stdout():
-        with nullcontext() if quiet else Waiting("starting", log):
+        with starting(quiet):
             from farthing.runs import run as run_recipe
 
         result = run_recipe(loaded, run_dir, quiet)
@@ -112,7 +119,8 @@ def chat(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A run, model folder, .gguf, hf:owner/name or pypi:name; the newest run by default."
+            help="A run, model folder, .gguf, hf:owner/name or pypi:name; the newest run by default.",
+            autocompletion=run_names,
         ),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.7,
@@ -129,9 +137,9 @@ def chat(
     """Talk to a model. Reads lines from stdin if that is not a terminal."""
     chosen = model_source(source)
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    with only_results_on_stdout(f"loading {chosen}"):
+    with only_results_on_stdout(), starting():
         from farthing import load
-
+    with only_results_on_stdout(f"loading {chosen}"):
         model = load(chosen, dtype, device)
     from farthing.serve.chat import Message, chat_loop
 
@@ -155,11 +163,18 @@ def chat(
 
 @app.command(name="eval")
 def evaluate(
-    source: Annotated[str, typer.Argument(help="A run, model folder, .gguf, hf:owner/name or pypi:name.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run, model folder, .gguf, hf:owner/name or pypi:name.", autocompletion=run_names
+        ),
+    ],
     tasks: Annotated[
         str | None, typer.Option(help='Tasks: "chain_sum", "chain_sum=2,gcd=1", or YAML.')
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Ask this recipe's questions, in its way.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Ask this recipe's questions, in its way.", autocompletion=recipe_names)
+    ] = None,
     n: Annotated[
         int | None, typer.Option("--n", min=1, help="Questions; the recipe's number, or 200.")
     ] = None,
@@ -180,7 +195,7 @@ def evaluate(
     settings = asked.evaluate if asked else None
     asks = asked.asks() if asked else plain_asks(parse_tasks(tasks or ""))
     with only_results_on_stdout():
-        with Waiting("starting", log):
+        with starting():
             from farthing.evaluate.ask import evaluate_source
 
         card = evaluate_source(
@@ -215,7 +230,7 @@ def recipes(as_json: Json = False) -> None:
 
 
 # In the order `farthing --help` lists them.
-for _command in (*money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS):
+for _command in (*money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS, *help.COMMANDS):
     app.command()(_command)
 
 
@@ -229,6 +244,8 @@ def main() -> NoReturn:
     ]  # click's UsageError, wherever typer keeps it
     subcommand: str | None = None
     code = 0
+    if "_FARTHING_COMPLETE" in os.environ:  # the shell asks for completions, and gets nothing else
+        command(prog_name="farthing", complete_var="_FARTHING_COMPLETE")
     # make_context and invoke rather than command(): typer would turn Ctrl-C, broken pipes and mistakes into
     # messages and exit codes of its own.
     try:
@@ -244,7 +261,7 @@ def main() -> NoReturn:
         log(f"farthing: {mistake}")
         code = 2
     except usage_error as mistake:
-        name = getattr(getattr(mistake, "ctx", None), "command_path", "farthing")
+        name = getattr(getattr(mistake, "ctx", None), "command_path", _named(command))
         said = mistake.format_message().rstrip(".")  # type: ignore[attr-defined]
         log(f"farthing: {said} (see {name} --help)")
         code = 2
@@ -260,6 +277,12 @@ def main() -> NoReturn:
 
 
 # ---- helpers ----
+
+
+def _named(command: Any) -> str:
+    """The command that was called, for a mistake that was found before it was entered."""
+    word = next(iter(sys.argv[1:]), "")
+    return f"farthing {word}" if word in command.commands else "farthing"
 
 
 def _read_line(_: str) -> str:

@@ -16,7 +16,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Describe this machine, the choices made for it, and what works. The output holds no secrets."""
-    with only_results_on_stdout("examining and measuring this machine"):
+    with only_results_on_stdout("examining and measuring this machine", libraries=True):
         from farthing.doctor import examine
 
         found = examine(offline=offline, runs=RUNS)

@@ -8,16 +8,32 @@ from typing import Annotated, Any
 
 import typer
 
-from farthing.cli.shared import Json, log, model_source, only_results_on_stdout, print_result
+from farthing.cli.help import one_of, run_names
+from farthing.cli.shared import (
+    Json,
+    log,
+    may_overwrite,
+    model_source,
+    only_results_on_stdout,
+    print_result,
+    starting,
+)
 
 Source = Annotated[
-    str, typer.Argument(metavar="FOLDER", help="A model folder, run, .gguf, hf:owner/name or pypi:name.")
+    str,
+    typer.Argument(
+        metavar="FOLDER",
+        help="A model folder, run, .gguf, hf:owner/name or pypi:name.",
+        autocompletion=run_names,
+    ),
 ]
 
 
 def export(
     source: Source,
-    to: Annotated[str, typer.Option(help="gguf, hf-fp8 or hf-bf16.")],
+    to: Annotated[
+        str, typer.Option(help="gguf, hf-fp8 or hf-bf16.", autocompletion=one_of("gguf", "hf-fp8", "hf-bf16"))
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -30,16 +46,21 @@ def export(
             "--type", help="Type of a .gguf's tensors: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or f32."
         ),
     ] = "f16",
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Overwrite what is there, without asking.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a model in another format: for llama.cpp, in FP8, in bfloat16."""
-    with only_results_on_stdout(f"reading and writing {source}"):
+    with only_results_on_stdout(), starting():
         from farthing.weights.export import default_name, describe
         from farthing.weights.export import export as write
         from farthing.weights.sources import model_folder
-
-        chosen = model_source(source)
-        path = out or Path(default_name(chosen, to, kind))
+    chosen = model_source(source)
+    path = out or Path(default_name(chosen, to, kind))
+    if not force:
+        may_overwrite(path, ", or --force to overwrite it")
+    with only_results_on_stdout(f"reading and writing {source}"):
         notes = write(model_folder(chosen), to, path, kind)
     for note in notes:
         log(note)
@@ -48,11 +69,11 @@ def export(
 
 def inspect(source: Source, as_json: Json = False) -> None:
     """Describe a model folder: its contents, its cost to run, and the engines that would misread it."""
-    with only_results_on_stdout(f"reading {source}"):
+    with only_results_on_stdout(), starting():
         from farthing.plans.inspect import inspect as look
         from farthing.plans.inspect import inspection_text
         from farthing.weights.sources import model_folder
-
+    with only_results_on_stdout(f"reading {source}"):
         found = look(model_folder(model_source(source)))
     print_result(found, inspection_text(found), as_json)
 

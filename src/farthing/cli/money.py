@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from farthing.base.errors import UserError
+from farthing.cli.help import claim_names, recipe_names, run_names
 from farthing.cli.shared import (
     RUNS,
     DeviceName,
@@ -17,6 +19,7 @@ from farthing.cli.shared import (
     DtypeOr,
     Json,
     log,
+    may_overwrite,
     only_results_on_stdout,
     placed,
     print_result,
@@ -30,13 +33,16 @@ def plan(
         typer.Argument(
             metavar="RECIPE|MODEL|CONFIG.json",
             help="A recipe, a model (folder, hf:OWNER/NAME, pypi:NAME), or a config.json.",
+            autocompletion=recipe_names,
         ),
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on: 14.8T, 300B, 1.5e13.")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence; 4096 by default.")] = None,
     gpu: Annotated[str | None, typer.Option(help="The device: h100, a100-40gb, rtx4090, cpu, …")] = None,
     count: Annotated[int | None, typer.Option(help="How many devices; chosen if not given.")] = None,
-    precision: Annotated[str, typer.Option(help="bf16, fp16 or fp8.")] = "bf16",
+    precision: Annotated[
+        str | None, typer.Option(help="bf16, fp16 or fp8; bf16 by default, and a recipe's own dtype.")
+    ] = None,
     price: Annotated[
         float | None, typer.Option(help="Dollars per device-hour; the catalogue's by default.")
     ] = None,
@@ -61,13 +67,23 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Estimate what a run would cost before it starts, or refuse it with a reason."""
+    changes = [*(set_ or ()), *placed(device, dtype)]
+    given = {
+        "WHAT": what, "--tokens": tokens, "--seq-len": seq_len, "--gpu": gpu, "--count": count,
+        "--precision": precision, "--price": price, "--set, --device or --dtype": changes or None,
+        "--pass-rate": pass_rate, "--budget": budget, "--inference-tokens": inference_tokens,
+    }  # fmt: skip
     if validate:
+        _only("--validate", given)
         from farthing.plans.efficiency import validation_json, validation_text
 
         print_result(validation_json(), validation_text(), as_json)
         return
     if budget is not None:
-        _plan_budget(budget, gpu, count, precision, price, inference_tokens, as_json)
+        _only(
+            "--budget", given, "--gpu", "--count", "--precision", "--price", "--inference-tokens", "--budget"
+        )
+        _plan_budget(budget, gpu, count, precision or "bf16", price, inference_tokens, as_json)
         return
     from farthing import plans
     from farthing.plans.recipe import recipe_text
@@ -76,17 +92,30 @@ def plan(
 
     if what is None:
         raise UserError("say what to plan: a recipe, a model, or a config.json")
-    changes = [*(set_ or ()), *placed(device, dtype)]
-    if changes and not plans.is_recipe(what):
-        raise UserError("--set, --device and --dtype change a recipe; name one")
-    with only_results_on_stdout(f"planning {what}"):
+    if plans.is_recipe(what):
+        _only(
+            "a recipe",
+            given,
+            "WHAT",
+            "--tokens",
+            "--count",
+            "--gpu",
+            "--price",
+            "--set, --device or --dtype",
+            "--pass-rate",
+        )
+    elif changes or pass_rate is not None:
+        raise UserError("--set, --device, --dtype and --pass-rate are about a recipe; name one")
+    elif inference_tokens is not None:
+        raise UserError("--inference-tokens goes with --budget")
+    with only_results_on_stdout(f"planning {what}", libraries=True):
         found = plans.plan(
             load(what, changes) if changes else what,
             tokens=tokens,
             device=gpu,
             count=count,
             seq_len=seq_len,
-            precision=precision,
+            precision=precision or "bf16",
             price=price,
             pass_rate=pass_rate,
             say=log,
@@ -105,6 +134,14 @@ def plan(
         )
 
 
+def _only(what: str, given: Mapping[str, object], *allowed: str) -> None:
+    """Raises UserError for an option that `what` would ignore."""
+    extra = [name for name, value in given.items() if value is not None and name not in allowed]
+    if extra:
+        named = ", ".join("a recipe or model" if name == "WHAT" else name for name in extra)
+        raise UserError(f"{what} does not go with {named}; leave one of them out")
+
+
 def _plan_budget(
     dollars: str,
     gpu: str | None,
@@ -117,16 +154,17 @@ def _plan_budget(
     from farthing.base.figures import parse_amount
     from farthing.cost import devices
     from farthing.plans.budget import budget, budget_text
-    from farthing.plans.training import check_count, checked_price
+    from farthing.plans.training import check_count, check_precision, checked_price
 
     device = devices.find(gpu or "h100")
     check_count(count)
+    check_precision(precision, device)
     paid, source = checked_price(device, price)
     if paid is None:
         raise UserError(f"no price is known for {device.name}: give --price")
     served = parse_amount(inference_tokens, "--inference-tokens") if inference_tokens else None
     found = budget(
-        parse_amount(dollars, "--budget"),
+        parse_amount(dollars.strip().removeprefix("$"), "--budget", "5000, 1.5M or 2e6, in dollars"),
         device,
         paid,
         source,
@@ -174,7 +212,10 @@ def calibrate(
 
 def ledger(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run directories, or names under runs/.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="Run directories, or names under runs/.", autocompletion=run_names
+        ),
     ],
     by: Annotated[
         Literal["activity", "stage", "day", "run", "device"] | None,
@@ -225,14 +266,17 @@ def ledger(
     rows = None if by == "activity" else [(key, row) for (key,), row in spend.group(booked, by).items()]
     bought = [(f"{entry.kind}: {entry.what}", entry.cost) for run in booked for entry in run.entries]
     notes = [f"{run.name}: {note}" for run in booked for note in run.notes]
+    width = shutil.get_terminal_size((120, 24)).columns
     title = booked[0].name if len(booked) == 1 else f"{len(booked)} runs"
-    print_result(data, bill.bill_text(total, title, 120, rows, bought, notes).rstrip("\n"), as_json)
+    print_result(data, bill.bill_text(total, title, width, rows, bought, notes).rstrip("\n"), as_json)
 
 
 def claim(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME|FILE.yaml", help="A built-in claim, or your own."),
+        typer.Argument(
+            metavar="NAME|FILE.yaml", help="A built-in claim, or your own.", autocompletion=claim_names
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -253,7 +297,10 @@ def claim(
 
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN...", help="Run directories, or names under runs/.")
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...", help="Run directories, or names under runs/.", autocompletion=run_names
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Write the comparison as a page, with the plots.")] = None,
     baseline: Annotated[
@@ -266,9 +313,19 @@ def compare(
 
     found = comparing.compare(list({f.resolve(): f for f in map(_run_folder, runs)}.values()), baseline)
     if out is not None:
+        if not _is_page(out):
+            may_overwrite(out)
         comparing.write_html(found, out)
         log(f"written: {out}")
     print_result(comparing.as_json(found), comparing.as_text(found), as_json)
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page, such as an earlier comparison, which may be replaced."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(15).lower() == b"<!doctype html>"
 
 
 def _run_folder(run: str) -> Path:

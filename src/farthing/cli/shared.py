@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +14,10 @@ import typer
 
 from farthing.base.errors import UserError
 from farthing.base.terminal import one_line, say
-from farthing.base.waiting import Waiting
+from farthing.base.waiting import FIRST, Waiting
 
 RUNS = Path("runs")
+LIBRARIES = 10.0  # seconds that loading torch and its like may take without a word in a log
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Seed = Annotated[
@@ -52,16 +53,42 @@ def model_source(source: str | None) -> str:
     return str(max(finished, key=lambda path: (path / "model").lstat().st_mtime))
 
 
+def may_overwrite(path: Path, otherwise: str = "") -> None:
+    """Ask before something is overwritten.
+
+    Args:
+        otherwise: what else to do, where there is nobody to ask.
+
+    Raises:
+        UserError: if the answer is no, and where there is nobody to ask.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        say(f"{one_line(str(path))} exists; overwrite it? [y/N] ", sys.stderr, end="")
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+        raise UserError(f"{path} is left as it was; give another --out")
+    raise UserError(f"{path} exists; give another --out{otherwise}")
+
+
 @contextmanager
-def only_results_on_stdout(doing: str = "") -> Iterator[None]:
+def only_results_on_stdout(doing: str = "", libraries: bool = False) -> Iterator[None]:
     """Redirect what libraries print to stderr: stdout is for the result.
 
     Args:
         doing: said on stderr once it takes longer than two seconds; nothing by default.
+        libraries: they are loaded meanwhile, which takes seconds on some machines and is of no interest in a log.
     """
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are ten warnings before the one error
-    with redirect_stdout(sys.stderr), Waiting(doing, log) if doing else nullcontext():
+    first = LIBRARIES if libraries and not sys.stderr.isatty() else FIRST
+    with redirect_stdout(sys.stderr), Waiting(doing, log, first) if doing else nullcontext():
         yield
+
+
+def starting(quiet: bool = False) -> AbstractContextManager[object]:
+    """A context in which libraries are loaded; a terminal is told so once that takes longer than two seconds."""
+    return nullcontext() if quiet or not sys.stderr.isatty() else Waiting("starting", log)
 
 
 def print_result(data: dict[str, Any], text: str, as_json: bool) -> None:

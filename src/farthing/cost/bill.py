@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from farthing.base.figures import (
@@ -22,7 +23,78 @@ from farthing.cost.flops import CONVENTION
 from farthing.cost.ledger import LOST, Row, Summary
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
+
+
+WIDEST = 100  # characters; a wider table is hard to read across
+_GAP = 3  # between columns
+_OMITTED = (4, 3, 2, 1)  # columns left out one by one where there is no room: energy, compute, tokens, time
+
+
+@dataclass(frozen=True)
+class Bill:
+    """A bill as a table of text that rich prints in the width there is."""
+
+    title: str
+    headings: list[str]
+    """Above all columns but the first."""
+    rows: list[list[str]]
+    total: list[str]
+    notes: list[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        if self.title:
+            yield Text(self.title, style="italic")
+        kept = self._columns(options.max_width)
+        yield self._table(options.max_width, kept)
+        lost = [heading for place, heading in enumerate(self.headings, 1) if place not in kept]
+        missing = [f"left out, as there is no room here: {', '.join(lost)}"] if lost else []
+        for note in [*self.notes, *missing]:
+            yield Text(note, style="dim italic")
+
+    def _table(self, width: int, kept: Sequence[int]) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            box=box.SIMPLE,
+            show_edge=False,
+            pad_edge=False,
+            width=min(width, max(WIDEST, self._widest(kept))),
+        )
+        table.add_column("", overflow="fold")
+        for place in kept:
+            table.add_column(self.headings[place - 1], justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*(Text(row[place]) for place in (0, *kept)))
+        table.add_section()
+        table.add_row(*(Text(self.total[place]) for place in (0, *kept)), style="bold")
+        return table
+
+    def _columns(self, width: int) -> list[int]:
+        """The columns there is room for, after the first, whose names may be wrapped but not cut."""
+        kept = list(range(1, len(self.headings) + 1))
+        for place in _OMITTED:
+            if self._least(kept) > width:
+                kept.remove(place)
+        return kept
+
+    def _least(self, kept: Sequence[int]) -> int:
+        words = (word for row in self._lines() for word in row[0].split())
+        return max(map(len, words), default=0) + self._numbers(kept)
+
+    def _widest(self, kept: Sequence[int]) -> int:
+        return max(len(row[0]) for row in self._lines()) + self._numbers(kept)
+
+    def _numbers(self, kept: Sequence[int]) -> int:
+        return sum(_GAP + max(len(row[place]) for row in self._lines()) for place in kept)
+
+    def _lines(self) -> list[list[str]]:
+        return [["", *self.headings], *self.rows, self.total]
 
 
 def bill_table(
@@ -31,16 +103,12 @@ def bill_table(
     rows: Sequence[tuple[str, Row]] | None = None,
     bought: Sequence[tuple[str, float]] = (),
     notes: Sequence[str] = (),
-) -> Table:
-    """The bill as a rich table: a row per activity, a total, and footnotes on rate and source.
+) -> Bill:
+    """The bill: a row per activity, a total, and footnotes on rate and source.
 
     `rows` (name, row) replace the activities, `bought` (name, dollars) are added to the metered costs, `notes` follow
     the footnotes.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     usd = summary.total.usd + sum(cost for _, cost in bought)
     compute = column(summary.total.flops, COMPUTE, digits=4)
     energy = column(summary.total.joules, ENERGY, digits=4)
@@ -48,33 +116,17 @@ def bill_table(
     if rows is None:
         rows = [(_name(row, summary), row) for row in summary.by_activity()]
 
-    def cells(row: Row, name: str, tokens: str, time: str) -> list[Text]:
-        amounts = (compute(row.flops), energy(row.joules), money(row.usd))
-        return [Text(cell) for cell in (name, time, tokens, *amounts)]
+    def cells(row: Row, name: str, tokens: str) -> list[str]:
+        return [name, duration(row.seconds), tokens, compute(row.flops), energy(row.joules), money(row.usd)]
 
-    table = Table(
-        box=box.SIMPLE,
-        title=Text(title) if title else None,
-        title_justify="left",
-        caption=Text("\n".join([*foot(summary), *notes])),
-        caption_justify="left",
-        show_edge=False,
-        pad_edge=False,
-    )
-    table.add_column("")
     estimated = " (est.)" if summary.total.joules_are == "estimated" else ""
-    for heading in ("time", "tokens", compute.unit, energy.unit + estimated, "$"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in rows:
-        # Input and output are added: both passed through the model.
-        table.add_row(*cells(row, name, tokens(row), duration(row.seconds)))
-    for name, cost in bought:
-        table.add_row(*map(Text, (name, MISSING, MISSING, MISSING, MISSING, money(cost))))
-    table.add_section()
+    # Input and output are added: both passed through the model.
+    shown = [cells(row, name, tokens(row)) for name, row in rows]
+    shown += [[name, MISSING, MISSING, MISSING, MISSING, money(cost)] for name, cost in bought]
     # No token total: the same tokens are generated and then trained on.
-    total = cells(summary.total, "total", "", duration(summary.total.seconds))
-    table.add_row(*total[:-1], Text(money(usd)), style="bold")
-    return table
+    total = [*cells(summary.total, "total", "")[:-1], money(usd)]
+    headings = ["time", "tokens", compute.unit, energy.unit + estimated, "$"]
+    return Bill(title, headings, shown, total, [*foot(summary), *notes])
 
 
 def bill_text(

@@ -228,7 +228,7 @@ def _keys(device: Device) -> set[str]:
 
 def _nearest(name: str) -> str:
     short = [device.name if device.kind == "cpu" else device.aliases[0] for device in catalogue()]
-    near = difflib.get_close_matches(_key(name), short, n=3, cutoff=0.3)
+    near = difflib.get_close_matches(_key(name), short, n=3, cutoff=0.6)
     return f": did you mean {', '.join(near)}?" if near else f": the names known are {', '.join(short)}"
 
 

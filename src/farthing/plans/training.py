@@ -187,10 +187,7 @@ def plan_training(
     a device without it, and a latent cache larger than the one it replaces.
     """
     check_count(count)
-    if precision not in PRECISIONS:
-        raise UserError(f"--precision {precision}: must be {', '.join(PRECISIONS)}")
-    if precision == "fp8" and "float8" not in device.peak_flops:
-        raise UserError(f"{device.name} has no FP8; leave --precision at bf16")
+    check_precision(precision, device)
     if seq_len is not None and seq_len < 1:
         raise UserError(f"--seq-len {seq_len}: must be at least 1")
     seq_len = seq_len or min(SEQ_LEN, _positions(config))
@@ -223,6 +220,14 @@ def plan_training(
         remedy="" if layouts else _remedy(config, device, start, seq_len, batch, precision),
         mixture=any(layer.sparse for layer in shapes(config).layers),
     )
+
+
+def check_precision(precision: str, device: Device) -> None:
+    """Raises UserError for a precision that does not exist, and FP8 on a device without it."""
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: must be {', '.join(PRECISIONS)}")
+    if precision == "fp8" and "float8" not in device.peak_flops:
+        raise UserError(f"{device.name} has no FP8; leave --precision at bf16")
 
 
 def check_count(count: int | None) -> None:

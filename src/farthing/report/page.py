@@ -6,6 +6,7 @@ scripts and requests in case an escape is ever missed.
 """
 
 import importlib.resources
+import itertools
 from pathlib import Path
 
 import jinja2
@@ -51,6 +52,7 @@ def render(run: Run, the_bill: Bill | None, cost: CostPage | None) -> str:
     }  # fmt: skip
     template = environment.from_string((files / "report.html.jinja").read_text(encoding="utf-8"))
     found = answers.samples(run)
+    numbered = list(enumerate(found[0] if found else [], 1))
     result = answers.result(run)
     outcomes = answers.outcomes(run)
     validation = None if result or run.compared else training.validation(run)
@@ -69,7 +71,7 @@ def render(run: Run, the_bill: Bill | None, cost: CostPage | None) -> str:
             (kind, name) for kind, name in answers.OUTCOME_NAMES.items() if kind != "other" or judged
         ],
         curves=training.curves(run),
-        samples=found[0] if found else [],
+        samples=[list(group) for _, group in itertools.groupby(numbered, key=lambda one: one[1].kind)],
         sample_sentence=_sample_sentence(*found) if found else "",
         kinds=answers.KINDS,
         bill=the_bill,

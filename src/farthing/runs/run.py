@@ -427,7 +427,7 @@ def _show(finished: Run, console: Console) -> None:
     """Print the bill, the result and the next commands."""
     results = finished.results
     title = f"{results['name']} · {duration(results['wall_seconds'])}"
-    console.print(bill_table(ledger.summarise(finished.ledger), title))
+    console.print(bill_table(ledger.summarise(finished.ledger, results["wall_seconds"]), title))
     if results.get("plan"):
         console.print(beside_text(results["plan"]), highlight=False)
     for stage in results["stages"]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from typing import TextIO
 
 from farthing.base.errors import UserError
 from farthing.base.terminal import harmless, one_line
+from farthing.base.waiting import Waiting
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Reply = Callable[[list[Message]], Iterator[str]]
@@ -129,9 +130,12 @@ def _answer(reply: Reply, messages: list[Message], view: _View) -> str:
     def heard() -> Generator[str, None, None]:
         pieces = reply(list(messages))
         try:
-            for piece in pieces:
+            with view.waiting():
+                piece = next(pieces, None)
+            while piece is not None:
                 said.append(piece)
                 yield piece
+                piece = next(pieces, None)
         finally:
             close = getattr(
                 pieces, "close", None
@@ -164,6 +168,21 @@ class _View:
         self.output, self.show_thinking, self.terminal = output, show_thinking, terminal
         self.thoughts, self.words, self.in_word = 0, 0, False
         self.thinking, self.answered = False, False
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A terminal is told what takes long before the first word."""
+        hints: list[str] = []
+
+        def hint(text: str) -> None:
+            hints.append(text)
+            self.output.write(f"{_START_OF_LINE}{_DIM}{text}{_PLAIN}")
+            self.output.flush()
+
+        with Waiting("reading the conversation", hint) if self.terminal else nullcontext():
+            yield
+        if hints:
+            self.output.write(_START_OF_LINE)
 
     def write(self, thinking: bool, text: str) -> None:
         if thinking:
