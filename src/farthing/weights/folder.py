@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "tiktoken.model",
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
@@ -30,7 +31,12 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one of them makes a tokenizer
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tiktoken.model",
+    "vocab.json",
+)  # any one of them makes a tokenizer
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
@@ -211,7 +217,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    tokenizer.flatten(source, target)
+    tokenizer.finish_copy(source, target)
 
 
 def require_tokenizer(folder: Path) -> None:

@@ -85,7 +85,8 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     tokenizer, add_bos = build_tokenizer(metadata)
     add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
     bos, eos = token_id(metadata, "bos"), token_id(metadata, "eos")
-    _add_marks(tokenizer, tokens, bos if add_bos else None, eos if add_eos else None)
+    first = tokens[bos] if add_bos and bos is not None else None
+    add_marks(tokenizer, first, tokens[eos] if add_eos and eos is not None else None)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
     config: dict[str, Any] = {
@@ -206,8 +207,8 @@ def _byte_level(metadata: Metadata) -> tuple["Tokenizer", bool]:
             f"the .gguf's pre-tokenizer is {name!r}, which Farthing does not know "
             f"(it knows {', '.join(RULES)}); use the model's Hugging Face folder instead"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]
-    tokenizer = Tokenizer(_bpe(_vocabulary(metadata), merges, ignore_merges=rules.whole_words))
+    pairs = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]
+    tokenizer = Tokenizer(_bpe(_vocabulary(metadata), pairs, ignore_merges=rules.whole_words))
     if rules.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _cutter(rules)
@@ -246,7 +247,7 @@ def _sentencepiece(metadata: Metadata) -> tuple["Tokenizer", bool]:
     unknown = token_id(metadata, "unknown")
     model = _bpe(
         vocabulary,
-        list(_merges(vocabulary, metadata.get("tokenizer.ggml.scores") or [])),
+        list(merges(vocabulary, metadata.get("tokenizer.ggml.scores") or [])),
         unk_token=metadata["tokenizer.ggml.tokens"][unknown] if unknown is not None else None,
         fuse_unk=True,
         byte_fallback=True,
@@ -260,7 +261,7 @@ def _sentencepiece(metadata: Metadata) -> tuple["Tokenizer", bool]:
     return tokenizer, True
 
 
-def _merges(vocabulary: dict[str, int], scores: list[float]) -> Iterator[tuple[str, str]]:
+def merges(vocabulary: dict[str, int], scores: list[float]) -> Iterator[tuple[str, str]]:
     """Every way to join two tokens into a third, best score first.
 
     SentencePiece joins the neighbours whose union scores highest (Kudo and Richardson, arXiv:1808.06226),
@@ -278,21 +279,16 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> Iterator[tuple[s
     return ((left, right) for *_, left, right in found)
 
 
-def _add_marks(tokenizer: "Tokenizer", tokens: list[str], bos: int | None, eos: int | None) -> None:
+def add_marks(tokenizer: "Tokenizer", bos: str | None, eos: str | None) -> None:
+    """Have the tokenizer put these tokens before and behind a text that is encoded."""
     from tokenizers.processors import TemplateProcessing
 
-    before = [] if bos is None else [tokens[bos]]
-    after = [] if eos is None else [tokens[eos]]
+    before = [] if bos is None else [bos]
+    after = [] if eos is None else [eos]
     if before or after:
+        second = [f"{mark}:1" for mark in (*before, "$B", *after)]
         tokenizer.post_processor = TemplateProcessing(
             single=[*before, "$A", *after],
-            pair=[
-                *before,
-                "$A",
-                *after,
-                *(f"{mark}:1" for mark in before),
-                "$B:1",
-                *(f"{m}:1" for m in after),
-            ],
-            special_tokens=[(tokens[number], number) for number in (bos, eos) if number is not None],
+            pair=[*before, "$A", *after, *second],
+            special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in dict.fromkeys(before + after)],
         )

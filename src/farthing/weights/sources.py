@@ -30,7 +30,16 @@ _IMPORTER = (
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
-_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.jinja", "README.md", "LICENSE*"]
+_HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "tokenizer*",
+    "tiktoken.model",
+    "*.txt",
+    "*.jinja",
+    "README.md",
+    "LICENSE*",
+]
 # Subfolders and "consolidated" hold the same weights in other layouts; the pickles are never wanted.
 _HUB_IGNORED = ["*/*", "consolidated*", "*.py", *PICKLED]
 
