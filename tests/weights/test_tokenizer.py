@@ -228,6 +228,22 @@ def test_a_mark_around_the_text_that_is_no_token(make: Folder) -> None:
 
 
 @pytest.mark.parametrize(
+    "single", [[{"SpecialToken": {"id": "<no>", "type_id": 0}}], [{"Sequence": {"id": "B", "type_id": 0}}]]
+)
+def test_a_panic_of_the_library_is_one_line(
+    single: Any, make: Folder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = tokens()
+    made.post_processor = processors.TemplateProcessing(single="<a> $A", special_tokens=[("<a>", 258)])
+    folder = make(made=made)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["post_processor"]["single"] = single
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    assert "damaged" in said(folder)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"added_tokens_decoder": ["<b>"]},

@@ -280,7 +280,12 @@ def _content(value: Any) -> str | None:
 
 def _check_ids(tokens: Tokenizer, folder: Path, size: int | None) -> None:
     """Refuse ids that the model's vocabulary, `size` entries, does not have, and marks that are no tokens."""
-    strange = [number for number in tokens.encode("").ids if tokens.id_to_token(number) is None]
+    try:
+        with _no_panic():
+            around = tokens.encode("").ids
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{folder}: the tokenizer is damaged ({_line(error)}); download it again") from None
+    strange = [number for number in around if tokens.id_to_token(number) is None]
     if strange:
         raise UserError(
             f"{folder}: the tokenizer puts the id {strange[0]} around a text, which it does not have"
