@@ -98,7 +98,7 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     bos, eos = token_id(metadata, "bos"), token_id(metadata, "eos")
     first = tokens[bos] if add_bos and bos is not None else None
     add_marks(tokenizer, first, tokens[eos] if add_eos and eos is not None else None)
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
 
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

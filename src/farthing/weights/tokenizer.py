@@ -77,7 +77,7 @@ def finish_copy(source: Path, target: Path) -> None:
     changed = dict(settings)
     if is_old:
         read = read_tokenizer(source)
-        read.tokens.save(str(target / "tokenizer.json"), pretty=False)
+        (target / "tokenizer.json").write_text(read.tokens.to_str(), encoding="utf-8")
         changed = changed | read.marks | {"tokenizer_class": "PreTrainedTokenizerFast"}
         changed.pop("auto_map", None)
     if (source / FOLDER).is_dir():
