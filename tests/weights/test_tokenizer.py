@@ -99,6 +99,9 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {"eos_token": "<a>"},
         "special_tokens_map": {"eos_token": token("</s>"), "additional_special_tokens": ["<b>"]},
     },
+    "marks that are asked for": {"settings": {"add_bos_token": True, "bos_token": "<a>", "eos_token": "<b>"}},
+    "another class": {"settings": {"tokenizer_class": "TokenizersBackend", "added_tokens_decoder": DECODER}},
+    "no class": {"settings": {"tokenizer_class": None, "extra_special_tokens": ["<b>"], "add_prefix_space": True}},
     "a name of its own": {"settings": {"image_token": "<b>", "add_bos_token": True, "bos_token": None}},
 }  # fmt: skip
 
@@ -112,6 +115,7 @@ def test_named_tokens_are_transformers(name: str, make: Folder) -> None:
     theirs, ours = AutoTokenizer.from_pretrained(folder), Ours(folder)
     ids = ours.raw_encode(TEXT)
     assert ids == theirs.encode(TEXT, add_special_tokens=False)
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert len(ours) == len(theirs)
     added = {number: str(added) for number, added in theirs.added_tokens_decoder.items() if added.special}
