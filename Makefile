@@ -66,7 +66,7 @@ $(BIN)/python:
 
 # reasoning-gym without pycosat, the one part of it that would be compiled.
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[dev,data,gym-parts]'
+	$(INSTALL) -e '.[dev,data,gym-parts,sentencepiece]'
 	$(INSTALL) --no-deps reasoning-gym
 	@touch $@
 

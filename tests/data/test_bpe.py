@@ -149,3 +149,16 @@ def test_a_vocabulary_that_cannot_be(tmp_path: Path) -> None:
     most = int(str(raised.value).split()[-1])
     train_tokenizer(TEXTS, most, tmp_path)
     assert len(Tokenizer(tmp_path)) == most
+
+
+def test_a_vocabulary_beyond_any_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at most 1,000,000"):
+        train_tokenizer(["text"], 10**10, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """The library's own way of saving raises a bare Exception, which nothing above could tell from a bug."""
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        train_tokenizer(["hello there world 12 the fox"] * 30, 275, tmp_path)

@@ -194,7 +194,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 
 def test_an_old_tokenizer_that_cannot_be_converted(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"junk")
-    with pytest.raises(UserError, match="cannot be converted"):
+    with pytest.raises(UserError, match=r"tokenizer\.model"):
         Tokenizer(tmp_path)
 
 

@@ -99,6 +99,9 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {"eos_token": "<a>"},
         "special_tokens_map": {"eos_token": token("</s>"), "additional_special_tokens": ["<b>"]},
     },
+    "marks that are asked for": {"settings": {"add_bos_token": True, "bos_token": "<a>", "eos_token": "<b>"}},
+    "another class": {"settings": {"tokenizer_class": "TokenizersBackend", "added_tokens_decoder": DECODER}},
+    "no class": {"settings": {"tokenizer_class": None, "extra_special_tokens": ["<b>"], "add_prefix_space": True}},
     "a name of its own": {"settings": {"image_token": "<b>", "add_bos_token": True, "bos_token": None}},
 }  # fmt: skip
 
@@ -112,6 +115,7 @@ def test_named_tokens_are_transformers(name: str, make: Folder) -> None:
     theirs, ours = AutoTokenizer.from_pretrained(folder), Ours(folder)
     ids = ours.raw_encode(TEXT)
     assert ids == theirs.encode(TEXT, add_special_tokens=False)
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert len(ours) == len(theirs)
     added = {number: str(added) for number, added in theirs.added_tokens_decoder.items() if added.special}
@@ -225,6 +229,22 @@ def test_a_mark_around_the_text_that_is_no_token(make: Folder) -> None:
     made = tokens()
     made.post_processor = processors.TemplateProcessing(single="<a> $A", special_tokens=[("<a>", 299)])
     assert "299" in said(make(made=made))
+
+
+@pytest.mark.parametrize(
+    "single", [[{"SpecialToken": {"id": "<no>", "type_id": 0}}], [{"Sequence": {"id": "B", "type_id": 0}}]]
+)
+def test_a_panic_of_the_library_is_one_line(
+    single: Any, make: Folder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = tokens()
+    made.post_processor = processors.TemplateProcessing(single="<a> $A", special_tokens=[("<a>", 258)])
+    folder = make(made=made)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["post_processor"]["single"] = single
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    assert "damaged" in said(folder)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

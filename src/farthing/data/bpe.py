@@ -21,6 +21,7 @@ USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 SPECIAL = (BOS, EOS, PAD, USER, ASSISTANT)  # ids 0 to 4; 0 and 1 are DeepSeek's bos and eos too
 THINK = ("<think>", "</think>")  # ordinary tokens: readers see them
 LLAMA_CPP_PRE = "smollm"
+MOST = 1_000_000  # entries of a vocabulary; the trainer takes memory for each, used or not
 
 # DeepSeek's format, except that the assistant's thinking in earlier turns stays.
 CHAT_TEMPLATE = f"""\
@@ -62,6 +63,8 @@ def train_tokenizer(
     least = 256 + len(special) + len(THINK)
     if vocab_size < least:
         raise UserError(f"vocab_size {vocab_size} is too small: bytes and marks alone are {least}; raise it")
+    if vocab_size > MOST:
+        raise UserError(f"vocab_size {vocab_size:,} is more than any text fills; give at most {MOST:,}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -83,7 +86,7 @@ def train_tokenizer(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, 0)]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     write_json(
         folder / "tokenizer_config.json",
         {

@@ -152,7 +152,7 @@ class Tokenizer:
         stops: set[int] = set() if self.eos_id is None else {self.eos_id}
         for name in ("generation_config.json", "config.json"):
             given = read_optional(self.folder / name).get("eos_token_id")
-            stops.update(i for i in (given if isinstance(given, list) else [given]) if isinstance(i, int))
+            stops.update(i for i in (given if isinstance(given, list) else [given]) if type(i) is int)
         return frozenset(stops | self._turn_end())
 
     def _turn_end(self) -> set[int]:

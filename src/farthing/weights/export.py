@@ -18,7 +18,7 @@ from farthing.weights.check import Checked, check
 from farthing.weights.folder import TOKENIZER_FILES, write_tensors
 from farthing.weights.fp8 import BLOCK, QUANTIZATION_CONFIG, SCALE, Weights, is_quantised, quantise
 from farthing.weights.gguf_write import TYPES, export_gguf
-from farthing.weights.tokenizer import flatten
+from farthing.weights.tokenizer import finish_copy
 
 FORMATS = ("gguf", "hf-fp8", "hf-bf16")
 _CARRIED = (*TOKENIZER_FILES, "README.md")
@@ -58,7 +58,7 @@ def export(folder: Path, to: str, out: Path, kind: str = "f16") -> list[str]:
         for name in _CARRIED:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
-        flatten(folder, temporary)
+        finish_copy(folder, temporary)
         write_tensors(temporary, _fp8(model) if to == "hf-fp8" else _bfloat16(model))
         write_json(temporary / "config.json", written)
     return notes

@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "tiktoken.model",
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
@@ -33,19 +34,12 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one of them makes a tokenizer
+# any one of them makes a tokenizer
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+# bytes of a number of each type in a safetensors file
 BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "U8": 1,
-    "BOOL": 1,
-}
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
@@ -265,7 +259,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    tokenizer.flatten(source, target)
+    tokenizer.finish_copy(source, target)
 
 
 def require_tokenizer(folder: Path) -> None:

@@ -38,6 +38,15 @@ _DEEPSEEK3 = (
     r"'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+# Letters with a case, as the Unicode of DeepSeek's first tokenizers knew them
+_CASED = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫ"
+    "ᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹ"
+    "ℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+_CJK = "[一-龥\u0800-一가-\ud7ff]+"
+_DEEPSEEK_LLM = ("[\r\n]", rf"\s?[{_CASED}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+")
+_DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
@@ -69,6 +78,8 @@ RULES = {
     "smaug-bpe": Rules((_LLAMA3,)),
     "qwen2": _QWEN2_RULES,
     "deepseek-r1-qwen": _QWEN2_RULES,
+    "deepseek-llm": Rules(_DEEPSEEK_LLM, add_bos=True),
+    "deepseek-coder": Rules(_DEEPSEEK_CODER, add_bos=True),
     "deepseek-v3": Rules(_DEEPSEEK3, add_bos=True),
     "tekken": Rules((_TEKKEN,), whole_words=True, add_bos=True),
 }
@@ -85,8 +96,9 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     tokenizer, add_bos = build_tokenizer(metadata)
     add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
     bos, eos = token_id(metadata, "bos"), token_id(metadata, "eos")
-    _add_marks(tokenizer, tokens, bos if add_bos else None, eos if add_eos else None)
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    first = tokens[bos] if add_bos and bos is not None else None
+    add_marks(tokenizer, first, tokens[eos] if add_eos and eos is not None else None)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
 
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -206,8 +218,8 @@ def _byte_level(metadata: Metadata) -> tuple["Tokenizer", bool]:
             f"the .gguf's pre-tokenizer is {name!r}, which Farthing does not know "
             f"(it knows {', '.join(RULES)}); use the model's Hugging Face folder instead"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]
-    tokenizer = Tokenizer(_bpe(_vocabulary(metadata), merges, ignore_merges=rules.whole_words))
+    pairs = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]
+    tokenizer = Tokenizer(_bpe(_vocabulary(metadata), pairs, ignore_merges=rules.whole_words))
     if rules.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _cutter(rules)
@@ -246,7 +258,7 @@ def _sentencepiece(metadata: Metadata) -> tuple["Tokenizer", bool]:
     unknown = token_id(metadata, "unknown")
     model = _bpe(
         vocabulary,
-        list(_merges(vocabulary, metadata.get("tokenizer.ggml.scores") or [])),
+        list(merges(vocabulary, metadata.get("tokenizer.ggml.scores") or [])),
         unk_token=metadata["tokenizer.ggml.tokens"][unknown] if unknown is not None else None,
         fuse_unk=True,
         byte_fallback=True,
@@ -260,7 +272,7 @@ def _sentencepiece(metadata: Metadata) -> tuple["Tokenizer", bool]:
     return tokenizer, True
 
 
-def _merges(vocabulary: dict[str, int], scores: list[float]) -> Iterator[tuple[str, str]]:
+def merges(vocabulary: dict[str, int], scores: list[float]) -> Iterator[tuple[str, str]]:
     """Every way to join two tokens into a third, best score first.
 
     SentencePiece joins the neighbours whose union scores highest (Kudo and Richardson, arXiv:1808.06226),
@@ -278,21 +290,16 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> Iterator[tuple[s
     return ((left, right) for *_, left, right in found)
 
 
-def _add_marks(tokenizer: "Tokenizer", tokens: list[str], bos: int | None, eos: int | None) -> None:
+def add_marks(tokenizer: "Tokenizer", bos: str | None, eos: str | None) -> None:
+    """Have the tokenizer put these tokens before and behind a text that is encoded."""
     from tokenizers.processors import TemplateProcessing
 
-    before = [] if bos is None else [tokens[bos]]
-    after = [] if eos is None else [tokens[eos]]
+    before = [] if bos is None else [bos]
+    after = [] if eos is None else [eos]
     if before or after:
+        second = [f"{mark}:1" for mark in (*before, "$B", *after)]
         tokenizer.post_processor = TemplateProcessing(
             single=[*before, "$A", *after],
-            pair=[
-                *before,
-                "$A",
-                *after,
-                *(f"{mark}:1" for mark in before),
-                "$B:1",
-                *(f"{m}:1" for m in after),
-            ],
-            special_tokens=[(tokens[number], number) for number in (bos, eos) if number is not None],
+            pair=[*before, "$A", *after, *second],
+            special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in dict.fromkeys(before + after)],
         )

@@ -7,6 +7,7 @@ all, is refused: a model that reads other ids than it was trained on still answe
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from farthing.weights.folder import read_config, require_tokenizer
 from farthing.weights.gguf_tokenizer import CONTROL, NORMAL, RULES, UNUSED, USER_DEFINED
 from farthing.weights.tokenizer import FolderTokenizer, read_optional, read_tokenizer
 
+_DIGIT, _DIGITS = r"\p{N}", re.compile(r"\d\d")
 _COMPOSES = (
     "differs: this tokenizer composes characters before it splits text (NFC), llama.cpp does not; a letter and its "
     "accent written as two characters get other tokens there"
@@ -129,10 +131,15 @@ def _name(folder: Path, data: dict[str, Any], given: Any) -> str:
     whole_words = bool(data["model"].get("ignore_merges"))
     cutting = _cutting(data.get("pre_tokenizer"))
     if cutting is not None:
+        same = [cutting]
+        if cutting[0][-1:] == (_DIGIT,) and not any(
+            _DIGITS.search(token) for token in data["model"]["vocab"]
+        ):
+            same.append(((*cutting[0][:-1], _DIGIT + "+"), cutting[1]))  # no two digits are ever one token
         fitting = [
             name
             for name, rules in RULES.items()
-            if (rules.split, rules.single_digits, rules.whole_words) == (*cutting, whole_words)
+            if (rules.split, rules.single_digits) in same and rules.whole_words == whole_words
         ]
         if fitting:
             return str(given) if given in fitting else fitting[0]
@@ -153,6 +160,8 @@ def _cutting(pre_tokenizer: Any) -> tuple[tuple[str, ...], bool] | None:
         pattern = step.get("pattern")
         if step.get("type") == "Digits" and step.get("individual_digits") and not patterns:
             digits = True
+        elif step.get("type") == "Digits" and step.get("individual_digits") and step is steps[-2]:
+            patterns.append(_DIGIT)
         elif (
             step.get("type") == "Split"
             and isinstance(pattern, dict)

@@ -33,7 +33,16 @@ _IMPORTER = (
 _MAX_CARD = 100_000  # characters of a model card that are read for its licence
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
-_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.jinja", "README.md", "LICENSE*"]
+_HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "tokenizer*",
+    "tiktoken.model",
+    "*.txt",
+    "*.jinja",
+    "README.md",
+    "LICENSE*",
+]
 # Subfolders and "consolidated" hold the same weights in other layouts; the pickles are never wanted.
 _HUB_IGNORED = ["*/*", "consolidated*", "*.py", *PICKLED]
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 SETTINGS, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+OLDER = ("tokenizer.model", "tiktoken.model", "vocab.json")  # what a tokenizer can be converted from
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which is half a character
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -62,15 +63,27 @@ def read_tokenizer(folder: Path) -> FolderTokenizer:
     return FolderTokenizer(tokens, marks, settings)
 
 
-def flatten(source: Path, target: Path) -> None:
-    """Finish the copy of a tokenizer's files: chat templates in a folder of their own become settings, since a model
-    folder that is written has no folders inside."""
-    if not (source / FOLDER).is_dir():
+def finish_copy(source: Path, target: Path) -> None:
+    """Write into `target`, a copy of a folder's tokenizer files, what readers of model folders expect there.
+
+    A tokenizer of another kind is converted, so that it needs no code of its own; chat templates in a folder of their
+    own become settings, since a model folder that is written has no folders inside. Raises UserError as
+    `read_tokenizer` does.
+    """
+    is_old = not (source / "tokenizer.json").is_file() and any((source / name).is_file() for name in OLDER)
+    if not is_old and not (source / FOLDER).is_dir():
         return
     settings = read_optional(source / SETTINGS)
-    settings["chat_template"] = as_setting(read_templates(source, settings))
-    write_json(target / SETTINGS, settings)
-    (target / FILE).unlink(missing_ok=True)
+    changed = dict(settings)
+    if is_old:
+        read = read_tokenizer(source)
+        (target / "tokenizer.json").write_text(read.tokens.to_str(), encoding="utf-8")
+        changed = changed | read.marks | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        changed.pop("auto_map", None)
+    if (source / FOLDER).is_dir():
+        changed["chat_template"] = as_setting(read_templates(source, settings))
+        (target / FILE).unlink(missing_ok=True)
+    write_json(target / SETTINGS, changed)
 
 
 def read_optional(path: Path) -> dict[str, Any]:
@@ -267,7 +280,12 @@ def _content(value: Any) -> str | None:
 
 def _check_ids(tokens: Tokenizer, folder: Path, size: int | None) -> None:
     """Refuse ids that the model's vocabulary, `size` entries, does not have, and marks that are no tokens."""
-    strange = [number for number in tokens.encode("").ids if tokens.id_to_token(number) is None]
+    try:
+        with _no_panic():
+            around = tokens.encode("").ids
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{folder}: the tokenizer is damaged ({_line(error)}); download it again") from None
+    strange = [number for number in around if tokens.id_to_token(number) is None]
     if strange:
         raise UserError(
             f"{folder}: the tokenizer puts the id {strange[0]} around a text, which it does not have"
