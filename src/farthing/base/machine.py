@@ -26,7 +26,7 @@ def cpu_cores() -> int:
 
 @functools.cache
 def quota() -> int:
-    """Cores that the container grants, a part of one rounded up; as it was at the first call, which reads many files."""
+    """Cores that the container grants, a part of one rounded up: as at the first call, which reads many files."""
     return min(map(math.ceil, _quotas()), default=1 << 30)
 
 

@@ -44,6 +44,7 @@ from farthing.runs.folder import (
     source_commit,
 )
 from farthing.runs.live import LiveView
+from farthing.runs.memory import within_memory
 from farthing.stages import kind
 from farthing.stages.at import At, Models
 from farthing.tasks import Item, gym
@@ -146,7 +147,10 @@ class _Work:
                             assert current is not None
                             self._evaluate("before", current, items, pool)
                         self.meter.stage = name
-                        kind(stage.kind).run(stage, current, self._at(folder, stage, items, pool))
+                        with within_memory(
+                            self.place, number, stage, read_config(current) if current else None
+                        ):
+                            kind(stage.kind).run(stage, current, self._at(folder, stage, items, pool))
                     current = folder / "model"
                 assert current is not None
                 self.meter.stage = "99-final"
@@ -203,7 +207,7 @@ class _Work:
         self._say(f"evaluating {name} training: {len(items)} held-out questions")
         with self.meter.span("load"):
             model = self.models.to_ask(folder)
-        with self.meter.span("evaluate") as span:
+        with within_memory(self.place), self.meter.span("evaluate") as span:
             records, work = evaluate(
                 model,
                 items,
@@ -296,12 +300,13 @@ class _Work:
             "dtype_why": self.place.why,
             "isa": processor.isa(),
             "kernels": "reference" if reference_only() else "auto",
+            "memory_gb_of_stages": [getattr(stage, "memory_gb", None) for stage in self.recipe.stages],
             "seed": self.recipe.seed,
             "commit": source_commit(),
             "started": earlier.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "attempts": earlier.get("attempts", 0) + 1,
         }
-        for key in ("torch", "threads", "cpu", "computed_on", "isa", "kernels"):
+        for key in ("torch", "threads", "cpu", "computed_on", "isa", "kernels", "memory_gb_of_stages"):
             if key in earlier and earlier[key] != facts[key]:
                 self._say(
                     f"{key} was {earlier.get(key)}, now {facts[key]}: the weights may differ in the last bits"
