@@ -20,6 +20,7 @@ from rich.console import Console
 
 from farthing import __version__, plans
 from farthing.base import processor
+from farthing.base.arguments import takes
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import duration
@@ -80,6 +81,7 @@ class Run:
         return read_json(self.run_dir / "lineage.json", put_back(self.run_dir))
 
 
+@takes(recipe=(str, Path, Recipe), run_dir=(str, Path, None), quiet=(bool,))
 def run(recipe: Recipe | str | Path, run_dir: Path | str | None = None, quiet: bool = False) -> Run:
     """Run a recipe to its end, or continue it.
 
