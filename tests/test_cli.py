@@ -220,6 +220,68 @@ def test_an_interrupted_run_says_how_to_go_on(run: Run, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_pressed_again_and_again_it_is_one_sentence(kind: signal.Signals, tmp_path: Path) -> None:
+    code = """
+import atexit, os, signal, sys, time, types
+kind = signal.Signals(int(sys.argv.pop(1)))
+def press():
+    os.kill(os.getpid(), kind)
+    time.sleep(0.01)
+def run(*_):
+    try:
+        press()
+    finally:
+        press()
+sys.modules["farthing.runs"] = types.ModuleType("farthing.runs")
+sys.modules["farthing.runs"].run = run
+atexit.register(press)
+import farthing.cli
+log = farthing.cli.log
+farthing.cli.log = lambda text: (press(), log(text), press())
+farthing.cli.main()
+"""
+    process = python(code, str(int(kind)), "run", "quickstart", cwd=tmp_path, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "farthing: interrupted; run the same command again to continue\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(28, "No space left on device", "x/y"),
+            "x/y: no disk space left; free some space or choose another",
+        ),
+        (OSError(27, "File too large"), "a file may not be that large here, see `ulimit -f`"),
+        (OSError(36, "File name too long", "x" * 300), "File name too long"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            "x: Permission denied; change that or choose another place",
+        ),
+        (MemoryError(), "there is not enough memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "there is not enough memory",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_one_sentence_and_exit_2(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def refused(*_: Any) -> None:
+        raise error
+
+    module(monkeypatch, "farthing.runs", run=refused)
+    code, out, errors = run("run", "quickstart")
+    assert (code, out) == (2, "")
+    assert errors.startswith("farthing: ")
+    assert line in errors
+    assert errors.count("\n") == 1
+    assert len(errors) < 250
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_signals_unwind_and_exit_130(kind: signal.Signals, tmp_path: Path) -> None:
     code = """
 import pathlib, sys, time, types

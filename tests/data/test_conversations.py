@@ -314,3 +314,23 @@ def test_the_lint_names_what_is_wrong(template: str, what: list[str], tmp_path: 
     assert len(found) == len(what)
     assert all(part in sentence for part, sentence in zip(what, found, strict=True))
     assert all("\n" not in sentence for sentence in found)
+
+
+def test_half_a_character_in_a_message_is_a_broken_row_like_any_other(tmp_path: Path) -> None:
+    good = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    rows = [[{**good[0], "content": "a\ud800"}, good[1]], [good[0], {**good[1], "content": "\udfff"}], good,
+            [{**good[0], "role": "\ud800" * 1000}, good[1]], [{**good[0], "role": [1] * 1000}, good[1]]]  # fmt: skip
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    said: list[str] = []
+    assert list(conversations(str(path), policy="skip", on_problem=said.append)) == [good]
+    assert (
+        said[0]
+        == "chats.jsonl:1: the content of message 1 holds half a character (a lone surrogate); left out"
+    )
+    assert [line.partition(": ")[0] for line in said] == [f"chats.jsonl:{number}" for number in (1, 2, 4, 5)]
+    for line in said:
+        line.encode()
+        assert len(line) < 400
+    with pytest.raises(UserError, match="half a character"):
+        list(conversations(str(path), policy="stop", on_problem=said.append))

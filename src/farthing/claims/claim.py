@@ -8,10 +8,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from farthing.base.arguments import takes
 from farthing.base.errors import UserError
 from farthing.base.limits import named
 from farthing.base.schema import Strict, checked, parse_text, read_yaml
@@ -164,12 +166,13 @@ class Claim(Strict):
             yield part.name, part.model_copy(update=inherited)
 
 
-def load(name_or_path: str) -> Claim:
+@takes(name_or_path=(str, Path))
+def load(name_or_path: str | Path) -> Claim:
     """Load a built-in claim by name, or your own by the path of its YAML file.
 
     Raises UserError that names the wrong key, or the nearest name of a claim.
     """
-    shipped = builtin()
+    name_or_path, shipped = str(name_or_path), builtin()
     if name_or_path in shipped:
         file = resources.files("farthing") / "claims" / f"{name_or_path}.yaml"
         return parse(parse_text(file.read_text("utf-8"), name_or_path), name_or_path)

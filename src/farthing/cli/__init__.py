@@ -7,12 +7,14 @@ Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 a mistake the user c
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import select
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,6 +24,7 @@ from farthing.base import processor
 from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import interval, percent
+from farthing.base.limits import refusal
 from farthing.base.terminal import show_traceback
 from farthing.cli import doctor, folders, help, money
 from farthing.cli.help import Commands, recipe_names, run_names
@@ -266,13 +269,20 @@ def main() -> NoReturn:
         log(f"farthing: {said} (see {name} --help)")
         code = 2
     except KeyboardInterrupt:
-        again = "; run the same command again to continue" if subcommand == "run" else ""
-        log(f"farthing: interrupted{again}")
+        with _uninterrupted():
+            again = "; run the same command again to continue" if subcommand == "run" else ""
+            log(f"farthing: interrupted{again}")
         code = 130
     except BrokenPipeError:
         if not _stdout_is_gone():
             raise
         code = 1  # stdout's reader, such as `head`, has left
+    except Exception as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        log(f"farthing: {refused}")
+        code = 2
     sys.exit(code)
 
 
@@ -290,6 +300,17 @@ def _read_line(_: str) -> str:
     if not line:
         raise EOFError
     return line
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM inside, and when the process ends: each would be one more traceback."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers])
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def _on_sigterm(*_: object) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.base.limits import shortened
 from farthing.base.machine import cpu_cores, memory_limit
 from farthing.base.processor import sysctl
 
@@ -85,7 +86,7 @@ def find(name: str) -> Device:
         rest = _tokens(name) - {f"{round(device.memory_bytes / 1e9)}gb"}
         if rest and any(rest <= _tokens(own) for own in (device.name, *device.aliases)):
             return device
-    raise UserError(f"there is no device called {name!r}{_nearest(name)}")
+    raise UserError(f"there is no device called {shortened(name)!r}{_nearest(name)}")
 
 
 def rate(device: Device, overrides: Mapping[str, float] | None = None) -> tuple[float, str]:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from farthing.base.errors import UserError
+from farthing.base.schema import given
 from farthing.data.packing import NO_LOSS, PackedBatch, ragged_batch, shuffled
-from farthing.data.text import Policy, Problems, records
+from farthing.data.text import Policy, Problems, is_unicode, records
 from farthing.data.tokenizer import Message, Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -59,9 +60,11 @@ def _mistake(messages: Any) -> str | None:
         return "the messages are not a list of {role, content}"
     for number, message in enumerate(messages, 1):
         if message.get("role") not in ROLES:
-            return f"message {number} is by {message.get('role')!r}; there are {', '.join(ROLES)}"
+            return f"message {number} is by {given(message.get('role'))}; there are {', '.join(ROLES)}"
         if not isinstance(message.get("content"), str):
             return f"the content of message {number} is not text"
+        if not is_unicode(message["content"]):
+            return f"the content of message {number} holds half a character (a lone surrogate)"
     turns = [message["role"] for message in messages]
     if turns[:1] == ["system"]:
         turns = turns[1:]

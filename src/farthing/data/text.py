@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from farthing.base.errors import UserError
 from farthing.base.limits import named
+from farthing.base.schema import given
 
 Policy = Literal["skip", "stop"]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
@@ -93,7 +94,7 @@ def documents(
         if not text.strip():
             problems.broken(place, "the document is empty")
             continue
-        if not _is_unicode(text):
+        if not is_unicode(text):
             problems.broken(place, "its text holds half a character (a lone surrogate)")
             continue
         if "\r" in text:
@@ -150,9 +151,8 @@ def _with_field(
         if not isinstance(row, dict):
             problems.broken(place, f"the row is {_kind(row)} where a JSON object belongs")
         elif field not in row:
-            problems.broken(
-                place, f"the row has no {field!r} (it has {', '.join(map(repr, row)) or 'nothing'})"
-            )
+            has = ", ".join(map(given, list(row)[:8])) + (", …" if len(row) > 8 else "")
+            problems.broken(place, f"the row has no {field!r} (it has {has or 'nothing'})")
         else:
             yield row, place
 
@@ -169,7 +169,7 @@ def _json_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any,
                     problems.other_line_ends(place)
                 if not line.strip():
                     continue
-                if not _is_unicode(line):
+                if not is_unicode(line):
                     problems.broken(place, "the line is not UTF-8")
                     continue
                 try:
@@ -255,7 +255,7 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "an object")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether UTF-8 can encode the text. Lone surrogates, which also stand for undecodable bytes, cannot be encoded."""
     try:
         text.encode()

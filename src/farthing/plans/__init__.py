@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from farthing.base.arguments import takes
 from farthing.base.device import Place, choose
 from farthing.base.errors import UserError
 from farthing.base.figures import bytes_, parse_amount
+from farthing.base.limits import named
 from farthing.cost import devices
 from farthing.cost.devices import peak
 from farthing.cost.flops import causal_pairs, flops_per_token, parameters
@@ -30,6 +32,16 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _MAX_BYTES = 10_000_000
 
 
+@takes(
+    what=(str, Path, Recipe, Mapping),
+    tokens=(str, float, None),
+    device=(str, None),
+    count=(int, None),
+    seq_len=(int, None),
+    precision=(str,),
+    price=(float, None),
+    pass_rate=(float, None),
+)
 def plan(
     what: str | Path | Recipe | Mapping[str, Any],
     *,
@@ -59,6 +71,8 @@ def plan(
 
     Raises UserError for an unreadable or unknown source, and a plan that cannot work.
     """
+    if isinstance(what, str | Path):
+        named(what)
     if isinstance(what, str | Path) and is_recipe(str(what)):
         what = load(what)
     if isinstance(what, Recipe):

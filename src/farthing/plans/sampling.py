@@ -115,7 +115,9 @@ def _stage(name: str, work: StageWork, speed: Speed, device: Device) -> StagePla
         seconds["generate"] = rounds * generate
         seconds["verify"] = START / 10 + rounds * work.sampling.answers * JUDGE
         flops += rounds * sampled
-    return StagePlan(name, seconds, flops, steps * work.tokens, _memory(work, device, speed.dtype))
+    return StagePlan(
+        name, seconds, flops, steps * work.tokens, training_memory(work, device.kind, speed.dtype)
+    )
 
 
 def _sampling(like: Answers, config: Config, speed: Speed) -> tuple[float, float]:
@@ -162,9 +164,25 @@ def _saves(work: StageWork, speed: Speed) -> float:
     return math.ceil(work.steps / work.save_every) * speed.write(12 * work.trained) + model
 
 
-def _memory(work: StageWork, device: Device, dtype: str) -> Memory:
+def fitting_gb(work: StageWork, device_kind: str, dtype: str, room: float) -> float:
+    """The largest `memory_gb` with which a stage's work fits in `room` bytes of a kind of device (`cpu`, `gpu`), to a
+    thousandth; 0 if none does."""
+    low, high = 1e-3, max(1e-3, room / 1e9)
+
+    def fits(gb: float) -> bool:
+        return training_memory(replace(work, memory_gb=gb), device_kind, dtype).total <= room
+
+    if not fits(low):
+        return 0.0
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def training_memory(work: StageWork, device_kind: str, dtype: str) -> Memory:
     """Memory of a stage on a device; float32 weights, activations and cache stand beside float32 masters."""
-    code, precision = code_of(device.kind), precision_of(dtype)
+    code, precision = code_of(device_kind), precision_of(dtype)
     at_once = tokens_per_pass(
         work.config,
         work.memory_gb,

@@ -6,7 +6,7 @@ printing a recipe must stay instant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,8 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from farthing.base.arguments import takes
 from farthing.base.device import check_device, check_dtype
 from farthing.base.errors import UserError
+from farthing.base.limits import shortened
 from farthing.base.schema import MAX_BYTES, checked, dump_text, given, nearest, parse_text, parse_value
 from farthing.recipe.kinds import GONE, Stage
 from farthing.recipe.stage import Asks
@@ -107,6 +109,7 @@ class Recipe(Strict):
         return asks
 
 
+@takes(name_or_path=(str, Path), overrides=(Sequence,), seed=(int, None))
 def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
     """Read a built-in recipe by name, or a YAML file by path.
 
@@ -125,6 +128,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | No
     return validate(data)
 
 
+@takes(data=(Mapping,))
 def validate(data: dict[str, Any]) -> Recipe:
     """Validate a recipe read from YAML or JSON. Raises UserError naming up to three wrong keys."""
     stages = data.get("stages")
@@ -135,6 +139,7 @@ def validate(data: dict[str, Any]) -> Recipe:
     return checked(Recipe, data)
 
 
+@takes(text=(str,))
 def parse_tasks(text: str) -> Any:
     """A recipe's `tasks` as written on the command line: "a,b", "a=2,b=1", or YAML "{a: {config: {…}}}"."""
     if text.lstrip().startswith("{"):
@@ -179,9 +184,10 @@ def _read(name_or_path: str | Path) -> str:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         hint = nearest(name, names) or f"give the path of a YAML file, or one of {', '.join(names)}"
-        raise UserError(f"{name}: no such recipe; {hint}") from None
+        raise UserError(f"{shortened(name)}: no such recipe; {hint}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{name}: cannot be read as a recipe ({error})") from None
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{shortened(name)}: cannot be read as a recipe ({said})") from None
     if len(content) > MAX_BYTES:
         raise UserError(f"{name}: larger than 1 MB, so not a recipe; give a YAML file")
     try:

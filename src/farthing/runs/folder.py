@@ -49,7 +49,7 @@ def room_on_disk(folder: Path) -> Iterator[None]:
         if reason is None:
             raise
         remedy = "free some" if is_disk_full(error) else "change that"
-        raise UserError(f"{reason} for {folder}; {remedy} and run the same command again") from error
+        raise UserError(f"{folder}: {reason}; {remedy} and run the same command again") from error
 
 
 @contextmanager
@@ -81,8 +81,9 @@ def claim(folder: Path, recipe: Recipe) -> None:
     ).exists():  # nothing depends on the recipe yet, so a mistyped base can be corrected
         write(path, dump(recipe))
         return
-    # Device and dtype may change between attempts; `place_of` decides.
-    ours, theirs = (r.model_dump(mode="json", exclude={"device", "dtype"}) for r in (recipe, load(path)))
+    # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out.
+    free: Any = {"device": True, "dtype": True, "stages": {"__all__": {"memory_gb"}}}
+    ours, theirs = (r.model_dump(mode="json", exclude=free) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(
             f"{folder} was started with another {_first_difference(theirs, ours, '')}; "

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from farthing import __version__, plans
 from farthing.base import processor, terminal
+from farthing.base.arguments import takes
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
 from farthing.base.figures import bits, duration, interval, percent, points
@@ -47,6 +48,7 @@ from farthing.runs.folder import (
     source_commit,
 )
 from farthing.runs.live import LiveView
+from farthing.runs.memory import within_memory
 from farthing.stages import kind
 from farthing.stages.at import At, Models
 from farthing.tasks import Item, gym
@@ -82,6 +84,7 @@ class Run:
         return read_json(self.run_dir / "lineage.json", put_back(self.run_dir))
 
 
+@takes(recipe=(str, Path, Recipe, Mapping), run_dir=(str, Path, None), quiet=(bool,))
 def run(
     recipe: Recipe | Mapping[str, Any] | str | Path, run_dir: Path | str | None = None, quiet: bool = False
 ) -> Run:
@@ -98,8 +101,8 @@ def run(
         continues.
     """
     recipe = _recipe(recipe)
-    if not isinstance(run_dir, str | Path | None) or not str(run_dir):
-        raise UserError(f"run_dir is {run_dir!r}; give the path of a folder")
+    if run_dir is not None and not str(run_dir):
+        raise UserError("run_dir is empty; give the path of a folder")
     folder = named(run_dir) if run_dir is not None else Path("runs") / recipe.name
     choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
     console = terminal.console()
@@ -188,7 +191,10 @@ class _Work:
                             assert current is not None
                             self._evaluate("before", current, items, pool)
                         self.meter.stage = name
-                        kind(stage.kind).run(stage, current, self._at(folder, stage, items, pool))
+                        with within_memory(
+                            self.place, number, stage, read_config(current) if current else None
+                        ):
+                            kind(stage.kind).run(stage, current, self._at(folder, stage, items, pool))
                     current = folder / "model"
                 assert current is not None
                 self.meter.stage = "99-final"
@@ -259,7 +265,8 @@ class _Work:
         self._say(f"evaluating {name} training: {len(items)} held-out questions")
         with self.meter.span("load"), self._waiting("loading the model"):
             model = self.models.to_ask(folder)
-        with self.meter.span("evaluate") as span, self._waiting(f"evaluating {name} training") as waiting:
+        waiting = self._waiting(f"evaluating {name} training")
+        with within_memory(self.place), self.meter.span("evaluate") as span, waiting:
             records, work = evaluate(
                 model,
                 items,
@@ -365,12 +372,13 @@ class _Work:
             "dtype_why": self.place.why,
             "isa": processor.isa(),
             "kernels": "reference" if reference_only() else "auto",
+            "memory_gb_of_stages": [getattr(stage, "memory_gb", None) for stage in self.recipe.stages],
             "seed": self.recipe.seed,
             "commit": source_commit(),
             "started": earlier.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "attempts": earlier.get("attempts", 0) + 1,
         }
-        for key in ("torch", "threads", "cpu", "computed_on", "isa", "kernels"):
+        for key in ("torch", "threads", "cpu", "computed_on", "isa", "kernels", "memory_gb_of_stages"):
             if key in earlier and earlier[key] != facts[key]:
                 self._say(
                     f"{key} was {earlier.get(key)}, now {facts[key]}: the weights may differ in the last bits"

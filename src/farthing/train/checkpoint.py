@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from farthing.base.errors import UserError
-from farthing.base.files import is_disk_full, sync, write
+from farthing.base.files import sync, write
+from farthing.base.limits import is_disk_full, unwritable
 from farthing.base.seal import file_hash, intact, seal
 
 KEEP = 2
@@ -26,7 +27,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     """Write `step-NNNNNN` into the folder and remove all but the newest two.
 
     Raises:
-        UserError: when the disk is full; older checkpoints stay as they were.
+        UserError: when the disk is full or refuses it; older checkpoints stay as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final, partial = folder / f"step-{step:06d}", folder / f".step-{step:06d}.partial"
@@ -43,10 +44,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
         sync(folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if is_disk_full(error):
-            sentence = f"no disk space left for a checkpoint in {folder}; free some and run again"
-            raise UserError(sentence) from error
-        raise
+        reason = unwritable(error)
+        if reason is None:
+            raise
+        remedy = "free some" if is_disk_full(error) else "change that"
+        raise UserError(f"no checkpoint in {folder}: {reason}; {remedy} and run again") from error
     for old in _steps(folder)[:-KEEP]:
         shutil.rmtree(old)
     return final

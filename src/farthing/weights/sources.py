@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from farthing.base.arguments import takes
 from farthing.base.errors import UserError
 from farthing.base.files import locked, new_file, sync
 from farthing.base.limits import is_disk_full, named, unwritable
@@ -91,6 +92,7 @@ class Source:
         }
 
 
+@takes(source=(str, Path), cache=(str, Path, None))
 def resolve(source: str | Path, cache: Path | None = None) -> Source:
     """Find the weights named by a source string, fetching them if necessary.
 
@@ -114,6 +116,7 @@ def resolve(source: str | Path, cache: Path | None = None) -> Source:
     raise UserError(f"{text} does not exist; give {FORMS}")
 
 
+@takes(source=(str, Path, Source), cache=(str, Path, None))
 def model_folder(source: "str | Path | Source", cache: Path | None = None) -> Path:
     """A local Hugging Face folder with the source's weights; a .gguf is imported into the cache, once.
 
