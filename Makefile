@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 BENCHMARKS = $(filter-out %/side_by_side.py, $(sort $(wildcard benchmarks/*.py)))
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint test-paths test-random test-slow test-gpu bench docs clean
+.PHONY: help quickstart test lint test-paths test-random fuzz test-slow test-gpu bench docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ test-paths: .venv/.dev .venv/.model ## networks, engine, training, plans and run
 
 test-random: .venv/.dev .venv/.model ## the property tests with examples drawn anew; `make test` draws the same ones each time
 	HYPOTHESIS_PROFILE=random $(BIN)/pytest -m 'hypothesis and not slow and not gpu' $(PYTEST_ARGS)
+
+fuzz: .venv/.dev .venv/.model ## thousands of damaged files for each reader, drawn anew; FUZZ=100000 tries so many
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest tests/fuzz $(PYTEST_ARGS)
 
 test-slow: .venv/.dev .venv/.model ## the tests that take minutes
 	$(BIN)/pytest -m 'slow and not gpu' $(PYTEST_ARGS)

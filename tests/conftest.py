@@ -25,6 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # judged by what it changes; `make test-random` draws others.
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None)
+settings.register_profile("fuzz", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
