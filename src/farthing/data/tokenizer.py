@@ -46,9 +46,7 @@ class Tokenizer:
         added = self._tokens.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         self.stop_ids = self._stop_ids()
-        self.vocab_size = 1 + max(
-            self._tokens.get_vocab().values(), default=-1
-        )  # ids are below it, gaps or not
+        self.vocab_size = read.vocab_size  # ids are below it, gaps or not
 
     def __len__(self) -> int:
         """Number of tokens, added ones included; the ids may have gaps, and the model's vocabulary may be padded."""

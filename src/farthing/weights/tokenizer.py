@@ -34,12 +34,13 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class FolderTokenizer:
-    """A folder's tokenizer: the `tokens` themselves, the `marks` (bos_token, eos_token …) as text, and the `settings`
-    of tokenizer_config.json."""
+    """A folder's tokenizer: the `tokens` themselves, the `marks` (bos_token, eos_token …) as text, the `settings` of
+    tokenizer_config.json, and the number that all ids are below."""
 
     tokens: Tokenizer
     marks: dict[str, str]
     settings: dict[str, Any]
+    vocab_size: int
 
 
 def read_tokenizer(folder: Path) -> FolderTokenizer:
@@ -59,8 +60,7 @@ def read_tokenizer(folder: Path) -> FolderTokenizer:
     vocab_size = read_optional(folder / "config.json").get("vocab_size")
     size = vocab_size if isinstance(vocab_size, int) and not isinstance(vocab_size, bool) else None
     marks = defaults | _complete(tokens, folder, settings, size)
-    _check_ids(tokens, folder, size)
-    return FolderTokenizer(tokens, marks, settings)
+    return FolderTokenizer(tokens, marks, settings, _checked_size(tokens, folder, size))
 
 
 def finish_copy(source: Path, target: Path) -> None:
@@ -278,8 +278,9 @@ def _content(value: Any) -> str | None:
 # ---------------------------------------------------------------- ids
 
 
-def _check_ids(tokens: Tokenizer, folder: Path, size: int | None) -> None:
-    """Refuse ids that the model's vocabulary, `size` entries, does not have, and marks that are no tokens."""
+def _checked_size(tokens: Tokenizer, folder: Path, size: int | None) -> int:
+    """One more than the highest id. Raises UserError for ids beyond the model's `size` entries, and for marks around a
+    text that are no tokens."""
     try:
         with _no_panic():
             around = tokens.encode("").ids
@@ -290,14 +291,13 @@ def _check_ids(tokens: Tokenizer, folder: Path, size: int | None) -> None:
         raise UserError(
             f"{folder}: the tokenizer puts the id {strange[0]} around a text, which it does not have"
         )
-    if size is None:
-        return
     content, highest = max(tokens.get_vocab().items(), key=lambda item: item[1], default=("", -1))
-    if highest >= size:
+    if size is not None and highest >= size:
         raise UserError(
             f"{folder}: the tokenizer has ids up to {highest} ({content!r}), but the model has {size} entries; put the "
             "model's own tokenizer in its folder"
         )
+    return highest + 1
 
 
 def _line(error: Exception) -> str:
