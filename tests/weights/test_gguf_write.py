@@ -1,5 +1,6 @@
 """Exporting .gguf: against our own importer, against llama.cpp running the file, and every refusal."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -326,3 +327,35 @@ def test_a_disk_that_fills_up_leaves_the_old_file(
     assert "no room on the disk" in said(lambda: export_gguf(folder, path))
     assert path.read_bytes() == whole
     assert not list(tmp_path.glob(".*partial*"))
+
+
+@pytest.mark.parametrize("case", DEEPSEEK_CASES)
+@pytest.mark.parametrize("kind", ["bf16", "q8_0"])
+def test_deepseek_comes_back_too(case: str, kind: str, make_folder: Make, tmp_path: Path) -> None:
+    folder = made(make_folder, case, DEEPSEEK_CASES)
+    export_gguf(folder, tmp_path / "m.gguf", kind)
+    back = import_gguf(tmp_path / "m.gguf", tmp_path / "back")
+    before, after = dict(read_tensors(folder)), dict(read_tensors(back))
+    left_out = {name for name in before if name.startswith("model.layers.3.")}  # the prediction module
+    assert before.keys() - left_out == after.keys()
+    for name in after:
+        if name.endswith("e_score_correction_bias"):
+            assert torch.equal(before[name], after[name]), name
+        elif kind == "bf16":
+            assert torch.equal(before[name].bfloat16(), after[name]), name
+        else:
+            assert (before[name].float() - after[name].float()).abs().max() < 0.02 * before[
+                name
+            ].abs().max(), name
+    one, two = load_decoder(folder, torch.float32), load_decoder(back, torch.float32)
+    [ids] = prompts()[:1]
+    with torch.no_grad():
+        apart = (one(torch.tensor([ids])) - two(torch.tensor([ids]))).abs().max()
+    assert apart < (0.2 if kind == "bf16" else 2.0), "nothing is read in another way"
+    ours, theirs = one.config, two.config
+    assert theirs == dataclasses.replace(ours, mtp_depth=0, moe=theirs.moe)
+    assert theirs.moe is not None
+    assert ours.moe is not None
+    assert dataclasses.replace(theirs.moe, groups=1, top_groups=1) == dataclasses.replace(
+        ours.moe, groups=1, top_groups=1
+    )

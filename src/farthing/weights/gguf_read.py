@@ -1,4 +1,4 @@
-"""Import a .gguf of the llama family as an ordinary Hugging Face folder in bfloat16.
+"""Import a .gguf of the llama family or of DeepSeek's as an ordinary Hugging Face folder in bfloat16.
 
 The file's quantised blocks are expanded, its tensors get their Hugging Face names, and its metadata becomes
 config.json, the tokenizer and the chat template. What cannot be converted faithfully is refused: a folder that
@@ -7,6 +7,7 @@ computes something other than its file would be worse than none.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,21 @@ import numpy as np
 
 from farthing.base.errors import UserError
 from farthing.base.files import new_folder, write_json
+from farthing.weights import gguf_deepseek
 from farthing.weights.folder import write_tensors
 from farthing.weights.gguf_file import GgufFile, Metadata, open_gguf
 from farthing.weights.gguf_file import Tensor as GgufTensor
 from farthing.weights.gguf_tokenizer import stop_ids, token_id, write_tokenizer
+from farthing.weights.layouts import decoder_config
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_CLASSES = {
+    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "deepseek2": "DeepseekV3ForCausalLM",
+}  # fmt: skip
+_LATENT = "deepseek2"
 # Keys that `_config` reads. Any other is refused, since it may change the result.
 _NUMBERS = {
     "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
@@ -43,7 +50,7 @@ _CHUNK = 16_000_000  # weights expanded at a time: bounds the float32 copies to 
 
 
 def import_gguf(path: Path, folder: Path) -> Path:
-    """Write the model in `path` (.gguf; architecture llama, qwen2 or qwen3) as the model folder `folder`.
+    """Write the model in `path` (.gguf; architecture llama, qwen2, qwen3 or deepseek2) as the model folder `folder`.
 
     The folder appears whole or not at all. Raises UserError when the file is damaged, is of another
     architecture, holds something a Hugging Face folder of that family cannot express, or does not fit on the
@@ -54,13 +61,14 @@ def import_gguf(path: Path, folder: Path) -> Path:
     metadata = file.metadata
     try:
         config = _config(file)
-        names = tensor_table(config, config["model_type"])
+        latent = metadata["general.architecture"] == _LATENT
+        names = _latent_table(config) if latent else tensor_table(config, config["model_type"])
         _check_tensors(file, names)
         parameters = sum(math.prod(shape) for _, shape in names.values())
         with new_folder(folder, needed_bytes=2 * parameters + 100 * config["vocab_size"]) as temporary:
             write_tokenizer(metadata, temporary)
             write_json(temporary / "config.json", config)
-            write_tensors(temporary, _expanded(file, names, config))
+            write_tensors(temporary, _latent(file, config) if latent else _expanded(file, names, config))
             (temporary / "README.md").write_text(_card(path, metadata), encoding="utf-8")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
@@ -78,11 +86,15 @@ def _config(file: GgufFile) -> dict[str, Any]:
         for name, value in metadata.items()
         if name.startswith(f"{architecture}.")
     }
+    latent = architecture == _LATENT
+    numbers = _NUMBERS | (gguf_deepseek.NUMBERS if latent else set())
+    known = numbers | _KNOWN_KEYS | ({"expert_weights_norm"} if latent else set())
     for key, value in given.items():
-        if key not in _KNOWN_KEYS and not (key in _NEUTRAL and value == _NEUTRAL[key]):
+        if key not in known and not (key in _NEUTRAL and value == _NEUTRAL[key]):
             raise UserError(f"it sets {architecture}.{key} to {value!r}, which Farthing cannot convert")
 
-        if key in _NUMBERS and not (type(value) in (int, float) and 0 < value < _MOST):
+        least = -1 if key in gguf_deepseek.MAY_BE_ZERO else 0
+        if key in numbers and not (type(value) in (int, float) and least < value < _MOST):
             raise UserError(f"its {architecture}.{key} is {value!r} where one positive number belongs")
 
     def need(key: str) -> Any:
@@ -92,7 +104,7 @@ def _config(file: GgufFile) -> dict[str, Any]:
 
     heads, width = int(need("attention.head_count")), int(need("embedding_length"))
     head_dim = int(given.get("attention.key_length", width // heads))
-    for key in ("attention.value_length", "rope.dimension_count"):
+    for key in ("attention.value_length", "rope.dimension_count") if not latent else ():
         if int(given.get(key, head_dim)) != head_dim:
             raise UserError(
                 f"{architecture}.{key} is {given[key]}, not the {head_dim} of its keys: not supported"
@@ -105,7 +117,7 @@ def _config(file: GgufFile) -> dict[str, Any]:
     rope = _rope(given, tensors, head_dim)
     scaled = {key: value for key, value in rope.items() if key != "rope_theta"}
     stops = stop_ids(metadata)
-    return {
+    config: dict[str, Any] = {
         "architectures": [_CLASSES[architecture]],
         "model_type": architecture,
         "vocab_size": embedding.shape[0],
@@ -135,6 +147,11 @@ def _config(file: GgufFile) -> dict[str, Any]:
         "torch_dtype": "bfloat16",
         "dtype": "bfloat16",
     }
+    if latent:
+        config |= gguf_deepseek.latent_config(given, tensors)
+        for key in ("head_dim", "use_sliding_window"):
+            del config[key]
+    return config
 
 
 def _short(value: float) -> float:
@@ -163,6 +180,9 @@ def _rope(given: dict[str, Any], tensors: dict[str, GgufTensor], head_dim: int) 
         for name in ("beta_fast", "beta_slow"):
             if f"rope.scaling.yarn_{name}" in given:
                 rope[name] = _short(given[f"rope.scaling.yarn_{name}"])
+        if "rope.scaling.yarn_log_multiplier" in given:  # of DeepSeek: a tenth of mscale_all_dim
+            mscale = _short(_short(given["rope.scaling.yarn_log_multiplier"]) * 10)
+            rope |= {"mscale": mscale, "mscale_all_dim": mscale}
         return rope
     if kind != "none":
         raise UserError(f"it scales its positions by {kind!r}, which Farthing cannot convert")
@@ -241,6 +261,32 @@ def _check_tensors(file: GgufFile, names: dict[str, tuple[str, tuple[int, ...]]]
             )
     if missing := sorted(set(names) - set(file.tensors)):
         raise UserError(f"it lacks the tensor {missing[0]}, and {len(missing) - 1} more; download it again")
+
+
+def _latent_table(config: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {
+        planned.name: (planned.sources[0], planned.shape)
+        for planned in gguf_deepseek.latent_tensors(decoder_config(config))
+    }
+
+
+def _latent(file: GgufFile, config: dict[str, Any]) -> Iterator[tuple[str, "Tensor"]]:
+    """Each tensor of a DeepSeek folder, in bfloat16, its correction in float32."""
+
+    def whole(name: str) -> "Tensor":
+        tensor = file.tensors[name]
+        if name.endswith("exp_probs_b.bias"):
+            return torch.from_numpy(np.array(tensor.rows, dtype=np.float32))
+        return _bfloat16(tensor, tensor.shape)
+
+    def part(name: str, number: int) -> "Tensor":
+        tensor = file.tensors[name]
+        one = replace(tensor, shape=tensor.shape[1:], rows=tensor.rows[number])
+        return _bfloat16(one, one.shape)
+
+    import torch
+
+    yield from gguf_deepseek.unstacked(decoder_config(config), whole, part)
 
 
 def _expanded(

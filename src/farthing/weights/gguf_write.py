@@ -10,7 +10,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from farthing.model.rotary import frequencies
 from farthing.weights.check import check, require_finite
 from farthing.weights.folder import read_config
 from farthing.weights.fp8 import Weights
+from farthing.weights.gguf_deepseek import Planned, latent_sizes, latent_tensors
 from farthing.weights.gguf_read import tensor_table
 from farthing.weights.gguf_vocabulary import tokenizer_metadata
 from farthing.weights.layouts import family
@@ -210,17 +210,6 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A tensor of the .gguf: its shape, and the folder's tensors it is stacked from, each turned by `turn`."""
-
-    name: str
-    shape: tuple[int, ...]
-    sources: tuple[str, ...]
-    source_shape: tuple[int, ...]
-    turn: Callable[[Tensor], Tensor] | None = None
-
-
 def sizes(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """The file's keys under the architecture's name.
 
@@ -243,7 +232,7 @@ def sizes(config: ModelConfig, architecture: str) -> dict[str, Any]:
         "rope.dimension_count": config.rotary_dim,
         "rope.freq_base": config.rope.theta,
     }
-    return keys | _stretching(config) | _latent_sizes(config)
+    return keys | _stretching(config) | latent_sizes(config)
 
 
 def _stretching(config: ModelConfig) -> dict[str, Any]:
@@ -275,39 +264,6 @@ def _stretching(config: ModelConfig) -> dict[str, Any]:
     return keys
 
 
-def _latent_sizes(config: ModelConfig) -> dict[str, Any]:
-    """Keys of `deepseek2` alone."""
-    mla, moe = config.mla, config.moe
-    if mla is None:
-        return {}
-    if moe is None or moe.shared < 1:
-        raise UserError(
-            "config.json: llama.cpp's deepseek2 needs routed and shared experts, and this model lacks them"
-        )
-    if moe.groups > 1 and not moe.bias:
-        raise UserError(
-            "config.json: llama.cpp ranks groups of experts by their best two, this model by the best one; a .gguf "
-            "of it would choose other experts"
-        )
-    return {
-        "attention.q_lora_rank": mla.q_lora_rank
-        or 0,  # always written: llama.cpp requires it unless it knows the model
-        "attention.kv_lora_rank": mla.kv_lora_rank,
-        "attention.key_length_mla": mla.qk_dim,
-        "attention.value_length_mla": mla.v_dim,
-        "leading_dense_block_count": moe.first_dense,
-        "expert_count": moe.experts,
-        "expert_used_count": moe.top_k,
-        "expert_shared_count": moe.shared,
-        "expert_feed_forward_length": moe.expert_size,
-        "expert_group_count": moe.groups,
-        "expert_group_used_count": moe.top_groups,
-        "expert_weights_scale": moe.scale,
-        "expert_weights_norm": moe.normalise,
-        "expert_gating_func": {"softmax": 1, "sigmoid": 2}[moe.scoring],
-    }
-
-
 def rope_divisors(config: ModelConfig) -> np.ndarray[Any, Any] | None:
     """Divisor of each frequency, [R/2] float32: llama3's scaling as a .gguf stores it."""
     if config.rope.kind != "llama3":
@@ -319,7 +275,7 @@ def rope_divisors(config: ModelConfig) -> np.ndarray[Any, Any] | None:
 
 def tensors(config: ModelConfig, architecture: str) -> list[Planned]:
     """The file's tensors in order, `rope_divisors` apart."""
-    return list(_latent_tensors(config) if config.mla else _plain_tensors(config, architecture))
+    return list(latent_tensors(config) if config.mla else _plain_tensors(config, architecture))
 
 
 def _plain_tensors(config: ModelConfig, architecture: str) -> Iterator[Planned]:
@@ -346,61 +302,3 @@ def _neighbours(heads: int) -> Callable[[Tensor], Tensor]:
         return per_head.transpose(1, 2).reshape(rows.shape)
 
     return turn
-
-
-def _latent_tensors(config: ModelConfig) -> Iterator[Planned]:
-    """DeepSeek's tensors: kv_b split in two for absorbed attention, each layer's experts stacked."""
-    mla, moe, width = config.mla, config.moe, config.hidden_size
-    assert mla is not None
-    assert moe is not None
-    heads, rank = config.num_heads, mla.kv_lora_rank
-
-    def same(name: str, source: str, *shape: int) -> Planned:
-        return Planned(name, shape, (source,), shape)
-
-    def swiglu(block: str, layer: str, suffix: str, inner: int, experts: int = 0) -> Iterator[Planned]:
-        for part in ("gate", "up", "down"):
-            shape = (width, inner) if part == "down" else (inner, width)
-            sources = [f"{layer}.{part}_proj.weight"]
-            if experts:
-                sources = [f"{layer}.{number}.{part}_proj.weight" for number in range(experts)]
-            whole = (experts, *shape) if experts else shape
-            yield Planned(f"{block}.ffn_{part}{suffix}.weight", whole, tuple(sources), shape)
-
-    def keys(kv_b: Tensor) -> Tensor:  # [H * (P + E), L] -> [H, L, P]: a head's key projection, transposed
-        return kv_b.view(heads, -1, rank)[:, : mla.nope_dim].transpose(1, 2)
-
-    def values(kv_b: Tensor) -> Tensor:  # [H * (P + E), L] -> [H, E, L]
-        return kv_b.view(heads, -1, rank)[:, mla.nope_dim :]
-
-    yield same("token_embd.weight", "model.embed_tokens.weight", config.vocab_size, width)
-    yield same("output_norm.weight", "model.norm.weight", width)
-    if not config.tied_head:
-        yield same("output.weight", "lm_head.weight", config.vocab_size, width)
-    for number in range(config.num_layers):
-        block, layer = f"blk.{number}", f"model.layers.{number}"
-        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-        yield same(f"{block}.attn_norm.weight", f"{layer}.input_layernorm.weight", width)
-        queries = heads * mla.qk_dim
-        if mla.q_lora_rank:
-            yield same(f"{block}.attn_q_a.weight", f"{attention}.q_a_proj.weight", mla.q_lora_rank, width)
-            yield same(f"{block}.attn_q_a_norm.weight", f"{attention}.q_a_layernorm.weight", mla.q_lora_rank)
-            yield same(f"{block}.attn_q_b.weight", f"{attention}.q_b_proj.weight", queries, mla.q_lora_rank)
-        else:
-            yield same(f"{block}.attn_q.weight", f"{attention}.q_proj.weight", queries, width)
-        latent = f"{attention}.kv_a_proj_with_mqa.weight"
-        yield same(f"{block}.attn_kv_a_mqa.weight", latent, mla.cache_dim, width)
-        yield same(f"{block}.attn_kv_a_norm.weight", f"{attention}.kv_a_layernorm.weight", rank)
-        up, up_shape = (f"{attention}.kv_b_proj.weight",), (heads * (mla.nope_dim + mla.v_dim), rank)
-        yield Planned(f"{block}.attn_k_b.weight", (heads, rank, mla.nope_dim), up, up_shape, keys)
-        yield Planned(f"{block}.attn_v_b.weight", (heads, mla.v_dim, rank), up, up_shape, values)
-        yield same(f"{block}.attn_output.weight", f"{attention}.o_proj.weight", width, heads * mla.v_dim)
-        yield same(f"{block}.ffn_norm.weight", f"{layer}.post_attention_layernorm.weight", width)
-        if not config.is_moe(number):
-            yield from swiglu(block, mlp, "", config.intermediate_size)
-            continue
-        yield same(f"{block}.ffn_gate_inp.weight", f"{mlp}.gate.weight", moe.experts, width)
-        if moe.bias:
-            yield same(f"{block}.exp_probs_b.bias", f"{mlp}.gate.e_score_correction_bias", moe.experts)
-        yield from swiglu(block, f"{mlp}.experts", "_exps", moe.expert_size, moe.experts)
-        yield from swiglu(block, f"{mlp}.shared_experts", "_shexp", moe.shared * moe.expert_size)

@@ -81,7 +81,7 @@ def _from_sentencepiece(path: Path, settings: dict[str, Any]) -> tuple[Tokenizer
         ) from None
     try:
         data = path.read_bytes()
-        proto = sentencepiece_model_pb2.ModelProto.FromString(data)
+        proto = getattr(sentencepiece_model_pb2, "ModelProto").FromString(data)  # noqa: B009 - it has no types
         theirs = SentencePieceProcessor(model_proto=data)
         tokens = _rebuilt(proto, theirs.normalize("x\r\nx"), legacy=settings.get("legacy") is True)
         wrong = [text for text in _TRIALS if tokens.encode(text).ids != theirs.encode(text)]
