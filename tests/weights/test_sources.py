@@ -146,6 +146,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_remedy(
         error = said(lambda folder=folder: model_folder(path, folder))
         assert f"the cache {folder} cannot be written" in error
         assert "set FARTHING_CACHE" in error
+    assert "the cache /proc/none cannot be written" in said(lambda: model_folder(path, Path("/proc/none")))
     cache.unlink()
     cache.mkdir()
     refuse(monkeypatch, errno.EROFS)

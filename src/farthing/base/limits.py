@@ -25,7 +25,6 @@ _REFUSED = (
     errno.EACCES,
     errno.EPERM,
     errno.ENAMETOOLONG,
-    errno.EIO,
     errno.ENOTDIR,
     errno.EEXIST,
 )

@@ -160,6 +160,8 @@ def _cache(folder: Path) -> Iterator[None]:
     except Exception as error:
         refused = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error
         reason = unwritable(refused)
+        if isinstance(refused, FileNotFoundError) and not folder.exists():
+            reason = "it cannot be made"  # as below /proc
         about = Path(getattr(refused, "filename", None) or folder)
         if reason is None or not (about in folder.parents or about.is_relative_to(folder)):
             raise
