@@ -14,7 +14,6 @@ from farthing.cost.flops import (
     flops_per_token,
     forward_flops,
     mtp_flops,
-    optimizer_flops,
     parameters,
 )
 
@@ -163,13 +162,6 @@ def test_recomputation_is_beside_the_model_flops():
     assert selective == 2 * 4096 * 62 * 128 * (1536 * 192 + 512 * 256)
     assert flops(TINY, 64, recompute="selective").recompute == 0  # norms and products of elements alone
     assert flops(V3, 64, "forward", recompute="full").recompute == 0
-
-
-def test_muon_orthogonalises_each_matrix():
-    square = TINY | {"num_hidden_layers": 1, "num_key_value_heads": 4, "intermediate_size": 64}
-    assert optimizer_flops(square, "muon") == 7 * 5 * 6 * 64**3  # q, k, v, o, gate, up, down
-    assert optimizer_flops(square, "adamw") == 0
-    assert optimizer_flops(V3, "muon", mtp=False) < optimizer_flops(V3, "muon")
 
 
 def test_vectors_add_and_scale():

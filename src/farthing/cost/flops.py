@@ -28,7 +28,6 @@ Recompute = Literal["none", "selective", "full"]
 Work = Literal["forward", "backward", "train"]
 _TIMES: dict[Work, int] = {"forward": 1, "backward": 2, "train": 3}
 _LINEAR: tuple[Role, ...] = ("attention", "feedforward", "expert")
-_NEWTON_SCHULZ = 5  # iterations of Muon; torch.optim.Muon's default
 
 
 @dataclass(frozen=True)
@@ -231,27 +230,6 @@ def decode_flops(config: Mapping[str, Any], context: int) -> Flops:
         attention_full=attention,
         logits=2 * s.embed * s.vocab,
         router=2 * sum(layer.active("router") for layer in s.layers),
-    )
-
-
-def optimizer_flops(
-    config: Mapping[str, Any], optimizer: Literal["adamw", "muon"], *, mtp: bool = True
-) -> int:
-    """FLOPs of the matrix products of one optimizer step.
-
-    AdamW has none. Muon orthogonalises each matrix [a, b], a <= b, inside the layers, routers apart, by
-    Newton-Schulz (Jordan 2024): in each of 5 iterations X X^T is 2a^2b, its square 2a^3, their product with X 2a^2b.
-    """
-    if optimizer == "adamw":
-        return 0
-    s = shapes(config)
-    layers = (*s.layers, *[s.mtp] * (s.mtp_depth if mtp else 0))
-    return _NEWTON_SCHULZ * sum(
-        matrix.count * (4 * a * a * b + 2 * a**3)
-        for layer in layers
-        for matrix in layer.matrices
-        if matrix.role != "router"
-        for a, b in [sorted((matrix.inputs, matrix.outputs))]
     )
 
 

@@ -23,7 +23,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from farthing.base.figures import Range, exact, hourly, letters, money
+from farthing.base.figures import Range, exact, hourly, letters, money, range_text
 from farthing.cost.devices import Device, peak
 from farthing.plans.efficiency import Conditions, Efficiency, balance, default_devices, efficiency
 
@@ -181,7 +181,9 @@ def budget_text(found: Budget) -> str:
     ]
     for choice in found.choices:
         name = f"{choice.law} ({choice.source.split()[0]})"
-        lines.append(f"  {name:42} {_range(choice.parameters):>24} {_range(choice.tokens):>24}")
+        lines.append(
+            f"  {name:42} {range_text(choice.parameters, _short):>24} {range_text(choice.tokens, _short):>24}"
+        )
     used = (
         "as many as it is trained on" if found.inference_tokens is None else letters(found.inference_tokens)
     )
@@ -207,10 +209,6 @@ def _choices(flops: Range, inference_tokens: float | None) -> list[Choice]:
 
 def _width(parameters: float) -> float:
     return max(256.0, (parameters * _WIDTH_BY_DEPTH / 12) ** (1 / 3))
-
-
-def _range(values: Range) -> str:
-    return f"{_short(values.likely)} ({_short(values.low)} to {_short(values.high)})"
 
 
 def _short(value: float) -> str:

@@ -73,11 +73,6 @@ class PublishedRun:
         speed = self.tokens_per_second if self.use == "steady" else self.tokens / self.device_hours / 3600
         return self.per_token.model * speed / peak(self.device)
 
-    @property
-    def baseline_hours(self) -> float:
-        """Device-hours at `BASELINE` of peak."""
-        return self.per_token.model * self.tokens / (peak(self.device) * BASELINE * 3600)
-
 
 @functools.cache
 def published_runs() -> tuple[PublishedRun, ...]:
