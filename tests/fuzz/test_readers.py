@@ -26,9 +26,10 @@ from farthing.cost import ledger, spend
 from farthing.cost.bill import bill_text
 from farthing.data.conversations import conversations
 from farthing.data.text import documents
+from farthing.data.tokenizer import Tokenizer
+from farthing.plans.inspect import inspect
 from farthing.recipe import builtin, dump, load
-from farthing.weights import decoder_config
-from farthing.weights.folder import read_config, read_tensors, tensor_files
+from farthing.weights.folder import read_tensors, tensor_files
 from farthing.weights.gguf_read import import_gguf
 
 Edits = list[tuple[str, float, bytes]]
@@ -291,18 +292,62 @@ values = st.lists(st.tuples(st.integers(0, 500), st.sampled_from(VALUES)), min_s
 CONFIG = json.loads((MODEL / "config.json").read_text())
 
 
+def copy_model(place: Path) -> None:
+    for each in MODEL.iterdir():
+        (place / each.name).write_bytes(each.read_bytes())
+
+
 @target
 @given(changes=values)
 def test_a_config(place: Path, changes: list[tuple[int, Any]]) -> None:
+    copy_model(place)
     (place / "config.json").write_text(json.dumps(with_values(CONFIG, changes)))
-    one_sentence(lambda: decoder_config(read_config(place)))
+    one_sentence(lambda: inspect(place))
 
 
 @target
 @given(changes=edits)
 def test_the_text_of_a_config(place: Path, changes: Edits) -> None:
+    copy_model(place)
     (place / "config.json").write_bytes(mutated((MODEL / "config.json").read_bytes(), changes))
-    one_sentence(lambda: decoder_config(read_config(place)))
+    one_sentence(lambda: inspect(place))
+
+
+def use_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    tokenizer.decode(tokenizer.encode("hi 7"))
+    if tokenizer.has_template:
+        tokenizer.chat_ids([{"role": "user", "content": "hi"}])
+
+
+TOKENIZER = {
+    name: json.loads((MODEL / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json")
+}
+
+
+@target
+@given(name=st.sampled_from(sorted(TOKENIZER)), changes=values)
+def test_a_tokenizer(place: Path, name: str, changes: list[tuple[int, Any]]) -> None:
+    for each in MODEL.iterdir():
+        if each.suffix == ".json":
+            (place / each.name).write_bytes(each.read_bytes())
+    (place / name).write_text(json.dumps(with_values(TOKENIZER[name], changes)))
+    one_sentence(lambda: use_tokenizer(place))
+
+
+TEMPLATE = TOKENIZER["tokenizer_config.json"]["chat_template"].encode()
+
+
+@target
+@given(changes=edits)
+@example(changes=[("insert", 0.0, b"{% for a in range(10) %}")])
+@example(changes=[("insert", 0.5, b"{{ raise_exception('\xc3\xa9\n\n') }}")])
+def test_a_template(place: Path, changes: Edits) -> None:
+    for each in MODEL.iterdir():
+        if each.suffix == ".json":
+            (place / each.name).write_bytes(each.read_bytes())
+    (place / "chat_template.jinja").write_bytes(mutated(TEMPLATE, changes))
+    one_sentence(lambda: use_tokenizer(place))
 
 
 @settings(target, max_examples=target.max_examples // 3)
