@@ -64,8 +64,9 @@ PASSED = (
     "topk_group",
     "head_dim=None",
     "layer_types=",
+    "pad_token_id",
 )
-ODD: tuple[Any, ...] = (None, 0, -1, "64", True, [], {}, 1.5, 2, 10**12, float("inf"), float("nan"))
+ODD: tuple[Any, ...] = (None, -1, "64", True, [], 1.5, 10**12, float("inf"))
 SCALINGS: list[Any] = [
     {"rope_type": "yarn", "factor": 4.0},
     {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},

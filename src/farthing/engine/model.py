@@ -20,6 +20,7 @@ from farthing.engine.sampling import Sampling
 from farthing.engine.sequence import Request, Sample
 from farthing.weights import load_decoder, save_decoder
 from farthing.weights.folder import read_config
+from farthing.weights.layouts import meant
 from farthing.weights.sources import model_folder
 
 
@@ -44,8 +45,8 @@ class Model:
         stored: torch.dtype | None = None,
     ) -> None:
         self.folder = folder
-        self.hf_config: dict[str, Any] = read_config(folder)
         self.decoder = load_decoder(folder, dtype, device, stored)
+        self.hf_config: dict[str, Any] = meant(read_config(folder), self.decoder.config)
         self.tokenizer = Tokenizer(folder)
         vocabulary = self.decoder.config.vocab_size
         if (highest := self.tokenizer.vocab_size - 1) >= vocabulary:

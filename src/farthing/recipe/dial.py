@@ -183,7 +183,8 @@ def _rules(
         return overrides.get(key, value)
 
     c = int(given("hidden_size", width))
-    head = 32 if c < 512 else 64 if c < 2048 else 128
+    # heads divide the width, without which transformers refuses a llama
+    head = 32 if c < 512 else 64 if c < 2048 or c % 128 else 128
     heads = given("num_attention_heads", max(1, c // head))
     # Llama 3's four query heads for each key/value head, as far as it divides.
     groups = max(g for g in range(1, max(1, heads // 4) + 1) if heads % g == 0)

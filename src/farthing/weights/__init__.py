@@ -14,7 +14,7 @@ from farthing.model import Decoder, ModelConfig
 from farthing.model.kernels import packed
 from farthing.weights.check import check
 from farthing.weights.folder import write_folder
-from farthing.weights.layouts import copies, decoder_config, family, layout_of, places, row_order
+from farthing.weights.layouts import copies, decoder_config, layout_of, meant, places, row_order
 
 __all__ = ["check", "decoder_config", "export_tensors", "folder_config", "load_decoder", "save_decoder"]
 
@@ -105,12 +105,10 @@ def export_tensors(decoder: Decoder, hf: dict[str, Any]) -> dict[str, Tensor]:
 def folder_config(hf: dict[str, Any], config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The config.json for this network in `dtype`, with every key that other engines need."""
     name = str(dtype).removeprefix("torch.")
-    layout = layout_of(hf)
+    layout, hf = layout_of(hf), meant(hf, config)
     complete = layout.complete(hf, config) if hasattr(layout, "complete") else hf
     kept = {key: value for key, value in complete.items() if key != "quantization_config"}
-    if bool(kept.get("tie_word_embeddings")) != config.tied_head:
-        kept["tie_word_embeddings"] = config.tied_head  # what `check` found in the folder
-    return {**kept, "model_type": family(hf), "torch_dtype": name, "dtype": name}
+    return {**kept, "torch_dtype": name, "dtype": name}
 
 
 def save_decoder(decoder: Decoder, hf: dict[str, Any], folder: Path, tokenizer_from: Path | None) -> Path:

@@ -19,7 +19,7 @@ from farthing.base.errors import UserError
 from farthing.model import Decoder, ModelConfig
 from farthing.weights.folder import read_config, tensor_headers
 from farthing.weights.fp8 import Weights
-from farthing.weights.layouts import copies, decoder_config, family, layout_of, places
+from farthing.weights.layouts import copies, decoder_config, layout_of, meant, places
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _LEAST_TENSORS = 4  # of a layer, in any family
@@ -77,8 +77,7 @@ def check(folder: Path) -> Checked:
     if config.tied_head and not _same(weights, "lm_head.weight", "model.embed_tokens.weight"):
         config = replace(config, tied_head=False)
     config = _check_tensors(folder, layout, config, weights)
-    meant = {**hf, "model_type": family(hf), "tie_word_embeddings": config.tied_head}
-    return Checked(folder, meant, config, layout, weights)
+    return Checked(folder, meant(hf, config), config, layout, weights)
 
 
 def _check_tensors(folder: Path, layout: ModuleType, config: ModelConfig, weights: Weights) -> ModelConfig:

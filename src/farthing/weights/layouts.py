@@ -54,6 +54,17 @@ def decoder_config(hf: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
+def meant(hf: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """A config.json as its folder's tensors mean it: under the family's own name, with the head and the prediction
+    modules that are there."""
+    found = {**hf, "model_type": family(hf)}
+    if bool(hf.get("tie_word_embeddings")) != config.tied_head:
+        found["tie_word_embeddings"] = config.tied_head
+    if found.pop("num_mtp_layers", None) is not None or "num_nextn_predict_layers" in hf:
+        found["num_nextn_predict_layers"] = config.mtp_depth
+    return found
+
+
 def copies(layout: ModuleType, config: ModelConfig) -> dict[str, str]:
     """Tensors on disk that repeat another one, and which."""
     found: dict[str, str] = layout.copies(config) if hasattr(layout, "copies") else {}
