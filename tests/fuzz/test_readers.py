@@ -338,7 +338,7 @@ def test_a_tokenizer(place: Path, name: str, changes: list[tuple[int, Any]]) -> 
 TEMPLATE = TOKENIZER["tokenizer_config.json"]["chat_template"].encode()
 
 
-@target
+@settings(target, max_examples=target.max_examples if LONG else 60)  # each starts a process
 @given(changes=edits)
 @example(changes=[("insert", 0.0, b"{% for a in range(10) %}")])
 @example(changes=[("insert", 0.5, b"{{ raise_exception('\xc3\xa9\n\n') }}")])
