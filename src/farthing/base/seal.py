@@ -8,30 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from farthing.base.files import sha256
+
 Hashes = dict[str, str]
 _KEY = "seal"
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes(path: Path) -> Hashes:
     """The hash of a file, or of every file in a folder, by the name relative to it ("" for the file itself)."""
     if path.is_file():
-        return {"": file_hash(path)}
-    return {
-        str(file.relative_to(path)): file_hash(file) for file in sorted(path.rglob("*")) if file.is_file()
-    }
+        return {"": sha256(path)}
+    return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def changed(path: Path, recorded: Mapping[str, str]) -> Path | None:
     """A file that is gone or differs from what was recorded; None if all are as they were."""
     for name, digest in recorded.items():
         file = path / name if name else path
-        if not file.is_file() or file_hash(file) != digest:
+        if not file.is_file() or sha256(file) != digest:
             return file
     return None
 

@@ -11,7 +11,7 @@ from farthing.cost.flops import CONVENTION, decode_flops, flops_per_token, param
 from farthing.cost.memory import cache_bytes_per_token, check_latent, memory
 from farthing.model import ModelConfig
 from farthing.weights.check import check
-from farthing.weights.folder import read_config, tensor_headers
+from farthing.weights.folder import read_config
 from farthing.weights.traps import TRAPS, Facts, facts, failed_traps
 
 CONTEXT = 4096  # tokens; the length that work and memory are given at, unless the model's own is less
@@ -37,7 +37,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         )
         raise UserError(f"{error}{f' [{why}]' if why else ''}") from error
     hf, config = {**model.layout.DEFAULTS[model.hf["model_type"]], **model.hf}, model.config
-    files = {stored.file for stored in tensor_headers(folder).values()}
+    files = {stored.file for stored in model.weights.headers.values()}
     disk_bytes = sum(path.stat().st_size for path in files)
     if disk_bytes <= READ:
         for _ in model.values():

@@ -262,7 +262,7 @@ def _validation_share(
     Raises:
         UserError: for a share so small that it falls on no document.
     """
-    if pieces.has(pieces.folder / "data" / "validation"):
+    if (pieces.folder / "data" / "validation").exists():  # `corpus_of` verifies it
         return corpus_of(lambda: documents, tokenizer, pieces, "validation")
     first = next(documents, None)
     if first is None:

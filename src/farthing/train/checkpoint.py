@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from farthing.base.errors import UserError
-from farthing.base.files import sync, write
+from farthing.base.files import sha256, sync, write
 from farthing.base.limits import is_disk_full, unwritable
-from farthing.base.seal import file_hash, intact, seal
+from farthing.base.seal import intact, seal
 
 KEEP = 2
 _STATE = "state.safetensors"
@@ -36,7 +36,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
         partial.mkdir()
         save_file({name: t.contiguous() for name, t in tensors.items()}, partial / _STATE)
         sync(partial / _STATE)
-        manifest = {"step": step, "meta": meta, "sha256": {_STATE: file_hash(partial / _STATE)}}
+        manifest = {"step": step, "meta": meta, "sha256": {_STATE: sha256(partial / _STATE)}}
         write(partial / "manifest.json", json.dumps(seal(manifest)))
         if final.exists():  # the same step again after a restart from an older checkpoint
             shutil.rmtree(final)
@@ -69,7 +69,7 @@ def latest(
                 intact(manifest)
                 and manifest["step"] == _step(path)
                 and isinstance(manifest["meta"], dict)
-                and file_hash(path / _STATE) == manifest["sha256"][_STATE]
+                and sha256(path / _STATE) == manifest["sha256"][_STATE]
             ):
                 return manifest["step"], load_file(path / _STATE), manifest["meta"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from farthing.base.errors import UserError
 from farthing.model import Decoder, ModelConfig
-from farthing.weights.folder import read_config, tensor_headers
+from farthing.weights.folder import read_config
 from farthing.weights.fp8 import Weights
 from farthing.weights.layouts import copies, decoder_config, layout_of, meant, places
 
@@ -61,13 +61,13 @@ def check(folder: Path) -> Checked:
         layout, config = layout_of(hf), decoder_config(hf)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    headers = tensor_headers(folder)
+    weights = Weights(folder)
+    headers = weights.headers
     if config.num_layers * _LEAST_TENSORS > len(headers):
         raise UserError(
             f"{folder}: config.json asks for {config.num_layers:,} layers, and there are {len(headers):,} tensors; "
             "is config.json its own?"
         )
-    weights = Weights(folder)
     for name in weights:
         if headers[name].dtype not in _FLOATS:
             raise UserError(

@@ -92,7 +92,8 @@ def _spread(scale_rc: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tens
 class Weights(Mapping[str, Tensor]):
     """The tensors of a model folder by name, each read on demand; FP8 ones are dequantised to float32.
 
-    Their scales are not among the names. A weight and its scales may lie in any shards, and in any order.
+    Their scales are not among the names, though `headers` describes every tensor stored. A weight and its scales may
+    lie in any shards, and in any order.
 
     Raises:
         UserError: as `tensor_headers` and `dequantise` do; for an FP8 weight without scales, scales without a
@@ -101,20 +102,20 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._headers = tensor_headers(folder)
+        self.headers = tensor_headers(folder)
         self._open: dict[Path, Any] = {}
         given = read_config(folder).get("quantization_config")
         self._block = BLOCK if given is None else _block(given)
-        self._names = [name for name in self._headers if not name.endswith(".weight" + SCALE)]
+        self._names = [name for name in self.headers if not name.endswith(".weight" + SCALE)]
         lonely = sorted(
-            name for name in self._headers.keys() - set(self._names) if name[: -len(SCALE)] not in self
+            name for name in self.headers.keys() - set(self._names) if name[: -len(SCALE)] not in self
         )
         if lonely:
             raise UserError(f"{folder}: {lonely[0]} has no weight to scale; download the folder again")
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._read(name)
-        if name + SCALE in self._headers:
+        if name + SCALE in self.headers:
             return dequantise(tensor, self._read(name + SCALE), f"{self._folder}: {name}", self._block)
         if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
             raise UserError(f"{self._folder}: {name} is FP8 without {name}{SCALE}; download the folder again")
@@ -127,11 +128,11 @@ class Weights(Mapping[str, Tensor]):
         return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._headers and not str(name).endswith(".weight" + SCALE)
+        return name in self.headers and not str(name).endswith(".weight" + SCALE)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        return self._headers[name].shape
+        return self.headers[name].shape
 
     def _read(self, name: str) -> Tensor:
         with self._damage(name) as file:
@@ -143,7 +144,7 @@ class Weights(Mapping[str, Tensor]):
         """The open file of a tensor. Raises UserError if it is damaged."""
         from safetensors import SafetensorError, safe_open
 
-        path = self._headers[name].file
+        path = self.headers[name].file
         try:
             if path not in self._open:
                 self._open[path] = safe_open(path, framework="pt")

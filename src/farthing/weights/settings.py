@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.model.rotary import KINDS
 
 LARGEST = 2**31 - 1  # of a whole number: ids and sizes are 32-bit in every engine
 _SHOWN = 60  # characters of a value in a message
@@ -156,7 +157,6 @@ class Settings(Mapping[str, Any]):
         return UserError(f"config.json: {self._where}{key} is {self._shown(key)}; it must be {wanted}")
 
 
-_ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 _ROPE_KEYS = frozenset(
     {
         "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
@@ -179,7 +179,7 @@ def rope_settings(settings: Settings) -> tuple[str, Settings]:
         if key in settings:
             given.setdefault(key, settings[key])
     given["rope_type"] = given.get("rope_type") or given.get("type") or "default"
-    kind = Settings(given, {}, name).choice("rope_type", *_ROPE_KINDS)
+    kind = Settings(given, {}, name).choice("rope_type", *KINDS)
     if kind in ("llama3", "yarn"):
         if "original_max_position_embeddings" in settings:
             given["original_max_position_embeddings"] = settings["original_max_position_embeddings"]

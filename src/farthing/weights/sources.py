@@ -20,7 +20,7 @@ from typing import Any
 
 from farthing.base.arguments import takes
 from farthing.base.errors import UserError
-from farthing.base.files import locked, new_file, sync
+from farthing.base.files import locked, new_file, sha256, sync
 from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.weights import package
 from farthing.weights.folder import PICKLED, read_config, tensor_files
@@ -63,7 +63,7 @@ class Source:
     @cached_property
     def sha256(self) -> dict[str, str]:
         """File name -> SHA-256 of each weight file. Reads them all: about a second per gigabyte."""
-        return {path.name: _sha256(path) for path in self.weight_files}
+        return {path.name: sha256(path) for path in self.weight_files}
 
     @property
     def weight_files(self) -> list[Path]:
@@ -358,11 +358,6 @@ def _only(text: str, paths: list[Path]) -> Path:
 
 
 # ---------------------------------------------------------------- identity
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _card_license(card: Path) -> str | None:

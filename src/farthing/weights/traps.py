@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.weights.folder import read_config, tensor_headers
+from farthing.weights.folder import read_config
 from farthing.weights.fp8 import BLOCK, SCALE, Weights
 
 LATENT_FAMILIES = ("deepseek_v2", "deepseek_v3")
@@ -67,8 +67,8 @@ def facts(folder: Path) -> Facts:
     from farthing.weights.gguf_vocabulary import tokenizer_metadata
 
     config = read_config(folder)
-    names = frozenset(tensor_headers(folder))
     weights = Weights(folder)
+    names = frozenset(weights.headers)
     biases = [name for name in weights if name.endswith(_BIAS)]
     scaled = sorted(name for name in weights if name + SCALE in names)
     problem = None
