@@ -5,18 +5,21 @@ from farthing.recipe.kinds import KINDS, Stage
 from farthing.recipe.pretrain import Pretrain
 from farthing.recipe.recipe import Evaluate, Recipe, builtin, dump, load, parse_tasks, plain_asks, validate
 from farthing.recipe.sft import Sft
+from farthing.recipe.source import Source
 from farthing.recipe.stage import Asks, Curve, LanguageModelling, StageSpec
-from farthing.recipe.types import Source, TaskSetting
+from farthing.recipe.tasks import Gold, RewardPart, TaskSetting
 
 __all__ = [
     "KINDS",
     "Asks",
     "Curve",
     "Evaluate",
+    "Gold",
     "Grpo",
     "LanguageModelling",
     "Pretrain",
     "Recipe",
+    "RewardPart",
     "Sft",
     "Source",
     "Stage",

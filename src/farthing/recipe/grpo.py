@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from farthing.cost.flops import causal_pairs
 from farthing.recipe.stage import GRAD_NORM, PACE, Asks, Curve, StageSpec
-from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Tasks, Text, Warmup
+from farthing.recipe.tasks import Tasks
+from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Text, Warmup
 from farthing.recipe.work import PROMPT_TOKENS, SAMPLED_AT_ONCE, Answers, Config, Guess, StageWork
 
 _ASKS = Asks({})  # for the defaults

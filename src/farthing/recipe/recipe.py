@@ -24,10 +24,20 @@ from farthing.base.arguments import takes
 from farthing.base.device import check_device, check_dtype
 from farthing.base.errors import UserError
 from farthing.base.limits import shortened
-from farthing.base.schema import MAX_BYTES, checked, dump_text, given, nearest, parse_text, parse_value
+from farthing.base.schema import (
+    MAX_BYTES,
+    Strict,
+    checked,
+    dump_text,
+    given,
+    nearest,
+    parse_text,
+    parse_value,
+)
 from farthing.recipe.kinds import GONE, Stage
 from farthing.recipe.stage import Asks
-from farthing.recipe.types import Count, Held, NotNegative, Place, Positive, Strict, Tasks, TaskSetting
+from farthing.recipe.tasks import Tasks, TaskSetting
+from farthing.recipe.types import Count, Held, NotNegative, Place, Positive
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 

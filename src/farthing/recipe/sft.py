@@ -9,8 +9,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
+from farthing.recipe.source import Source
 from farthing.recipe.stage import LanguageModelling
-from farthing.recipe.types import Amount, Count, NotNegative, Positive, Source, Warmup
+from farthing.recipe.types import Amount, Count, NotNegative, Positive, Warmup
 from farthing.recipe.work import BYTES_PER_TOKEN, Config, Guess, StageWork
 
 

@@ -9,8 +9,11 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
+from farthing.base.schema import Strict
 from farthing.cost.flops import causal_pairs, forward_flops, mtp_flops
-from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Source, Strict, TaskSetting
+from farthing.recipe.source import Source
+from farthing.recipe.tasks import TaskSetting
+from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive
 from farthing.recipe.work import Config, Guess, StageWork
 
 

@@ -6,21 +6,14 @@ sentences about mistakes are made of these.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    JsonValue,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from farthing.base.errors import UserError
 from farthing.base.figures import parse_amount
 from farthing.base.limits import named
-from farthing.base.schema import Strict, given
+from farthing.base.schema import given
 
 # The upper bounds are far beyond what anybody trains with, and within what the arithmetic of a plan can hold.
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -42,25 +35,6 @@ def _name_of_a_file(text: str) -> str:
 
 Place = Annotated[Text, AfterValidator(_name_of_a_file)]
 """A path, or a name on the hub."""
-
-
-class TaskSetting(Strict):
-    """One task of a mixture: its share and its generator's settings. In YAML a bare number is the weight."""
-
-    weight: Positive = Field(default=1.0, description="Share of the questions, relative to the other tasks.")
-    config: dict[str, JsonValue] = Field(default={}, description="Settings of the reasoning-gym generator.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_weight(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return {"weight": value}
-        if not isinstance(value, (dict, TaskSetting)):
-            raise ValueError(f"must be a weight, or a table with weight and config, got {given(value)}")
-        return value
-
-
-Tasks = Annotated[dict[str, TaskSetting], Field(min_length=1)]
 
 
 def _amount(value: Any) -> Any:
@@ -88,40 +62,3 @@ Vocabulary = Annotated[Amount, Field(le=1_000_000)]
 Held = Annotated[int, Field(ge=1, le=1_000_000)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
 Size = Annotated[Amount, Field(le=10**13)]
-
-
-class Source(Strict):
-    """A source of documents or conversations. In YAML a bare text is the path."""
-
-    path: Place | None = Field(
-        default=None,
-        description="A .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or hf:owner/name[:split].",
-    )
-    field: Text | None = Field(
-        default=None, description="The field to read; null takes text, and messages where conversations are."
-    )
-    tasks: Tasks | None = Field(
-        default=None,
-        description="Instead of a path: worked solutions of these tasks, without held-out questions.",
-    )
-    items: Amount | None = Field(default=None, description="How many worked solutions to make.")
-    weight: Positive = Field(
-        default=1.0, description="Copies of each document: 2 takes it twice, 0.5 every other one."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_path(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"path": value}
-        if not isinstance(value, (dict, Source)):
-            raise ValueError(f"must be a path, or a table with path or tasks, got {given(value)}")
-        return value
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Self:
-        if (self.path is None) == (self.tasks is None):
-            raise ValueError("a source has either a path or tasks: give one of them")
-        if (self.tasks is None) != (self.items is None):
-            raise ValueError("tasks and items go together: say which tasks, and how many worked solutions")
-        return self

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Outcome = Literal["right", "wrong", "unparsed", "timeout", "bad_gold"]
-OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "timeout", "bad_gold")  # of a sampled answer
+Outcome = Literal["right", "wrong", "unparsed", "timeout", "bad_gold", "error"]
+OUTCOMES = ("right", "wrong", "unparsed", "cut_off", "timeout", "bad_gold", "error")  # of a sampled answer
 READABLE = ("right", "wrong")  # an answer was read
 Convention = Literal["final", "tag", "boxed"]
 CONVENTIONS: tuple[Convention, ...] = ("final", "tag", "boxed")
@@ -35,14 +35,23 @@ class Verdict:
 
     right, wrong: an answer was read and compared. unparsed: none could be read. timeout: the verifier hit a
     limit of time or memory, or died. bad_gold: the item's own answer does not verify, so no verdict is possible.
+    error: a reward of the user's own failed.
     """
 
     outcome: Outcome
     answer: str | None = None
+    score: float | None = None
+    """What the completion earns, where rewards of several parts or a function of the user's own say so."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """The reward of each part by name, before its weight."""
+    error: str | None = None
+    """One line about why a reward failed."""
 
     @property
     def reward(self) -> float:
-        """1.0 for a right answer, 0.0 for everything else; there is no partial credit."""
+        """The score if there is one; else 1.0 for a right answer and 0.0 for everything else."""
+        if self.score is not None:
+            return self.score
         return 1.0 if self.outcome == "right" else 0.0
 
     def outcome_of(self, finish_reason: str) -> str:
