@@ -22,7 +22,8 @@ from farthing.base.schema import given
 Policy = Literal["skip", "stop"]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 _HUB = re.compile(
-    r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.]+))?"
+    r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+    r"(?::(?P<second>[\w.-]+)(?=:))?(?::(?P<split>[\w.]+))?"
 )
 _BATCH = 256  # rows of a parquet file held at once
 
@@ -89,7 +90,7 @@ def documents(
     for row, place in records(source, field, problems):
         text = row[field]
         if not isinstance(text, str):
-            problems.broken(place, f"its {field!r} is {_kind(text)} where a text belongs")
+            problems.broken(place, f"its {field!r} is {kind_of(text)} where a text belongs")
             continue
         if not text.strip():
             problems.broken(place, "the document is empty")
@@ -109,7 +110,7 @@ def records(source: str, field: str, problems: Problems) -> Iterator[tuple[dict[
     Raises UserError as `documents` does.
     """
     if source.startswith("hf:"):
-        yield from _with_field(_hub_rows(source), field, problems)
+        yield from _with_field(hub_rows(source), field, problems)
         return
     for path, name in _files(source):
         kind = next(suffix for suffix in SUFFIXES if path.name.endswith(suffix))
@@ -119,7 +120,7 @@ def records(source: str, field: str, problems: Problems) -> Iterator[tuple[dict[
             elif kind == ".parquet":
                 yield from _parquet_rows(path, name, field, problems)
             else:
-                yield from _with_field(_json_rows(path, name, problems), field, problems)
+                yield from _with_field(json_rows(path, name, problems), field, problems)
         except PermissionError:
             raise UserError(f"{path} is not readable; change its permissions") from None
 
@@ -149,7 +150,7 @@ def _with_field(
 ) -> Iterator[tuple[dict[str, Any], str]]:
     for row, place in rows:
         if not isinstance(row, dict):
-            problems.broken(place, f"the row is {_kind(row)} where a JSON object belongs")
+            problems.broken(place, f"the row is {kind_of(row)} where a JSON object belongs")
         elif field not in row:
             has = ", ".join(map(given, list(row)[:8])) + (", …" if len(row) > 8 else "")
             problems.broken(place, f"the row has no {field!r} (it has {has or 'nothing'})")
@@ -157,7 +158,7 @@ def _with_field(
             yield row, place
 
 
-def _json_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any, str]]:
+def json_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any, str]]:
     number = 0
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -224,23 +225,38 @@ def _parquet_rows(
         problems.broken(f"{name}:{number + 1}", f"the parquet file is damaged ({what})")
 
 
-def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
-    """`hf:owner/name[/config][@revision][:split]`, streamed; the split is `train` unless named."""
+@dataclass(frozen=True)
+class HubName:
+    """A dataset on the hub, as `hf:owner/name[/config][@revision][:split]` or `hf:owner/name:config:split` names it."""
+
+    name: str
+    config: str | None
+    revision: str | None
+    split: str
+
+
+def hub_name(source: str) -> HubName:
+    """The parts of a hub source; the split is `train` unless named. Raises UserError if it names no dataset."""
     match = _HUB.fullmatch(source)
-    if match is None:
+    if match is None or (match["config"] and match["second"]):
         raise UserError(f"{source} names no dataset; write hf:owner/name, hf:owner/name/config or …:split")
+    config = match["config"] or match["second"]
+    return HubName(match["name"], config, match["revision"], match["split"] or "train")
+
+
+def hub_rows(source: str) -> Iterator[tuple[Any, str]]:
+    """The rows of a dataset on the hub, streamed. Pictures, sounds and films are not decoded, and left out."""
+    name = hub_name(source)
     try:
         import datasets
     except ModuleNotFoundError:
         raise UserError(f"{source} needs datasets to be read; pip install 'farthing[data]'") from None
     try:
         rows = datasets.load_dataset(
-            match["name"],
-            match["config"],
-            split=match["split"] or "train",
-            revision=match["revision"],
-            streaming=True,
+            name.name, name.config, split=name.split, revision=name.revision, streaming=True
         )
+        media = [column for column, kind in (rows.features or {}).items() if hasattr(kind, "decode_example")]
+        rows = rows.remove_columns(media) if media else rows
         for number, row in enumerate(rows, 1):
             yield row, f"{source}:{number}"
     except Exception as error:  # the library raises what its file systems and formats raise
@@ -250,7 +266,20 @@ def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
         ) from error
 
 
-def _kind(value: Any) -> str:
+def said_by_hub(source: str) -> tuple[str | None, str | None]:
+    """Revision and licence of a dataset on the hub; None where it cannot be asked, or does not say."""
+    from huggingface_hub import HfApi
+
+    name = hub_name(source)
+    try:
+        info = HfApi().dataset_info(name.name, revision=name.revision, timeout=10)
+    except Exception:  # offline, or the library's errors, which share no base
+        return name.revision, None
+    licence = getattr(info.card_data, "license", None)
+    return info.sha, ", ".join(licence) if isinstance(licence, list) else licence
+
+
+def kind_of(value: Any) -> str:
     names = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
     return "null" if value is None else names.get(type(value), "an object")
 
