@@ -38,6 +38,11 @@ class Item:
         """The system message that comes with the question, if any."""
         return self.metadata.get("system")
 
+    def convention(self, given: Convention) -> Convention:
+        """How an answer is given: as a named set has it, or as the stage says."""
+        named: Convention = self.metadata.get("convention", given)
+        return named
+
 
 def question_key(text: str) -> str:
     """The question with case and white space normalised: equal keys mean the same question."""

@@ -15,6 +15,7 @@ from typing import Literal
 from farthing.data.rows import Row
 from farthing.recipe import Gold, RewardPart
 from farthing.tasks.columns import Unusable
+from farthing.tasks.instructions import unchecked
 from farthing.tasks.item import Convention
 
 QUESTION_ANSWER = "Question: {question}\nAnswer:"
@@ -81,6 +82,14 @@ def _without_marks(text: str) -> str:
 def _subject(row: Row) -> Row:
     """MMLU's row with its subject in words."""
     return {**row, "about": str(row.get("subject", "")).replace("_", " ")}
+
+
+def _checkable(row: Row) -> Row:
+    """IFEval's row, if all its instructions can be checked."""
+    why = unchecked(row)
+    if why:
+        raise Unusable(why)
+    return row
 
 
 _BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
@@ -222,5 +231,6 @@ SETS: dict[str, NamedSet] = {
         question="prompt",
         answer=None,
         reward=(RewardPart(use="ifeval"),),
+        prepare=_checkable,
     ),
 }
