@@ -124,6 +124,26 @@ def records(source: str, field: str, problems: Problems) -> Iterator[tuple[dict[
             raise UserError(f"{path} is not readable; change its permissions") from None
 
 
+def columns(source: str) -> list[str]:
+    """The columns of a source's first row, to see what it holds; plain text has `text`.
+
+    Raises UserError as `documents` does, and when there is no row.
+    """
+    if source.startswith("hf:"):
+        rows = _hub_rows(source)
+    else:
+        path, name = _files(source)[0]
+        if path.name.endswith(".txt"):
+            return ["text"]
+        if path.name.endswith(".parquet"):
+            return _parquet_columns(path)
+        rows = _json_rows(path, name, Problems("stop", lambda _: None))
+    row, place = next(rows, (None, source))
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: " + ("there is no row" if row is None else "the row is no JSON object"))
+    return list(row)
+
+
 def _files(source: str) -> list[tuple[Path, str]]:
     """Every file of a source, with the name it goes by in messages."""
     path = named(source)
@@ -192,6 +212,18 @@ def _text_file(path: Path, name: str, field: str, problems: Problems) -> Iterato
     except UnicodeDecodeError as error:
         line = len(re.findall(rb"\r\n|\r|\n", data[: error.start])) + 1
         problems.broken(f"{name}:{line}", "the line is not UTF-8")
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs pyarrow to be read; pip install 'farthing[data]'") from None
+    try:
+        return list(pyarrow.parquet.read_schema(path).names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: the parquet file is damaged ({' '.join(str(error).split())})") from None
 
 
 def _parquet_rows(
