@@ -35,6 +35,7 @@ from farthing.base.schema import (
     parse_value,
 )
 from farthing.recipe.kinds import GONE, Stage
+from farthing.recipe.rewards import reading_from
 from farthing.recipe.stage import Asks
 from farthing.recipe.tasks import Tasks, TaskSetting
 from farthing.recipe.types import Count, Held, NotNegative, Place, Positive
@@ -135,7 +136,8 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | No
         _override(data, override)
     if seed is not None:
         data["seed"] = seed
-    return validate(data)
+    with reading_from(_folder_of(name_or_path)):
+        return validate(data)
 
 
 @takes(data=(Mapping,))
@@ -213,6 +215,12 @@ def _read(name_or_path: str | Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{name}: not UTF-8 text, so not a recipe; give a YAML file") from None
+
+
+def _folder_of(name_or_path: str | Path) -> Path | None:
+    """Where a recipe's own files lie; None for a built-in one."""
+    built_in = isinstance(name_or_path, str) and name_or_path in _builtin_names()
+    return None if built_in else Path(name_or_path).absolute().parent
 
 
 # ---- --set ----
