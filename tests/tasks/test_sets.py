@@ -87,7 +87,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         start, count = {"train": (100, 60), "dev": (200, 12), "prompt": (1, 10)}.get(split, (0, 60))
         return ((ROWS[name](n), f"{source}:{n}") for n in range(start, start + count))
 
-    monkeypatch.setattr("farthing.data.rows.hub_rows", rows)
+    monkeypatch.setattr("farthing.data.text._hub_rows", rows)
     monkeypatch.setattr(tables, "_TABLES", type(tables._TABLES)())
     return asked
 
@@ -192,7 +192,7 @@ def test_mbpps_examples_are_problems_2_3_and_4(hub: list[str]) -> None:
     ]  # fmt: skip
     assert asked.count("[BEGIN]\ndef add(a):") == 3
     assert asked.count("\n[DONE]") == 3
-    assert asked.endswith("\n[BEGIN]")
+    assert asked.endswith("\n[BEGIN]\n")
 
 
 def test_humaneval_is_the_functions_head(hub: list[str]) -> None:

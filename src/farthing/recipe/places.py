@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from farthing.base.limits import named
-from farthing.recipe.types import Place
+from farthing.recipe.types import Place, Text
 
 _HERE: ContextVar[Path | None] = ContextVar("_HERE", default=None)
 
@@ -41,5 +41,16 @@ def located(place: str) -> str:
     return str(next((found for found in tried if found.exists()), tried[-1]))
 
 
+def located_function(use: str) -> str:
+    """A function of one's own, as rewards.py:score, with its file in full if it is found; any other text as it is."""
+    path, colon, function = use.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return use
+    found = located(path)
+    return f"{found}:{function}" if Path(found).is_file() else use
+
+
 DataPlace = Annotated[Place, AfterValidator(located)]
 """A path of data, made absolute, or a name on the hub."""
+Use = Annotated[Text, AfterValidator(located_function)]
+"""A verifier's name, or a function of one's own with its file's path made absolute."""

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from farthing.base.schema import Strict, given
-from farthing.recipe.places import DataPlace
+from farthing.recipe.places import DataPlace, Use
 from farthing.recipe.types import Positive, Text
 
 
@@ -42,7 +42,7 @@ class Gold(Strict):
 class RewardPart(Strict):
     """One part of what an answer earns. In YAML a bare text is `use`."""
 
-    use: Text = Field(description="A verifier by name, or a function of your own as my_rewards.py:score.")
+    use: Use = Field(description="A verifier by name, or a function of your own as my_rewards.py:score.")
     weight: float = Field(default=1.0, description="The part's reward is multiplied by this.")
     settings: dict[str, JsonValue] = Field(default={}, description="Settings of the verifier.")
 
@@ -56,7 +56,11 @@ def _list_of_parts(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Rewards = Annotated[list[RewardPart], Field(min_length=1), BeforeValidator(_list_of_parts)]
+Rewards = Annotated[
+    list[RewardPart],
+    Field(min_length=1),
+    BeforeValidator(_list_of_parts, json_schema_input_type=RewardPart | list[RewardPart]),
+]
 
 
 class TaskSetting(Strict):

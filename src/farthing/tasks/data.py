@@ -24,8 +24,8 @@ from typing import Any
 
 from farthing.base.errors import UserError
 from farthing.base.files import sha256
-from farthing.data.rows import Row, files
-from farthing.data.text import said_by_hub
+from farthing.data.rows import Row
+from farthing.data.text import files, said_by_hub
 from farthing.recipe import RewardPart, TaskSetting
 from farthing.recipe.rewards import check_reward, default_reward
 from farthing.tasks.columns import LETTERS, Asked, Template

@@ -38,6 +38,12 @@ class Item:
         """The system message that comes with the question, if any."""
         return self.metadata.get("system")
 
+    def said(self, text: str) -> str:
+        """A completion up to where its answer ends, in a model that goes on to ask the next question."""
+        for mark in self.metadata.get("until", ()):
+            text = text.partition(mark)[0]
+        return text
+
     def convention(self, given: Convention) -> Convention:
         """How an answer is given: as a named set has it, or as the stage says."""
         named: Convention = self.metadata.get("convention", given)

@@ -21,8 +21,8 @@ from typing import Any
 from farthing.base.errors import UserError
 from farthing.base.figures import plural
 from farthing.data.left_out import LeftOut
-from farthing.data.rows import Row, files, rows
-from farthing.data.text import Problems
+from farthing.data.rows import Row, rows
+from farthing.data.text import Problems, files
 from farthing.recipe import Gold
 from farthing.tasks.columns import Asked, Reading, Unusable, reading
 from farthing.tasks.item import question_key

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from farthing.tasks.rewards.part import Part
-
 from farthing.recipe.rewards import Plain
 from farthing.tasks.instructions import follows, unchecked
 from farthing.tasks.item import Convention, Item
+from farthing.tasks.rewards.part import Part
 
 
 def verify(item: Item, text: str, convention: Convention, settings: Plain) -> Part:
