@@ -9,6 +9,8 @@ from random import Random
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.data.overlap import HeldOut
+from farthing.data.words import question_key
 from farthing.recipe import TaskSetting
 from farthing.tasks.gym import Task, load_task
 from farthing.tasks.item import Item
@@ -77,14 +79,14 @@ class Mixture:
         name = Random(f"{self.seed} task {index}").choices(names, list(self.weights.values()))[0]
         return self._train(name, index)
 
-    def stream(self, exclude: set[str]) -> Stream:
-        """The training stream without the questions whose `question_key` is in `exclude`.
+    def stream(self, exclude: HeldOut) -> Stream:
+        """The training stream without the questions in `exclude`, however they are written.
 
         Raises UserError when that leaves a task (almost) without questions.
         """
         for name in self.tasks if exclude else ():
-            questions = [question_key(self._train(name, index).question) for index in range(_PROBES)]
-            if sum(question in exclude for question in questions) > _MAX_HELD_OUT * _PROBES:
+            questions = [self._train(name, index).question for index in range(_PROBES)]
+            if sum(map(exclude.holds, questions)) > _MAX_HELD_OUT * _PROBES:
                 raise UserError(_nothing_left(name))
         return Stream(self, exclude)
 
@@ -109,9 +111,9 @@ class Mixture:
 class Stream:
     """A mixture's training items from any cursor on; has no state, so the cursor alone resumes it."""
 
-    def __init__(self, mixture: Mixture, exclude: set[str]) -> None:
+    def __init__(self, mixture: Mixture, exclude: HeldOut) -> None:
         self.mixture = mixture
-        self.exclude = frozenset(exclude)
+        self.exclude = exclude
 
     def take(self, cursor: int, n: int) -> tuple[list[Item], int]:
         """The next `n` items from `cursor` on, and the cursor after them.
@@ -124,7 +126,7 @@ class Stream:
         while len(items) < n:
             item = self.mixture.train(cursor)
             cursor += 1
-            if question_key(item.question) not in self.exclude:
+            if not (self.exclude and self.exclude.holds(item.question)):
                 items.append(item)
                 excluded = 0
                 continue
@@ -132,11 +134,6 @@ class Stream:
             if excluded == _MAX_EXCLUDED:
                 raise UserError(_nothing_left(item.task))
         return items, cursor
-
-
-def question_key(text: str) -> str:
-    """The question with case and white space normalised: equal keys mean the same question."""
-    return " ".join(text.casefold().split())
 
 
 def _nothing_left(name: str) -> str:
