@@ -49,7 +49,11 @@ def _list_of_parts(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Rewards = Annotated[list[RewardPart], Field(min_length=1), BeforeValidator(_list_of_parts)]
+Rewards = Annotated[
+    list[RewardPart],
+    Field(min_length=1),
+    BeforeValidator(_list_of_parts, json_schema_input_type=RewardPart | list[RewardPart]),
+]
 
 
 class TaskSetting(Strict):

@@ -62,6 +62,8 @@ class Batch:
             "timeout": mean(outcomes["timeout"]),
             "entropy": mean(sum(sample.entropy for sample in samples)),
             "length": mean(sum(len(sample.ids) for sample in samples)),
+            "silent": ranks.total(sum(group.silent for group in self.sampled))
+            / ranks.total(len(self.sampled)),
             "groups_kept": ranks.total(len(self.groups)),
             "groups_sampled": ranks.total(len(self.sampled)),
         }
