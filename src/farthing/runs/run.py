@@ -32,6 +32,7 @@ from farthing.base.waiting import Waiting
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
+from farthing.data.overlap import HeldOut
 from farthing.evaluate.ask import evaluate
 from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
@@ -56,7 +57,7 @@ from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.check import check
 from farthing.tasks.data import is_data
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.weights.folder import read_config
 from farthing.weights.sources import Source, model_folder, resolve
@@ -170,6 +171,7 @@ class _Work:
             started=self.began,
         )
         self.models = Models(self.place)
+        self.held_out = HeldOut()
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
         self._never_trained: set[str] = set()  # questions of data that is for evaluation alone
 
@@ -183,6 +185,7 @@ class _Work:
                 with self._waiting("planning, and choosing held-out questions"):
                     self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
                     items = self._held_out()
+                    self.held_out = HeldOut([*(item.question for item in items), *self._never_trained])
             with VerifierPool() as pool:
                 self._audit(pool)
                 for number, stage in enumerate(recipe.stages, 1):
@@ -227,7 +230,7 @@ class _Work:
             ranks=Alone(self.place.device),
             meter=self.meter,
             pool=pool,
-            held_out=set(map(question_key, [*(item.question for item in items), *self._never_trained])),
+            held_out=self.held_out,
             asks=self.recipe.asks(),
             say=self._say,
             warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),

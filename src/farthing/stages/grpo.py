@@ -8,6 +8,7 @@ from typing import Any
 
 from farthing.base.device import Ranks
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Model
 from farthing.recipe import Grpo
 from farthing.stages.at import At
@@ -45,7 +46,7 @@ def train_grpo(
     folder: Path,
     *,
     seed: int,
-    held_out: set[str],
+    held_out: HeldOut,
     pool: VerifierPool,
     meter: Meter,
     ranks: Ranks,
@@ -54,7 +55,7 @@ def train_grpo(
     """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
 
     Args:
-        held_out: keys of the questions that must never be trained on.
+        held_out: the questions that must never be trained on.
 
     Raises:
         Diverged: when the gradient is broken, or sampler and trainer disagree.

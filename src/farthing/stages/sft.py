@@ -16,6 +16,7 @@ from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.conversations import ConversationPacker, examples, lint_template, placed_conversations
 from farthing.data.left_out import LeftOut
+from farthing.data.overlap import HeldOut
 from farthing.data.text import Problems
 from farthing.data.tokenizer import Message, Tokenizer
 from farthing.engine import Model
@@ -23,7 +24,6 @@ from farthing.recipe import Asks, Sft, Source
 from farthing.stages.at import At, Say
 from farthing.stages.pieces import Pieces
 from farthing.stages.sources import LEFT_OUT, copies, source_paths
-from farthing.tasks.mixture import question_key
 from farthing.train.lm import train_lm
 from farthing.train.loop import Progress
 from farthing.train.optim import add_lora
@@ -66,14 +66,14 @@ def prepare_sft(
     *,
     seed: int,
     asks: Asks,
-    held_out: set[str],
+    held_out: HeldOut,
     say: Say,
 ) -> tuple[ConversationPacker, int]:
     """Pack the conversations, and count the steps.
 
     Args:
         asks: how the recipe asks its questions; worked solutions use the same words.
-        held_out: keys of questions; a conversation in which the user asks one is left out.
+        held_out: questions; a conversation in which anyone says one, however wrapped, is left out.
         say: called with the number of conversations that cannot be used, and three of them.
 
     Raises:
@@ -93,15 +93,15 @@ def prepare_sft(
 
 
 def _conversations(
-    paths: Sequence[tuple[Source, str]], held_out: set[str], problems: Problems
+    paths: Sequence[tuple[Source, str]], held_out: HeldOut, problems: Problems
 ) -> Iterator[tuple[list[Message], str]]:
     for source, path in paths:
         for number, (messages, place) in enumerate(
             placed_conversations(path, source.field or "messages", problems)
         ):
-            asked = (question_key(m["content"]) for m in messages if m["role"] == "user")
-            if not held_out.isdisjoint(asked):
-                problems.leave_out(place, "it asks a held-out question")
+            said = (held_out.match(message["content"]) for message in (messages if held_out else ()))
+            if found := next(filter(None, said), None):
+                problems.leave_out(place, found.sentence)
             else:
                 yield from itertools.repeat((messages, place), copies(number, source.weight))
 
