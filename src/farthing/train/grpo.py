@@ -120,9 +120,8 @@ class Learner:
         ids, segments, rows, targets = layout(one_pass, device)
         positions = segments.positions().to(device)
         hidden = self.decoder.hidden(ids, positions, segments, replay(one_pass, self.decoder.config))
-        logprobs = token_logprobs(
-            hidden.index_select(0, rows), self.decoder.head.weight, targets, stage.temperature
-        )
+        how = (targets, stage.temperature, self.decoder.config.logit_softcap)
+        logprobs = token_logprobs(hidden.index_select(0, rows), self.decoder.head.weight, *how)
         sampled = torch.tensor([p for answer in answers for p in answer.old_logprobs], device=device)
         if log.updates == 0:
             log.compare(logprobs.detach(), sampled)
@@ -141,7 +140,7 @@ class Learner:
         if self.reference is not None:
             with torch.no_grad():
                 seen = self.reference.hidden(ids, positions, segments)[rows]
-                expected = token_logprobs(seen, self.reference.head.weight, targets, stage.temperature)
+                expected = token_logprobs(seen, self.reference.head.weight, *how)
             kl = k3(logprobs, expected)
             loss = loss + stage.kl * (kl * weight).sum()
             log.kl_sum += float(kl.detach().sum())
