@@ -87,7 +87,7 @@ def guard() -> None:
     """Let nothing reach stderr but through here: libraries' warnings and logs, and every traceback."""
     sys.excepthook = show_traceback
     if not isinstance(sys.stderr, HarmlessStream):
-        sys.stderr = HarmlessStream(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = HarmlessStream(sys.stderr)
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
