@@ -35,7 +35,7 @@ from farthing.base.schema import (
     parse_value,
 )
 from farthing.recipe.kinds import GONE, Stage
-from farthing.recipe.rewards import reading_from
+from farthing.recipe.places import reading_from
 from farthing.recipe.stage import Asks
 from farthing.recipe.tasks import Tasks, TaskSetting
 from farthing.recipe.types import Count, Held, NotNegative, Place, Positive
@@ -175,6 +175,15 @@ def builtin() -> list[tuple[str, str]]:
     return [(name, load(name).description) for name in _builtin_names()]
 
 
+def source_text(name: str) -> str:
+    """The YAML of a built-in recipe as it was written. Raises UserError if there is none of this name."""
+    names = _builtin_names()
+    if name not in names:
+        hint = nearest(name, names) or f"there are {', '.join(names)}"
+        raise UserError(f"{shortened(name)}: no such built-in recipe; {hint}")
+    return (resources.files("farthing") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
 class _Tasks(Strict):
     tasks: Tasks
 
@@ -190,7 +199,7 @@ def _builtin_names() -> list[str]:
 def _read(name_or_path: str | Path) -> str:
     name, names = str(name_or_path), _builtin_names()
     if isinstance(name_or_path, str) and name in names:
-        return (resources.files("farthing") / "recipes" / f"{name}.yaml").read_text("utf-8")
+        return source_text(name)
     try:
         with Path(name_or_path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
