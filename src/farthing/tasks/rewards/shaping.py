@@ -4,38 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farthing.recipe.rewards import Overlong
+from farthing.recipe.rewards import Overlong, is_own
 from farthing.tasks.item import Item, Verdict
 from farthing.tasks.rewards.part import Part
 from farthing.tasks.rewards.total import added, named, settings
 
+_PAY_ANYHOW = ("reward_model", "format", "length", "overlong")  # answers that ran out of tokens too
 _CACHE = 5  # max_new_tokens over this: DAPO's 4,096 of 20,480
 
 
-def shaped(item: Item, verdicts: Sequence[Verdict], lengths: Sequence[int], longest: int) -> list[Verdict]:
+def shaped(
+    item: Item, verdicts: Sequence[Verdict], lengths: Sequence[int], cut: Sequence[bool], longest: int
+) -> list[Verdict]:
     """The verdicts on the answers to one question with the parts that lengths decide.
 
     Args:
         lengths: of the answers, in tokens.
-        longest: the most that an answer may have.
+        cut: whether each ran out of tokens; a verifier then pays nothing, whatever it says.
+        longest: the most tokens that an answer may have.
     """
     if item.metadata["scorer"] != "rewards":
         return list(verdicts)
+    rewards = named(item.metadata["rewards"])
     found: list[dict[str, Part]] = [{} for _ in verdicts]
-    for name, part in named(item.metadata["rewards"]).items():
+    for parts, verdict, ended in zip(found, verdicts, cut, strict=True):
+        if ended:
+            unpaid = [
+                n for n in verdict.parts if not (is_own(use := rewards[n]["use"]) or use in _PAY_ANYHOW)
+            ]
+            parts.update(dict.fromkeys(unpaid, Part("unparsed")))
+    for name, part in rewards.items():
         if part["use"] == "length":
-            rewards = length([verdict.outcome == "right" for verdict in verdicts], lengths)
+            pairs = zip(verdicts, cut, strict=True)
+            scores = length([v.outcome == "right" and not ended for v, ended in pairs], lengths)
         elif part["use"] == "overlong":
             chosen: Overlong = settings(part)
-            rewards = [overlong(tokens, longest, chosen.cache) for tokens in lengths]
+            scores = [overlong(tokens, longest, chosen.cache) for tokens in lengths]
         else:
             continue
-        for parts, reward in zip(found, rewards, strict=True):
-            parts[name] = Part("right" if reward >= 0 else "wrong", reward=reward)
-    return [
-        added(item, verdict, parts) if parts else verdict
-        for verdict, parts in zip(verdicts, found, strict=True)
-    ]
+        for parts, score in zip(found, scores, strict=True):
+            parts[name] = Part("right" if score >= 0 else "wrong", reward=score)
+    return [added(item, v, parts) if parts else v for v, parts in zip(verdicts, found, strict=True)]
 
 
 def length(right: Sequence[bool], lengths: Sequence[int]) -> list[float]:

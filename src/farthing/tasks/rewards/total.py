@@ -96,6 +96,11 @@ def named(rewards: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     return parts
 
 
+def parts_of(item: Item) -> list[str]:
+    """The names of an item's rewards; none for a generator's."""
+    return list(named(item.metadata.get("rewards", ())))
+
+
 def settings(part: Mapping[str, Any]) -> Any:
     """The part's settings with their defaults."""
     return _settings(part["use"], json.dumps(part.get("settings") or {}))
