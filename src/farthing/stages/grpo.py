@@ -19,6 +19,8 @@ from farthing.train.loop import Progress, train
 from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Roller
 
+_MANY_FAILED = 0.01  # share of a step's rewards
+
 
 def run(spec: Grpo, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
@@ -83,6 +85,11 @@ def train_grpo(
             progress.warn(
                 f"step {step + 1}: {measured['timeout']:.1%} of the answers could not be judged in time, in two tries, "
                 "and earn nothing; is the machine busy?"
+            )
+        if measured["error"] >= _MANY_FAILED:
+            progress.warn(
+                f"step {step + 1}: the reward failed for {measured['error']:.1%} of the answers, which train nothing: "
+                f"{batch.failed[0] if batch.failed else ''}"
             )
         learned = learner.learn(batch, step)
         seconds, totals = time.monotonic() - started, meter.totals()
