@@ -85,3 +85,25 @@ def test_epochs_are_in_different_orders() -> None:
     first, cursor = packer.batch(0, packer.rows_per_epoch)
     second, _ = packer.batch(cursor, packer.rows_per_epoch)
     assert first.ids_N.tolist() != second.ids_N.tolist()
+
+
+def test_a_template_beyond_its_limits_ends_the_pass_after_a_few_rows(
+    chat: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Each such row costs seconds, and the rows are not at fault."""
+    writes = "{% if 'loop' in messages[0].content %}{{ 'a' * (messages | length * 10**9) }}{% endif %}"
+    tokenizer = chat.tokenizer(tmp_path, writes + chat.templates["chatml"])
+    asked = ["fine", *[f"loop {n}" for n in range(50)]]
+    placed = [
+        (chat.conversation(chat.turns(text, "b")), f"chats.jsonl:{number}")
+        for number, text in enumerate(asked, 1)
+    ]
+    said: list[str] = []
+    with pytest.raises(UserError) as caught:
+        examples(tokenizer, placed, 200, Problems("skip", said.append))
+    message = str(caught.value)
+    assert message.startswith(f"chats.jsonl:4: the chat template of {tmp_path} cannot be rendered: ")
+    assert message.endswith("so it was with 3 of 4 conversations)")
+    assert "\n" not in message
+    assert len(said) == 2
+    assert len(examples(tokenizer, placed[:3], 200, Problems("skip", said.append))) == 1, "two may be chance"

@@ -11,8 +11,11 @@ from farthing.base.errors import UserError
 from farthing.data.masking import Example, encode
 from farthing.data.messages import Conversation, Passage, Unusable
 from farthing.data.packing import NO_LOSS, PackedBatch, ragged_batch, shuffled
+from farthing.data.template import Unrenderable
 from farthing.data.text import Problems
 from farthing.data.tokenizer import Tokenizer
+
+MOST_UNRENDERABLE = 3  # conversations on which a template may go beyond its limits, at five seconds each
 
 
 def examples(
@@ -26,12 +29,23 @@ def examples(
     Cutting it would teach answers without an end. A conversation that cannot be encoded is a broken row.
 
     Raises:
-        UserError: for a broken row (with its place) under `stop`, and when nothing is left.
+        UserError: for a broken row (with its place) under `stop`, when the template goes beyond its limits again and
+            again, and when nothing is left.
     """
     made = []
-    for conversation, place in placed:
+    unrenderable = 0
+    for tried, (conversation, place) in enumerate(placed, 1):
         try:
             found = encode(tokenizer, conversation)
+        except Unrenderable as error:
+            unrenderable += 1
+            if unrenderable == MOST_UNRENDERABLE:
+                raise UserError(
+                    f"{place}: {error} (it is the fault of the template, not of the rows: so it was with "
+                    f"{unrenderable} of {tried:,} conversations)"
+                ) from None
+            problems.broken(place, str(error))
+            continue
         except Unusable as error:
             problems.broken(place, str(error))
             continue

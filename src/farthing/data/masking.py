@@ -17,6 +17,7 @@ import numpy as np
 
 from farthing.base.errors import UserError
 from farthing.data.messages import Conversation, Message, Passage, Unusable, leaves
+from farthing.data.template import Unrenderable
 from farthing.data.tokenizer import Tokenizer
 
 _FORCED = re.compile(r"<think>\s*$")
@@ -49,6 +50,7 @@ def encode(tokenizer: Tokenizer, learnable: Conversation | Passage) -> list[Exam
     Raises:
         Unusable: when a message holds a control token, or the template cannot show what is to be learnt; the text names
             the message.
+        Unrenderable: for a template that goes beyond its limits.
     """
     return [tokens(tokenizer, rendered) for rendered in render(tokenizer, learnable)]
 
@@ -69,6 +71,8 @@ def render(tokenizer: Tokenizer, learnable: Conversation | Passage) -> list[Rend
     for spelling in _spellings(learnable):
         try:
             return _texts(_Renderer(tokenizer, learnable, spelling))
+        except Unrenderable:  # it would be so in every spelling, seconds each
+            raise
         except (Unusable, UserError) as error:
             refused = refused or Unusable(str(error))
     assert refused is not None
