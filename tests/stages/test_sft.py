@@ -213,16 +213,31 @@ def test_conversations_that_cannot_be_used_are_said(
     assert len(said) == 2
 
 
-def test_a_template_that_drops_thoughts_is_refused(
+def with_template(model: Path, folder: Path, cut: Callable[[str], str]) -> Path:
+    """A copy of the model whose template is changed."""
+    shutil.copytree(model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    assert cut(template) != template
+    (folder / "chat_template.jinja").write_text(cut(template))
+    return folder
+
+
+def test_a_template_that_cannot_show_reasoning_is_refused_with_the_turn(
     stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
-    template = (folder / "chat_template.jinja").read_text()
-    cut = template.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
-    assert cut != template
-    (folder / "chat_template.jinja").write_text(cut)
-    with pytest.raises(UserError, match=r"chat template cannot be trained with: .*<think>"):
-        prepare(stage(), tmp_path, folder)
+    folder = with_template(
+        tiny_model,
+        tmp_path / "model",
+        lambda text: text.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}"),
+    )
+    assert len(prepare(stage(), tmp_path / "plain", folder)[0].examples) == 60
+    thought = {"role": "assistant", "reasoning_content": "1", "content": "2"}
+    row = {"messages": [{"role": "user", "content": "1 + 1"}, thought]}
+    (tmp_path / "thought.jsonl").write_text(json.dumps(row))
+    with pytest.raises(
+        UserError, match=r"^thought\.jsonl:1: the chat template leaves out the reasoning of message 2"
+    ):
+        prepare(stage(data=[str(tmp_path / "thought.jsonl")]), tmp_path / "thought", folder)
 
 
 @pytest.fixture
@@ -250,11 +265,11 @@ def test_many_that_cannot_be_used_are_a_count_and_a_file(
 def test_none_left_says_why(
     stage: Callable[..., Sft], flood: dict[str, list[str]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    rows = (tmp_path / "rows.jsonl").read_text().replace("messages", "dialogue")
+    rows = (tmp_path / "rows.jsonl").read_text().replace("messages", "talk")
     (tmp_path / "rows.jsonl").write_text(rows)
     with pytest.raises(UserError) as error:
         prepare(stage(policy="skip", **flood), tmp_path / "stage", tiny_model)
     assert str(error.value) == (
-        "no conversation is left to train on: all 100 were left out, first rows.jsonl:1: the row has no 'messages' "
-        "(it has 'dialogue')"
+        "no conversation is left to train on: all 100 were left out, first rows.jsonl:1: the row has no conversation "
+        "that is recognised (it has 'talk')"
     )
