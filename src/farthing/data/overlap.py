@@ -248,9 +248,9 @@ class HeldOut:
         of its runs of three words, and not next to another number where the question has a word."""
         signs, others = ~self._name[own], self._signs[window]
         runs, others_runs = _runs(own, 3), _runs(window, 3)
-        for word in np.flatnonzero(signs):
+        for word in np.flatnonzero(signs).tolist():
             for first in range(max(0, word - 2), min(word + 1, len(runs))):
-                places = np.flatnonzero(others_runs == runs[first]) + (word - first)
+                places = (np.flatnonzero(others_runs == runs[first]) + (word - first)).tolist()
                 if any(
                     all(_at(others, place + side) == _at(signs, word + side) for side in (-1, 1))
                     for place in places

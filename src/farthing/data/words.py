@@ -26,9 +26,9 @@ def _pattern(letters: str, dashes: str, quotes: str, others: str) -> re.Pattern[
     begins = rf"(?:[\w({dashes}]|\.\d)"
     return re.compile(
         rf"""
-        \d+(?:,\d\d\d)+(?!\d)(?:\.\d+)? | \d+(?:\.\d+)? | (?<!\d)\.\d+  # numbers
+        {letters}+(?:[{quotes}]{letters}+)*
+        | \d+(?:,\d\d\d)+(?!\d)(?:\.\d+)? | \d+(?:\.\d+)? | (?<!\d)\.\d+  # numbers
         | (?<=\d)[ ]x[ ](?=\d)  # 3 x 4
-        | {letters}+(?:[{quotes}]{letters}+)*
         | \\[a-z]+ | \\[^\sa-z\d]  # TeX
         | [{dashes}](?=\s?{operand})  # a minus, not a hyphen
         | (?<=[\w)])\*\*?(?={begins}) | (?<=[\w)][ ])\*\*?(?=[ ]{begins})  # a product, not an emphasis
