@@ -7,7 +7,8 @@ import pytest
 
 from farthing.base.errors import UserError
 from farthing.recipe import RewardPart
-from farthing.recipe.rewards import check_reward, default_reward, reading_from
+from farthing.recipe.places import reading_from
+from farthing.recipe.rewards import check_reward, default_reward
 
 INSTALLED = importlib.util.find_spec("math_verify") is not None
 
@@ -68,10 +69,10 @@ def test_files_are_looked_for_beside_the_recipe_first(
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.py").write_text("def score(): ...\n")
     monkeypatch.chdir(tmp_path / "here")
-    part = RewardPart(use="mine.py:score")
     with reading_from(tmp_path / "recipes"):
-        assert check_reward(part, "reward").use == f"{tmp_path / 'recipes' / 'mine.py'}:score"
-    assert check_reward(part, "reward").use == f"{tmp_path / 'here' / 'mine.py'}:score"
+        part = RewardPart(use="mine.py:score")
+    assert part.use == check_reward(part, "reward").use == f"{tmp_path / 'recipes' / 'mine.py'}:score"
+    assert RewardPart(use="mine.py:score").use == f"{tmp_path / 'here' / 'mine.py'}:score"
 
 
 @pytest.mark.parametrize(

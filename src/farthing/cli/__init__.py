@@ -105,6 +105,9 @@ def run(
 
     loaded = load(recipe, [*(set_ or ()), *placed(device, dtype)], seed)
     if dry_run:
+        from farthing.tasks.check import check
+
+        check(loaded)
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
     if quiet:

@@ -25,7 +25,8 @@ TABLES = (".json", ".csv", ".tsv")
 """Kinds that a folder often has beside its data, so a folder of other kinds is read without them."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt", *TABLES)
 _HUB = re.compile(
-    r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.]+))?"
+    r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+    r"(?::(?P<second>[\w.-]+)(?=:))?(?::(?P<split>[\w.]+))?"
 )
 _BATCH = 256  # rows of a parquet file held at once
 
@@ -117,7 +118,7 @@ def records(source: str, field: str | None, problems: Problems) -> Iterator[tupl
     if source.startswith("hf:"):
         yield from _with_field(_hub_rows(source), field, problems)
         return
-    for path, name in _files(source):
+    for path, name in files(source):
         kind = next(suffix for suffix in SUFFIXES if path.name.endswith(suffix))
         try:
             if kind == ".txt":
@@ -142,7 +143,7 @@ def columns(source: str) -> list[str]:
     if source.startswith("hf:"):
         rows = _hub_rows(source)
     else:
-        path, name = _files(source)[0]
+        path, name = files(source)[0]
         if path.name.endswith(".txt"):
             return ["text"]
         if path.name.endswith(".parquet"):
@@ -154,7 +155,7 @@ def columns(source: str) -> list[str]:
     return list(row)
 
 
-def _files(source: str) -> list[tuple[Path, str]]:
+def files(source: str) -> list[tuple[Path, str]]:
     """Every file of a source, with the name it goes by in messages."""
     path = named(source)
     if path.is_file():
@@ -164,16 +165,16 @@ def _files(source: str) -> list[tuple[Path, str]]:
     if not path.is_dir():
         raise UserError(f"{source} does not exist; give a file, a folder of files or hf:owner/name")
     inside = [(found, found.relative_to(path)) for found in sorted(path.rglob("*"))]
-    files = [
+    listed = [
         (found, f"{path.name}/{name.as_posix()}")
         for found, name in inside
         if found.is_file() and found.name.endswith(SUFFIXES) and not any(p[0] == "." for p in name.parts)
     ]
-    if any(not found.name.endswith(TABLES) for found, _ in files):
-        files = [(found, name) for found, name in files if not found.name.endswith(TABLES)]
-    if not files:
+    if any(not found.name.endswith(TABLES) for found, _ in listed):
+        listed = [(found, name) for found, name in listed if not found.name.endswith(TABLES)]
+    if not listed:
         raise UserError(f"{source} holds no file that Farthing reads; put {', '.join(SUFFIXES)} files in it")
-    return files
+    return listed
 
 
 def _with_field(
@@ -261,7 +262,12 @@ def _csv_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[dict[
     """The rows of a table with a header; a cell may hold line ends, and its place is the row's last line."""
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        first = file.readline()
+        file.seek(0)
+        comma = (
+            ";" if first.count(";") > first.count(",") else ","
+        )  # as spreadsheets in half of Europe write it
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else comma, strict=True)
         header: list[str] | None = None
         while True:
             try:
@@ -341,23 +347,51 @@ def _parquet_rows(
         problems.broken(f"{name}:{number + 1}", f"the parquet file is damaged ({what})")
 
 
-def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
-    """`hf:owner/name[/config][@revision][:split]`, streamed; the split is `train` unless named."""
+@dataclass(frozen=True)
+class HubName:
+    """A dataset on the hub, as `hf:owner/name[/config][@revision][:split]` or `hf:owner/name:config:split` names it."""
+
+    name: str
+    config: str | None
+    revision: str | None
+    split: str
+
+
+def hub_name(source: str) -> HubName:
+    """The parts of a hub source; the split is `train` unless named. Raises UserError if it names no dataset."""
     match = _HUB.fullmatch(source)
-    if match is None:
+    if match is None or (match["config"] and match["second"]):
         raise UserError(f"{source} names no dataset; write hf:owner/name, hf:owner/name/config or …:split")
+    config = match["config"] or match["second"]
+    return HubName(match["name"], config, match["revision"], match["split"] or "train")
+
+
+def said_by_hub(source: str) -> tuple[str | None, str | None]:
+    """Revision and licence of a dataset on the hub; None where it cannot be asked, or does not say."""
+    from huggingface_hub import HfApi
+
+    name = hub_name(source)
+    try:
+        info = HfApi().dataset_info(name.name, revision=name.revision, timeout=10)
+    except Exception:  # offline, or the library's errors, which share no base
+        return name.revision, None
+    licence = getattr(info.card_data, "license", None)
+    return info.sha, ", ".join(licence) if isinstance(licence, list) else licence
+
+
+def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
+    """The rows of a dataset on the hub, streamed. Pictures, sounds and films are not decoded, and left out."""
+    name = hub_name(source)
     try:
         import datasets
     except ModuleNotFoundError:
         raise UserError(f"{source} needs datasets to be read; pip install 'farthing[data]'") from None
     try:
         rows = datasets.load_dataset(
-            match["name"],
-            match["config"],
-            split=match["split"] or "train",
-            revision=match["revision"],
-            streaming=True,
+            name.name, name.config, split=name.split, revision=name.revision, streaming=True
         )
+        media = [column for column, kind in (rows.features or {}).items() if hasattr(kind, "decode_example")]
+        rows = rows.remove_columns(media) if media else rows
         for number, row in enumerate(rows, 1):
             yield {key: _without_gaps(value) for key, value in row.items()}, f"{source}:{number}"
     except Exception as error:  # the library raises what its file systems and formats raise

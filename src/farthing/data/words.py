@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from functools import lru_cache
 
 _LETTERS = r"[^\W\d_]"
 _DASHES = "-‐‑‒–—―−"
@@ -102,6 +103,7 @@ def _fraction(found: re.Match[str]) -> str:
     return f" {above}/{below} "
 
 
+@lru_cache(maxsize=1 << 16)
 def spelling(word: str) -> str | None:
     """The one spelling of a word; None for what is dropped."""
     if word in _SIGNS:

@@ -35,7 +35,7 @@ from farthing.base.schema import (
     parse_value,
 )
 from farthing.recipe.kinds import GONE, Stage
-from farthing.recipe.rewards import reading_from
+from farthing.recipe.places import reading_from
 from farthing.recipe.stage import Asks
 from farthing.recipe.tasks import Tasks, TaskSetting
 from farthing.recipe.types import Count, Held, NotNegative, Place, Positive

@@ -10,20 +10,17 @@ import ast
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
 from farthing.base.errors import UserError
 from farthing.base.schema import Strict, checked, nearest
+from farthing.recipe.places import folders
 from farthing.recipe.tasks import RewardPart
 from farthing.recipe.types import Count, NotNegative, Place, Positive, Text
 
 _MOST_BYTES = 1_000_000  # of a file of one's own
-_HERE: ContextVar[Path | None] = ContextVar("_HERE", default=None)
 
 
 # ---- settings of the verifiers ----
@@ -161,7 +158,7 @@ class Own(Strict):
 
 VERIFIERS: dict[str, type[Strict]] = {
     "number": Number, "math": Plain, "choice": Plain, "exact": Exact, "regex": Regex, "json": Json, "code": Code,
-    "judge": Judge, "reward_model": RewardModel,
+    "judge": Judge, "reward_model": RewardModel, "ifeval": Plain,
 }  # fmt: skip
 SHAPING: dict[str, type[Strict]] = {"format": Plain, "length": Plain, "overlong": Overlong}
 _EXTRAS = {
@@ -182,16 +179,6 @@ def settings_of(part: RewardPart) -> Any:
 
 
 # ---- checks ----
-
-
-@contextmanager
-def reading_from(folder: Path | None) -> Iterator[None]:
-    """While it lasts, files of one's own are looked for in this folder first: where the recipe lies."""
-    token = _HERE.set(folder)
-    try:
-        yield
-    finally:
-        _HERE.reset(token)
 
 
 def check_reward(part: RewardPart, where: str) -> RewardPart:
@@ -222,7 +209,7 @@ def _own(use: str, where: str) -> str:
     path, colon, function = use.rpartition(":")
     if not colon or not path.endswith(".py") or not function.isidentifier():
         raise UserError(f"{where}: {use}: write a function of your own as my_rewards.py:function")
-    tried = [folder / path for folder in (_HERE.get(), Path.cwd()) if folder is not None]
+    tried = [folder / path for folder in folders()]
     file = next((place for place in tried if place.is_file()), None)
     if file is None:
         raise UserError(

@@ -24,7 +24,7 @@ def verify(item: Item, text: str, convention: Convention) -> Verdict:
     Raises UserError for a convention that does not exist.
     """
     if item.metadata["scorer"] == "rewards":
-        return judged(item, text, convention)
+        return judged(item, item.said(text), item.convention(convention))
     if _judge(item, plain_form(item.answer, convention), convention).outcome != "right":
         return Verdict("bad_gold")
     return _judge(item, without_echo(tail(text), item.question), convention)
