@@ -150,7 +150,7 @@ def test_a_held_out_question_is_left_out(
     assert 0 < len(left) < len(every)
     packer, _, said = prepare(stage(), tmp_path, tiny_model, HeldOut([question]))
     assert len(packer.examples) == len(left)
-    assert f"{chats.name}:1: it is a held-out question (number 1); left out" in said
+    assert f'{chats.name}:1: it is a held-out question ("{question}"); left out' in said
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_wrapped_question_is_left_out_whoever_says_it(
         stage(data=[{"path": str(path)}]), tmp_path, tiny_model, HeldOut(["What is 12 + 30?"])
     )
     assert len(packer.examples) == 3
-    (line,) = (line for line in said if "held-out question (number 1); left out" in line)
+    (line,) = (line for line in said if 'held-out question ("What is 12 + 30?"); left out' in line)
     assert line.startswith("chats.jsonl:4")
 
 

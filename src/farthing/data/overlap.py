@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from farthing.base.terminal import one_line
 from farthing.data.words import is_picture, question_key, spelling, split
 
 How = Literal["exact", "contained", "shared"]
@@ -30,6 +31,7 @@ _ALONE = 8  # words from which a question without names of things (a bare sum) i
 _LEFT = 3  # words that must be left of a question without its words of asking
 _WINDOW = 2  # lengths of the question within which its runs lie
 _AT_ONCE = 1 << 20  # characters of a text
+_SHOWN = 60  # characters of a question
 _CACHED = 1 << 17  # spellings remembered
 _DROPPED, _OTHER, _OTHER_OPERAND, _OWN = -1, 0, 1, 2  # ids of words; from _OWN on those of the questions
 _OPERATORS = "+-*/^%!<>"  # go on with a sum
@@ -52,6 +54,7 @@ class Found:
 
     question: int
     """Its number, in the order in which questions were given."""
+    text: str
     how: How
     share: float = 1.0
     """Of its words, found."""
@@ -59,14 +62,17 @@ class Found:
     @property
     def sentence(self) -> str:
         """What there is to say of the text."""
-        return _SENTENCES[self.how].format(self.question + 1, self.share)
+        begins = one_line(self.text.translate(_PARENTHESES))
+        begins = begins if len(begins) <= _SHOWN else f"{begins[:_SHOWN]}…"
+        return f'{_SENTENCES[self.how]} ("{begins}")'
 
 
 _SENTENCES = {
-    "exact": "it is a held-out question (number {})",
-    "contained": "it holds a held-out question (number {})",
-    "shared": "it shares most of its words with a held-out question (number {}, {:.0%} of its words)",
+    "exact": "it is a held-out question",
+    "contained": "it holds a held-out question",
+    "shared": "it shares most of its words with a held-out question",
 }
+_PARENTHESES = str.maketrans("()", "[]")  # reasons are counted by what stands outside of parentheses
 
 
 class HeldOut:
@@ -74,9 +80,10 @@ class HeldOut:
 
     def __init__(self, questions: Iterable[str] = ()) -> None:
         self.questions = list(questions)
-        self._pictures = {question_key(q): number for number, q in enumerate(self.questions) if is_picture(q)}
+        pictures = {number for number, question in enumerate(self.questions) if is_picture(question)}
+        self._pictures = {question_key(self.questions[number]): number for number in pictures}
         keys = [
-            [] if number in self._pictures.values() else question_key(question).split()
+            [] if number in pictures else question_key(question).split()
             for number, question in enumerate(self.questions)
         ]
         spelt = sorted({*_ASKING, *_OPERATORS, "(", ")", "="}.union(*keys))
@@ -136,17 +143,20 @@ class HeldOut:
     def _in_piece(self, text: str, whole: bool) -> Iterator[Found]:
         ids = self._ids.of(text)
         if whole and (number := self._is_whole(text, ids)) is not None:
-            yield Found(number, "exact")
+            yield self._found(number, "exact")
         shared: dict[int, list[tuple[int, int]]] = {}
         for at, row in self._hits(ids):
             for number, place in self._anchors.get(row, ()):
                 if self._is_at(ids, at - place, number):
-                    yield Found(number, "contained")
+                    yield self._found(number, "contained")
             if (owner := int(self._owner[row])) >= 0:
                 shared.setdefault(owner, []).append((at, int(self._place[row])))
         for number, places in shared.items():
             if (share := self._share(ids, number, places)) >= self._least[number]:
-                yield Found(number, "shared", share)
+                yield self._found(number, "shared", share)
+
+    def _found(self, number: int, how: How, share: float = 1.0) -> Found:
+        return Found(number, self.questions[number], how, share)
 
     def _is_whole(self, text: str, ids: np.ndarray) -> int | None:
         """The question that a text is, words of asking aside."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from functools import lru_cache
 
 _LETTERS = r"[^\W\d_]"
 _DASHES = "-‐‑‒–—―−"
@@ -26,9 +27,9 @@ def _pattern(letters: str, dashes: str, quotes: str, others: str) -> re.Pattern[
     begins = rf"(?:[\w({dashes}]|\.\d)"
     return re.compile(
         rf"""
-        \d+(?:,\d\d\d)+(?!\d)(?:\.\d+)? | \d+(?:\.\d+)? | (?<!\d)\.\d+  # numbers
+        {letters}+(?:[{quotes}]{letters}+)*
+        | \d+(?:,\d\d\d)+(?!\d)(?:\.\d+)? | \d+(?:\.\d+)? | (?<!\d)\.\d+  # numbers
         | (?<=\d)[ ]x[ ](?=\d)  # 3 x 4
-        | {letters}+(?:[{quotes}]{letters}+)*
         | \\[a-z]+ | \\[^\sa-z\d]  # TeX
         | [{dashes}](?=\s?{operand})  # a minus, not a hyphen
         | (?<=[\w)])\*\*?(?={begins}) | (?<=[\w)][ ])\*\*?(?=[ ]{begins})  # a product, not an emphasis
@@ -102,6 +103,7 @@ def _fraction(found: re.Match[str]) -> str:
     return f" {above}/{below} "
 
 
+@lru_cache(maxsize=1 << 16)
 def spelling(word: str) -> str | None:
     """The one spelling of a word; None for what is dropped."""
     if word in _SIGNS:

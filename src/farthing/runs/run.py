@@ -171,9 +171,8 @@ class _Work:
             started=self.began,
         )
         self.models = Models(self.place)
-        self.held_out = HeldOut()
+        self.held_out = HeldOut()  # the questions that no stage may train on
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
-        self._never_trained: set[str] = set()  # questions of data that is for evaluation alone
 
     def do(self) -> None:
         """Do everything that is not done yet."""
@@ -185,7 +184,6 @@ class _Work:
                 with self._waiting("planning, and choosing held-out questions"):
                     self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
                     items = self._held_out()
-                    self.held_out = HeldOut([*(item.question for item in items), *self._never_trained])
             with VerifierPool() as pool:
                 self._audit(pool)
                 for number, stage in enumerate(recipe.stages, 1):
@@ -264,10 +262,10 @@ class _Work:
         mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
         for line in mixture.said:
             self._say(line, aloud=True)
-        self._never_trained = mixture.never_trained(
-            tasks for stage in self.recipe.stages for tasks in stage.mixtures
-        )
-        return mixture.held_out(self.recipe.evaluate.held_out)
+        items = mixture.held_out(self.recipe.evaluate.held_out)
+        apart = mixture.never_trained(tasks for stage in self.recipe.stages for tasks in stage.mixtures)
+        self.held_out = HeldOut(dict.fromkeys([*(item.question for item in items), *sorted(apart)]))
+        return items
 
     def _evaluate(self, name: str, folder: Path, items: list[Item], pool: VerifierPool) -> None:
         path = self.folder / "evaluations" / f"{name}.jsonl"
