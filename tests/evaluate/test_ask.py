@@ -10,7 +10,8 @@ from farthing.base.errors import UserError
 from farthing.data.tokenizer import question_ids
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.evaluate.ask import evaluate_source, judge, trained_questions
-from farthing.evaluate.score import Record, gain, mcnemar, paired_difference, summarise, wilson
+from farthing.evaluate.intervals import mcnemar, paired_difference, wilson
+from farthing.evaluate.score import Record, gain, summarise
 from farthing.recipe import dump, validate
 from farthing.tasks import Item, Verdict
 from farthing.tasks.mixture import Mixture, question_key
