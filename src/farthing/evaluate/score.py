@@ -40,6 +40,7 @@ def _counts(records: Sequence[Record]) -> dict[str, Any]:
         "accuracy": accuracy,
         "ci95": [low, high],
         **(_over_samples(questions, samples) if samples > 1 else {}),
+        **_where_given(records),
         "mean_tokens": sum(record["tokens"] for record in records) / len(records),
     }
 
@@ -54,6 +55,16 @@ def _over_samples(questions: Sequence[Sequence[Record]], samples: int) -> dict[s
         "pass_at": {str(k): _estimate(values, samples) for k, values in passed.items()},
         "maj_at": {str(samples): _estimate([majority(answers) for answers in questions], samples)},
     }
+
+
+def _where_given(records: Sequence[Record]) -> dict[str, Any]:
+    """What only some ways of judging give: acc_norm, and the mean of rewards."""
+    found: dict[str, Any] = {}
+    if all("right_per_character" in record for record in records):
+        found["acc_norm"] = _estimate([float(record["right_per_character"]) for record in records], 1)
+    if all("score" in record for record in records):
+        found["score"] = sum(record["score"] for record in records) / len(records)
+    return found
 
 
 def _estimate(values: Sequence[float], samples: int) -> dict[str, Any]:
