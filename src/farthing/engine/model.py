@@ -133,7 +133,7 @@ class Model:
         held_back = max(map(len, settings.stop), default=1) - 1
         text, sent = "", 0
         for piece in self._pieces(request):
-            text = before_stop(text + piece, settings.stop)
+            text = _before_stop(text + piece, settings.stop)
             if len(text) - held_back > sent:
                 yield text[sent : len(text) - held_back]
                 sent = len(text) - held_back
@@ -166,7 +166,7 @@ class Model:
         return max(1024, min(tokens, free_memory(str(weight.device)) // (2 * per_token)))
 
     def _completion(self, sample: Sample, sampling: Sampling) -> Completion:
-        text = before_stop(self.tokenizer.decode(sample.ids), sampling.stop)
+        text = _before_stop(self.tokenizer.decode(sample.ids), sampling.stop)
         return Completion(text, sample.ids, sample.logprobs, sample.finish_reason)
 
 
@@ -177,8 +177,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
             check_text(f"the content of message {number}", content)
 
 
-def before_stop(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first stop string."""
+def _before_stop(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 

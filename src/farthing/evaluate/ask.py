@@ -15,7 +15,6 @@ from farthing.base.files import read_lines
 from farthing.data.tokenizer import question_ids
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.engine.generator import Work
-from farthing.engine.model import before_stop
 from farthing.evaluate.choice import choose, has_endings
 from farthing.evaluate.score import Record
 from farthing.recipe import Asks
@@ -93,8 +92,8 @@ def _ask(
     engine = model.engine(EVALUATED_AT_ONCE, cache_tokens, speculate=speculate)
     requests = [
         Request(
-            question_ids(model.tokenizer, item.question, asks.prompt, asks.system),
-            replace(sampling, stop=_stops(item)),
+            question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system),
+            replace(sampling, stop=tuple(item.metadata.get("until", ()))),
             samples,
             first_sample=place * samples,
         )
@@ -104,9 +103,7 @@ def _ask(
 
     def judge_waiting() -> None:
         places, items, numbers, answers = zip(*waiting, strict=True)
-        texts = [
-            before_stop(model.tokenizer.decode(answer.ids), _stops(item)) for _, item, _, answer in waiting
-        ]
+        texts = [item.said(model.tokenizer.decode(answer.ids)) for _, item, _, answer in waiting]
         found = judge(items, texts, answers, pool, asks.answer, places, numbers if samples > 1 else None)
         waiting.clear()
         keep(found)
@@ -158,10 +155,6 @@ def judge(
     ]
 
 
-def _stops(item: Item) -> tuple[str, ...]:
-    return tuple(text for text in item.metadata.get("until", ()) if text)
-
-
 def trained_questions(source: Path) -> set[str]:
     """The `question_key`s of all training questions of the run that `source` is or lies in; empty for a model from
     elsewhere."""
@@ -189,4 +182,6 @@ def trained_questions(source: Path) -> set[str]:
     if recipe.evaluate is not None:  # never trained on, though the stream passes over them
         own = Mixture(recipe.evaluation_tasks(), recipe.seed)
         keys -= {question_key(item.question) for item in own.held_out(recipe.evaluate.held_out)}
+        apart = own.never_trained(tasks for stage in recipe.stages for tasks in stage.mixtures)
+        keys -= set(map(question_key, apart))
     return keys

@@ -21,6 +21,7 @@ from farthing.evaluate.ask import evaluate, trained_questions
 from farthing.evaluate.score import Record, gain, summarise
 from farthing.recipe import Asks
 from farthing.tasks import Item
+from farthing.tasks.check import check_tasks
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 
@@ -182,9 +183,15 @@ def evaluate_sources(
 
 def _questions(sources: Sequence[str], suites: Sequence[Suite], seed: int, say: Say) -> list[list[Item]]:
     """The questions of every suite; none that one of the models was trained on."""
+    for suite in suites:
+        check_tasks(suite.asks.tasks)
     with Waiting("choosing questions", say):
+        mixtures = [Mixture(suite.asks.tasks, seed) for suite in suites]
         trained = set().union(*(trained_questions(Path(source)) for source in sources))
-        return [Mixture(suite.asks.tasks, seed).held_out(suite.n, trained) for suite in suites]
+        found = [mixture.held_out(suite.n, trained) for suite, mixture in zip(suites, mixtures, strict=True)]
+    for line in (line for mixture in mixtures for line in mixture.said):
+        say(line)
+    return found
 
 
 class _Nowhere:
