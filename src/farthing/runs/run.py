@@ -34,6 +34,7 @@ from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
 from farthing.data.overlap import HeldOut
 from farthing.evaluate.ask import evaluate
+from farthing.evaluate.intervals import finding
 from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
@@ -481,7 +482,8 @@ def _score_line(evaluation: dict[str, Any]) -> str:
 def _gain_line(gain: dict[str, Any]) -> str:
     def change(part: dict[str, Any]) -> str:
         low, high = part["ci95"]
-        unclear = ", no clear change" if low <= 0 <= high else ""
+        told = finding(low, high)
+        unclear = f", {told}" if told in ("no clear change", "too few to tell") else ""
         return f"{points(part['difference'])} points (95% interval {points(low)} to {points(high)}{unclear})"
 
     line = f"  gain: {change(gain)}, paired"
