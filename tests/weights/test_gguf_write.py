@@ -110,8 +110,11 @@ def test_llama_cpp_computes_what_we_compute(make_folder: Make, tmp_path: Path, l
 def test_each_type_is_as_near_as_its_bits_allow(
     make_folder: Make, tmp_path: Path, llama_cpp: LlamaCpp
 ) -> None:
-    folder, ids = make_folder("llama"), prompts()[1]
-    allowed = {"f16": 2e-3, "bf16": 2e-2, "q8_0": 0.1, "q5_1": 0.3, "q5_0": 0.4, "q4_1": 0.5, "q4_0": 0.6}
+    wide = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}  # rows of super-blocks
+    folder, ids = make_folder("llama", **wide), prompts()[1]
+    allowed = {
+        "f16": 2e-3, "bf16": 2e-2, "q8_0": 0.1, "q5_1": 0.3, "q5_0": 0.4, "q4_k": 0.5, "q4_1": 0.5, "q4_0": 0.6,
+    }  # fmt: skip
     for kind in allowed:
         export_gguf(folder, tmp_path / f"{kind}.gguf", kind)
     files = llama_cpp([tmp_path / f"{kind}.gguf" for kind in allowed], [ids])
@@ -297,6 +300,31 @@ def test_a_number_too_large_for_f16(make_folder: Make, tmp_path: Path) -> None:
     assert "--type bf16" in message
     assert not list(tmp_path.glob("*.gguf*")) + list(tmp_path.glob(".*partial*")), "nothing is left behind"
     export_gguf(folder, tmp_path / "m.gguf", "bf16")
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k"])
+def test_blocks_whose_scales_are_f16_hold_no_more(kind: str, make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder("llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 1e9
+    save_file(tensors, folder / "model.safetensors")
+    assert "beyond f16" in said(lambda: export_gguf(folder, tmp_path / "m.gguf", kind))
+
+
+def test_rows_that_blocks_do_not_divide_are_said(make_folder: Make, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    folder = make_folder("llama", hidden_size=64, intermediate_size=256)
+    [note] = export_gguf(folder, tmp_path / "m.gguf", "q4_k")
+    assert note == "differs: 12 of 16 matrices are q5_0: q4_k has no blocks that divide rows of 64"
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "Q4_K"
+    assert kinds["blk.0.ffn_up.weight"] == "Q5_0"
+    assert kinds["token_embd.weight"] == "Q8_0"
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    odd = make_folder("llama", name="odd", intermediate_size=100)
+    [note] = export_gguf(odd, tmp_path / "odd.gguf", "q8_0")
+    assert "2 of 16 matrices are f16: q8_0 has no blocks that divide rows of 100" in note
 
 
 def test_a_name_that_is_no_gguf(make_folder: Make, tmp_path: Path) -> None:

@@ -111,7 +111,9 @@ class Roller:
         sampling = Sampling(
             max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, seed=(self.seed << 32) + step
         )
-        prompts = [question_ids(tokenizer, item.question, stage.prompt, stage.system) for item in items]
+        prompts = [
+            question_ids(tokenizer, item.asked, stage.prompt, item.system or stage.system) for item in items
+        ]
         requests = [
             Request(prompt, sampling, stage.group, first_sample + number * stage.group)
             for number, prompt in enumerate(prompts)
