@@ -53,7 +53,7 @@ from farthing.runs.folder import (
 from farthing.runs.live import LiveView
 from farthing.runs.memory import within_memory
 from farthing.stages import kind
-from farthing.stages.at import At, Models
+from farthing.stages.at import UNCHANGED, At, Models
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.check import check
@@ -460,6 +460,8 @@ def _show(finished: Run, console: Console) -> None:
         if stage.get("val_bits_per_byte") is not None:
             measured = f"{bits(stage['val_bits_per_byte'])} bits per byte of validation text"
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
+        if stage.get("unchanged"):
+            console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
         console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:

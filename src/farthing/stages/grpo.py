@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from farthing.recipe import Grpo
 from farthing.stages.at import At
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
+from farthing.train.alarms import Watch
 from farthing.train.grpo import Learner
 from farthing.train.loop import Progress, train
 from farthing.train.optim import MasterWeights, add_lora
@@ -39,7 +41,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             ranks=at.ranks,
             progress=progress,
         )
-    return at.finish(model, spec.steps, merged=bool(spec.lora))
+    return at.finish(model, spec.steps, start=start, merged=bool(spec.lora))
 
 
 def train_grpo(
@@ -61,6 +63,7 @@ def train_grpo(
 
     Raises:
         Diverged: when the gradient is broken, or sampler and trainer disagree.
+        NothingToLearn: when none of the first steps had signal.
     """
     decoder = model.decoder
     reference = None
@@ -76,8 +79,10 @@ def train_grpo(
     roller = Roller(stage, model, engine, stream, pool, meter, seed, ranks)
     state = {"cursor": 0}
     learner = Learner(stage, decoder, reference, weights, model.hf_config, meter, ranks)
+    watch = Watch(progress.warn, stage.stop_silent)
 
     def one_step(step: int) -> dict[str, Any]:
+        watch.check()
         started, before = time.monotonic(), dict(meter.totals().seconds)
         batch, state["cursor"] = roller.collect(step, state["cursor"])
         measured = batch.metrics(ranks)
@@ -95,7 +100,7 @@ def train_grpo(
         seconds, totals = time.monotonic() - started, meter.totals()
         spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
         sampled = ranks.total(sum(len(sample.ids) for group in batch.sampled for sample in group.samples))
-        return {
+        line = {
             "step": step + 1,
             **measured,
             **learned,
@@ -105,6 +110,12 @@ def train_grpo(
             "usd_so_far": totals.usd,
             "cursor": state["cursor"],
         }
+        watch.see(line)
+        return line
+
+    def recall(line: dict[str, Any]) -> None:
+        progress.recall(line)
+        watch.recall(line)
 
     train(
         folder,
@@ -114,5 +125,5 @@ def train_grpo(
         one_step,
         meter=meter,
         checkpoint_every=stage.checkpoint_every,
-        progress=progress,
+        progress=replace(progress, recall=recall),
     )
