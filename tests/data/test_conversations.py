@@ -334,3 +334,21 @@ def test_half_a_character_in_a_message_is_a_broken_row_like_any_other(tmp_path: 
         assert len(line) < 400
     with pytest.raises(UserError, match="half a character"):
         list(conversations(str(path), policy="stop", on_problem=said.append))
+
+
+def test_a_template_beyond_its_limits_ends_the_pass_after_a_few_rows(tmp_path: Path) -> None:
+    """Each such row costs seconds, and the rows are not at fault."""
+    writes = "{% if 'loop' in messages[0].content %}{{ 'a' * (messages | length * 10**9) }}{% endif %}" + CHATML
+    tokenizer = tokenizer_with(tmp_path, writes)
+    asked = ["fine", *[f"loop {n}" for n in range(50)]]
+    chats = [[{"role": "user", "content": a}, {"role": "assistant", "content": "b"}] for a in asked]
+    placed = [(chat, f"chats.jsonl:{number}") for number, chat in enumerate(chats, 1)]
+    said: list[str] = []
+    with pytest.raises(UserError) as caught:
+        examples(tokenizer, placed, 200, Problems("skip", said.append))
+    message = str(caught.value)
+    assert message.startswith(f"chats.jsonl:4: the chat template of {tmp_path} cannot be rendered: ")
+    assert message.endswith("so it was with 3 of 4 conversations)")
+    assert "\n" not in message
+    assert len(said) == 2
+    assert len(examples(tokenizer, placed[:3], 200, Problems("skip", said.append))) == 1, "two may be chance"

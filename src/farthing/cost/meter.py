@@ -61,12 +61,12 @@ class Sampled(Protocol):
     new_tokens: int
     computed_tokens: int
     scored_tokens: int
-    pairs: int
-    decode_pairs: int
+    pairs: float
+    decode_pairs: float
     module_tokens: int
     module_scored: int
-    module_pairs: int
-    module_decode_pairs: int
+    module_pairs: float
+    module_decode_pairs: float
 
 
 def book_sampling(span: Span, done: Sampled, hf_config: Mapping[str, Any]) -> None:

@@ -16,10 +16,12 @@ import numpy as np
 from farthing.base.errors import UserError
 from farthing.base.schema import given
 from farthing.data.packing import NO_LOSS, PackedBatch, ragged_batch, shuffled
+from farthing.data.template import Unrenderable
 from farthing.data.text import Policy, Problems, is_unicode, records
 from farthing.data.tokenizer import Message, Tokenizer
 
 ROLES = ("system", "user", "assistant")
+MOST_UNRENDERABLE = 3  # conversations on which a template may go beyond its limits, at five seconds each
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,22 @@ def examples(
     """Conversations as tokens; one longer than `length` is left out and reported.
 
     Cutting it would teach answers without an end. Raises UserError as `encode` does (with the place, under `stop`),
-    and when nothing is left.
+    when the template goes beyond its limits again and again, and when nothing is left.
     """
     made = []
-    for messages, place in placed:
+    unrenderable = 0
+    for tried, (messages, place) in enumerate(placed, 1):
         try:
             ids, loss = encode(tokenizer, messages)
+        except Unrenderable as error:
+            unrenderable += 1
+            if unrenderable == MOST_UNRENDERABLE:
+                raise UserError(
+                    f"{place}: {error} (it is the fault of the template, not of the rows: so it was with "
+                    f"{unrenderable} of {tried:,} conversations)"
+                ) from None
+            problems.broken(place, str(error))
+            continue
         except UserError as error:
             problems.broken(place, str(error))
             continue

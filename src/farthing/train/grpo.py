@@ -163,7 +163,8 @@ class Learner:
         loss.backward()
         log.held += int(held.sum())
         log.tokens += len(targets)
-        work = forward_flops(self.hf_config, len(ids), segments.pairs(), len(targets))
+        pairs = segments.pairs(self.decoder.config.windows)
+        work = forward_flops(self.hf_config, len(ids), pairs, len(targets))
         return 3 * work + (work if self.reference is not None else 0)
 
     def _prove_sync(self, log: _Log) -> None:
