@@ -338,7 +338,9 @@ def test_half_a_character_in_a_message_is_a_broken_row_like_any_other(tmp_path: 
 
 def test_a_template_beyond_its_limits_ends_the_pass_after_a_few_rows(tmp_path: Path) -> None:
     """Each such row costs seconds, and the rows are not at fault."""
-    writes = "{% if 'loop' in messages[0].content %}{{ 'a' * (messages | length * 10**9) }}{% endif %}" + CHATML
+    writes = (
+        "{% if 'loop' in messages[0].content %}{{ 'a' * (messages | length * 10**9) }}{% endif %}" + CHATML
+    )
     tokenizer = tokenizer_with(tmp_path, writes)
     asked = ["fine", *[f"loop {n}" for n in range(50)]]
     chats = [[{"role": "user", "content": a}, {"role": "assistant", "content": "b"}] for a in asked]
