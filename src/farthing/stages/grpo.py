@@ -22,7 +22,7 @@ from farthing.train.rollout import Roller
 def run(spec: Grpo, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
     assert start is not None
-    model = at.load(start)
+    model = at.load(start, spec.chat_template)
     at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
     with at.progress(spec.steps) as progress:
         train_grpo(
