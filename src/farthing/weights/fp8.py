@@ -30,7 +30,9 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
     "activation_scheme": "dynamic",
 }
 # Embeddings, heads, the router and MTP's projection stay as they are: the report keeps them in higher precision.
-_KEPT = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|shared_head\.head|mlp\.gate|eh_proj)\.weight$")
+_KEPT = re.compile(
+    r"(?:^|\.)(?:embed_tokens|lm_head|shared_head\.head|(?:mlp|block_sparse_moe)\.gate|eh_proj)\.weight$"
+)
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 _SMALLEST = torch.finfo(torch.float32).tiny
 
