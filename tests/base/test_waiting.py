@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from farthing.base.waiting import FIRST, Waiting
+from farthing.base.waiting import FIRST, Transfer, Waiting
 
 
 def test_what_is_over_at_once_says_nothing() -> None:
@@ -50,3 +50,43 @@ def test_the_time_left_is_said_as_soon_as_it_is_known() -> None:
     assert waiting.line(30.0) == "asking: 50 of 200, 1.5 min left"
     waiting.at(200, 200)
     assert waiting.line(40.0) == "asking … 40 s so far"  # what is left is something else
+
+
+def test_a_download_shows_a_bar_and_the_time_left() -> None:
+    at = [0, 0]
+    transfer = Transfer("downloading x", lambda: (at[0], at[1]))
+    assert transfer.line(2.0) == "downloading x …"
+    at[0] = 5_000_000
+    assert transfer.line(2.0) == "downloading x: 5 MB so far"
+    at[1] = 93_000_000
+    assert transfer.line(10.0) == "downloading x █░░░░░░░░░░░░░░░░░░░ 5 MB of 93 MB, 2.9 min left"
+    at[0] = 93_000_000
+    assert transfer.line(10.0) == "downloading x: 93 MB so far"
+
+
+def test_a_download_speaks_for_what_it_is_a_part_of() -> None:
+    said: list[str] = []
+    often, later, over = threading.Event(), threading.Event(), threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if said.count(inner.line(0)) >= 20:
+            often.set()
+        if over.is_set() and text.startswith("loading"):
+            later.set()
+
+    with Waiting("loading", say, first=0.001, then=(0.001,)):
+        inner = Transfer("downloading x", lambda: (1, 0))
+        inner._pauses = [0.001]
+        with inner:
+            assert often.wait(60)
+        over.set()
+        assert later.wait(60), "it goes on by itself"
+    spoken = said[said.index(inner.line(0)) : len(said) - said[::-1].index(inner.line(0))]
+    assert sum(text.startswith("loading") for text in spoken) <= 1, "but for one that had begun"
+
+
+def test_a_download_of_its_own_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    transfer = Transfer("downloading\x1b[2J x", lambda: (1, 0))
+    transfer._say(transfer.line(3.0))
+    assert capsys.readouterr().err == "downloading[2J x: 1 bytes so far\n"

@@ -103,7 +103,7 @@ def test_refusals(make_folder: Make, tmp_path: Path) -> None:
     folder = make_folder("llama")
     assert "gguf, hf-fp8, hf-bf16" in said(lambda: export(folder, "onnx", tmp_path / "out"))
     assert "q8_0" in said(lambda: export(folder, "gguf", tmp_path / "m.gguf", "q3"))
-    assert "llama-quantize" in said(lambda: export(folder, "gguf", tmp_path / "m.gguf", "q4_K_M"))
+    assert "q4_k" in said(lambda: export(folder, "gguf", tmp_path / "m.gguf", "q4_K_M"))
     assert "--out" in said(lambda: export(folder, "hf-bf16", tmp_path / "." / "model"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

@@ -117,7 +117,7 @@ def test_the_name_a_folder_claims(folder: Path) -> None:
         ("pre_tokenizer", {"type": "Whitespace"}, "no name for"),
         ("pre_tokenizer.pretokenizers.1.add_prefix_space", True, "no name for"),
         ("pre_tokenizer.pretokenizers.1.use_regex", False, "no name for"),
-        ("model.byte_fallback", True, "byte-level"),
+        ("model.byte_fallback", True, "no token <0x00>"),
         ("model.dropout", 0.1, "dropout"),
         ("model.continuing_subword_prefix", "##", "not a tokenizer"),
         ("model.end_of_word_suffix", "</w>", "end_of_word_suffix"),

@@ -122,6 +122,20 @@ def test_each_type_is_as_near_as_its_bits_allow(
         assert allowed[kind] / 100 < difference < allowed[kind], kind
 
 
+def test_super_blocks_are_computed_as_we_read_them(
+    make_folder: Make, tmp_path: Path, llama_cpp: LlamaCpp
+) -> None:
+    """llama.cpp rounds what it multiplies them with to 8 bits, so the two are near and not equal."""
+    folder = make_folder("llama", hidden_size=256, head_dim=64, intermediate_size=512, num_hidden_layers=1)
+    export_gguf(folder, tmp_path / "m.gguf", "q4_k")
+    back, ids = import_gguf(tmp_path / "m.gguf", tmp_path / "back"), prompts()[1]
+    [file] = llama_cpp([tmp_path / "m.gguf"], [ids])
+    with torch.no_grad():
+        whole, read = (load_decoder(one, torch.float32)(torch.tensor([ids]))[0] for one in (folder, back))
+    theirs = file["answers"][0]["logits"]
+    assert (theirs - read).std() < 0.25 * (read - whole).std()
+
+
 def test_the_latent_tensors_are_split_and_stacked_as_llama_cpp_wants_them(
     make_folder: Make, tmp_path: Path
 ) -> None:
@@ -297,6 +311,31 @@ def test_a_number_too_large_for_f16(make_folder: Make, tmp_path: Path) -> None:
     assert "--type bf16" in message
     assert not list(tmp_path.glob("*.gguf*")) + list(tmp_path.glob(".*partial*")), "nothing is left behind"
     export_gguf(folder, tmp_path / "m.gguf", "bf16")
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k"])
+def test_blocks_whose_scales_are_f16_hold_no_more(kind: str, make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder("llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 1e9
+    save_file(tensors, folder / "model.safetensors")
+    assert "beyond f16" in said(lambda: export_gguf(folder, tmp_path / "m.gguf", kind))
+
+
+def test_rows_that_blocks_do_not_divide_are_said(make_folder: Make, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    folder = make_folder("llama", hidden_size=64, intermediate_size=256)
+    [note] = export_gguf(folder, tmp_path / "m.gguf", "q4_k")
+    assert note == "differs: 12 of 16 matrices are q5_0: q4_k has no blocks that divide rows of 64"
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "Q4_K"
+    assert kinds["blk.0.ffn_up.weight"] == "Q5_0"
+    assert kinds["token_embd.weight"] == "Q8_0"
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    odd = make_folder("llama", name="odd", intermediate_size=100)
+    [note] = export_gguf(odd, tmp_path / "odd.gguf", "q8_0")
+    assert "2 of 16 matrices are f16: q8_0 has no blocks that divide rows of 100" in note
 
 
 def test_a_name_that_is_no_gguf(make_folder: Make, tmp_path: Path) -> None:

@@ -279,7 +279,8 @@ def test_what_is_not_cached_or_only_in_part_is_fetched(
     for cached in (None, tmp_path):
         stand_in = hub(cached=cached, online=model)
         assert resolve("Qwen/Qwen3-0.6B").location == model
-        assert [call["local_files_only"] for call in stand_in.calls] == [True, False]
+        assert [call["local_files_only"] for call in stand_in.calls] == [True, False, False]
+        assert stand_in.calls[2]["allow_patterns"] == ["additional_chat_templates/*.jinja"]
         assert stand_in.calls[0]["revision"] is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Container, Iterator, Sequence
@@ -353,6 +354,14 @@ def parse_value(text: str, name: str) -> Any:
 def dump_text(data: Any) -> str:
     """Return YAML that `parse_text` reads back to equal data, with keys in order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def dump_value(value: Any) -> str:
+    """`dump_text` on one line, as a value stands behind its key."""
+    text = yaml.dump(
+        [value], Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=math.inf
+    )
+    return text.strip()[1:-1]
 
 
 def read_yaml(path: Path) -> Any:

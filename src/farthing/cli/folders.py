@@ -43,7 +43,7 @@ def export(
     kind: Annotated[
         str,
         typer.Option(
-            "--type", help="Type of a .gguf's tensors: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or f32."
+            "--type", help="Type of a .gguf's tensors: f16, bf16, q8_0, q5_1, q5_0, q4_k, q4_1, q4_0 or f32."
         ),
     ] = "f16",
     force: Annotated[

@@ -27,6 +27,7 @@ from farthing.plans.recipe import RecipePlan, check_pass_rate, known_pass_rate, 
 from farthing.plans.speed import Measured
 from farthing.plans.training import SEQ_LEN, Plan, plan_training
 from farthing.recipe import Recipe, builtin, load
+from farthing.tasks.check import check
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _MAX_BYTES = 10_000_000
@@ -167,6 +168,7 @@ def _plan_recipe(
     pass_rate: float | None,
     say: Callable[[str], None],
 ) -> RecipePlan:
+    check(recipe)
     named = device or (next(iter(recipe.rates)) if len(recipe.rates) == 1 else None)
     found = devices.find(named) if named else None
     if pass_rate is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,16 +10,27 @@ from farthing.base.schema import Strict, given
 from farthing.recipe.tasks import Tasks
 from farthing.recipe.types import Amount, Place, Positive, Text
 
+Shape = Literal[
+    "messages", "alpaca", "prompt-completion", "question-answer", "preference", "unpaired preference", "segments",
+    "text", "continuation",
+]  # fmt: skip
+"""The shapes of conversations (farthing.data.shapes) that can be learnt from."""
+
 
 class Source(Strict):
     """A source of documents or conversations. In YAML a bare text is the path."""
 
     path: Place | None = Field(
         default=None,
-        description="A .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or hf:owner/name[:split].",
+        description="A .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet or .txt file, a folder of them, or "
+        "hf:owner/name[:split].",
     )
     field: Text | None = Field(
         default=None, description="The field to read; null takes text, and messages where conversations are."
+    )
+    shape: Shape | None = Field(
+        default=None,
+        description="The shape of the rows of conversations; null recognises each row by its columns.",
     )
     tasks: Tasks | None = Field(
         default=None,

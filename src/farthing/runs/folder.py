@@ -19,6 +19,7 @@ from farthing.base.errors import UserError
 from farthing.base.files import sha256, write
 from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.recipe import Recipe, dump, load
+from farthing.tasks.data import DataTask, is_data
 
 # A loop of links, something else under the name of a file or folder, and what may not be read or written.
 _UNUSABLE = {
@@ -81,8 +82,9 @@ def claim(folder: Path, recipe: Recipe) -> None:
     ).exists():  # nothing depends on the recipe yet, so a mistyped base can be corrected
         write(path, dump(recipe))
         return
-    # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out.
-    free: Any = {"device": True, "dtype": True, "stages": {"__all__": {"memory_gb"}}}
+    # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out, and what
+    # does not change the weights.
+    free: Any = {"device": True, "dtype": True, "stages": {"__all__": {"memory_gb", "stop_silent"}}}
     ours, theirs = (r.model_dump(mode="json", exclude=free) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(
@@ -144,7 +146,8 @@ def source_commit() -> str | None:
 
 
 def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Hashes of the files of every data source, by the source's name; empty for a hub's, whose files are not here.
+    """Hashes of the files of every data source, by the source's name; of a hub's there are none, but of the rows of one
+    that tasks draw from.
 
     Raises:
         UserError: for a path that does not exist.
@@ -159,4 +162,14 @@ def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
         else:
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
             hashes[name] = {str(file.relative_to(path.parent)): sha256(file) for file in files}
+    for task in data_tasks(recipe).values():
+        hashes |= {entry["source"]: entry["sha256"] for entry in task.origins(license_too=False)}
     return hashes
+
+
+def data_tasks(recipe: Recipe) -> dict[str, DataTask]:
+    """Every task whose questions come from data, of the stages and the evaluation, by what the recipe says of it."""
+    mixtures = [mixture for stage in recipe.stages for mixture in stage.mixtures]
+    mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
+    found = {f"{name} {setting!r}": (name, setting) for tasks in mixtures for name, setting in tasks.items()}
+    return {said: DataTask(*task) for said, task in found.items() if is_data(*task)}

@@ -1,6 +1,6 @@
 """Reading the answer from a completion, by one of three conventions.
 
-final   the last thing said: "3 + 4 = 7", "The answer is 7."
+final   the last thing said: "3 + 4 = 7", "The answer is 7.", "#### 7"
 tag     <answer>7</answer>, once, at the end (DeepSeek-R1's form, arXiv:2501.12948, section 2.3)
 boxed   \\boxed{7}, once, with no number after it
 
@@ -15,7 +15,7 @@ from typing import Literal
 
 from farthing.base.errors import UserError
 from farthing.tasks.item import CONVENTIONS, Convention
-from farthing.tasks.numbers import has_number, one_number
+from farthing.tasks.numbers import has_number, one_number, same_number
 
 Kind = Literal["integer", "text", "expression"]
 
@@ -26,7 +26,8 @@ PUNCTUATION = " \t\r\n.,;:!?\"'`*$“”‘’"
 _IS = r"[iI][sS]\b(?<!\w[iI][sS])"
 _ARE = r"[aA][rR][eE]\b(?<!\w[aA][rR][eE])"
 _ANSWER = r"[aA][nN][sS][wW][eE][rR]\b(?<!\w[aA][nN][sS][wW][eE][rR])"
-_BEFORE_NUMBER = re.compile(rf"=(?<![!<>=]=)|:(?<![0-9]:)|:(?![0-9])|{_IS}|{_ARE}|{_ANSWER}")
+_HASHES = r"\#\#\#\#(?=[^\w\n]*[0-9])"  # before the answers of GSM8K (arXiv:2110.14168)
+_BEFORE_NUMBER = re.compile(rf"=(?<![!<>=]=)|:(?<![0-9]:)|:(?![0-9])|{_IS}|{_ARE}|{_ANSWER}|{_HASHES}")
 _BEFORE_TEXT = re.compile(rf":|{_IS}")
 
 
@@ -66,6 +67,12 @@ def tail(text: str) -> str:
     return end[space.start() :] if space else end
 
 
+def without_echo(text: str, question: str) -> str:
+    """The text without copies of the question."""
+    question = question.strip()
+    return text.replace(question, "\n") if question and question in text else text
+
+
 def _check(convention: str) -> None:
     if convention not in CONVENTIONS:
         raise UserError(f"answer: there is no convention {convention!r}; choose {' or '.join(CONVENTIONS)}")
@@ -75,7 +82,7 @@ def _final_number(text: str) -> str | None:
     start = 0
     for marker in _BEFORE_NUMBER.finditer(text):
         start = marker.end()
-    number = one_number(text[start:]) if start else None
+    number = same_number(text[start:]) if start else None
     return number if number is not None else one_number(text)
 
 

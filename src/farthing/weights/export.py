@@ -37,10 +37,7 @@ def export(folder: Path, to: str, out: Path, kind: str = "f16") -> list[str]:
     if to not in FORMATS:
         raise UserError(f"--to {to}: there is no such format; give one of {', '.join(FORMATS)}")
     if kind not in TYPES:
-        hint = (
-            "; make K-types from an f16 file with llama.cpp's llama-quantize" if "k" in kind.lower() else ""
-        )
-        raise UserError(f"--type {kind}: not one that is written; give one of {', '.join(TYPES)}{hint}")
+        raise UserError(f"--type {kind}: not one that is written; give one of {', '.join(TYPES)}")
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the folder to be exported; give another place with --out")
     if to == "gguf":

@@ -24,7 +24,7 @@ Metadata = dict[str, Any]
 _LISTS: dict[str, Any] = {"tokens": str, "token_type": int, "scores": (int, float), "merges": str}
 
 # llama.cpp's token types (tokenizer.ggml.token_type)
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SYMBOLS_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -252,24 +252,46 @@ def _sentencepiece(metadata: Metadata) -> tuple["Tokenizer", bool]:
     """Llama 2's kind: spaces are written as ▁, unknown characters as bytes, and the merges follow from the
     scores.
     """
-    from tokenizers import Tokenizer, decoders, normalizers
+    from tokenizers import Tokenizer
 
     vocabulary = _vocabulary(metadata)
     unknown = token_id(metadata, "unknown")
+    types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(vocabulary)
+    met = {
+        token: number
+        for token, number in vocabulary.items()
+        if types[number] not in (UNKNOWN, CONTROL, USER_DEFINED) or may_meet(token)
+    }
     model = _bpe(
         vocabulary,
-        list(merges(vocabulary, metadata.get("tokenizer.ggml.scores") or [])),
+        list(merges(met, metadata.get("tokenizer.ggml.scores") or [])),
         unk_token=metadata["tokenizer.ggml.tokens"][unknown] if unknown is not None else None,
         fuse_unk=True,
         byte_fallback=True,
     )
     tokenizer = Tokenizer(model)
-    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    put_spaces(tokenizer, bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
+    return tokenizer, True
+
+
+def put_spaces(tokenizer: "Tokenizer", prefix: bool) -> None:
+    """Have spaces written as ▁ and back, with one before the first word if `prefix`."""
+    from tokenizers import decoders, normalizers
+
     spaces = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces] if prefix else [spaces])
     steps: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
-    return tokenizer, True
+
+
+def byte_tokens() -> list[str]:
+    """The tokens that stand for bytes where a character has none."""
+    return [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def may_meet(token: str) -> bool:
+    """Whether merges can come upon a token that is taken out of a text before: spaces become ▁ only afterwards."""
+    return "▁" in token
 
 
 def merges(vocabulary: dict[str, int], scores: list[float]) -> Iterator[tuple[str, str]]:

@@ -32,8 +32,8 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> tuple[dict[str, Any], l
     Ids up to `vocab_size` that the tokenizer does not use are filled with unused tokens.
 
     Raises:
-        UserError: when there is no tokenizer, it is not a byte-level BPE, it does something to text that has no name in
-            llama.cpp, or it has more tokens than the model.
+        UserError: when there is no tokenizer, it is neither a byte-level BPE nor one of SentencePiece's, it does
+            something to text that has no name in llama.cpp, or it has more tokens than the model.
     """
     require_tokenizer(folder)
     read = read_tokenizer(folder)
@@ -43,21 +43,33 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> tuple[dict[str, Any], l
     _check_vocabulary(folder, vocabulary, vocab_size)
     added = data["added_tokens"]
     _check_added(folder, added)
-    name = _name(folder, data, read.settings.get("llama_cpp_pre"))
-    notes = _check_around(folder, data, name)
+    model = data["model"]
     tokens, types = [f"[PAD{number}]" for number in range(vocab_size)], [UNUSED] * vocab_size
     special = {token["content"]: bool(token["special"]) for token in added}
     for token, number in vocabulary.items():
         tokens[number] = token
         types[number] = {None: NORMAL, True: CONTROL, False: USER_DEFINED}[special.get(token)]
-    keys: dict[str, Any] = {
-        "ggml.model": "gpt2",
-        "ggml.pre": name,
+    if model.get("byte_fallback"):
+        from farthing.weights.gguf_pieces import piece_keys, piece_types
+
+        scores, prefix, notes = piece_keys(folder, data, vocabulary)
+        for number, kind in piece_types(vocabulary, special, model.get("unk_token")).items():
+            types[number] = kind
+        rules: dict[str, Any] = {
+            "ggml.model": "llama",
+            "ggml.pre": "default",
+            "ggml.scores": [scores.get(number, 0.0) for number in range(vocab_size)],
+            "ggml.add_space_prefix": prefix,
+        }
+    else:
+        name = _name(folder, data, read.settings.get("llama_cpp_pre"))
+        notes = _check_around(folder, data, name)
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        rules = {"ggml.model": "gpt2", "ggml.pre": name, "ggml.merges": merges}
+    keys = {
+        **rules,
         "ggml.tokens": tokens,
         "ggml.token_type": types,
-        "ggml.merges": [
-            merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]
-        ],
         **_marks(folder, read, vocab_size),
         **_templates(folder, read.settings),
     }
@@ -68,14 +80,15 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> tuple[dict[str, Any], l
 
 
 def _check_model(folder: Path, model: dict[str, Any]) -> None:
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
+    if model.get("type") != "BPE":
         raise UserError(
-            f"the tokenizer of {folder} is not a byte-level BPE; export its .gguf with llama.cpp's own converter"
+            f"the tokenizer of {folder} is neither a byte-level BPE nor one of SentencePiece's with tokens for bytes, "
+            f"but a {model.get('type')}; a .gguf of it is not supported"
         )
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _unknown(folder, f"a BPE with {key} {model[key]!r}")
-    if model.get("unk_token") and not _bytes() <= set(model["vocab"]):
+    if model.get("unk_token") and not model.get("byte_fallback") and not _bytes() <= set(model["vocab"]):
         raise _unknown(folder, f"bytes that become {model['unk_token']!r}")
 
 

@@ -24,6 +24,7 @@ from farthing.weights.check import check, require_finite
 from farthing.weights.folder import read_config
 from farthing.weights.fp8 import Weights
 from farthing.weights.gguf_deepseek import Planned, latent_sizes, latent_tensors
+from farthing.weights.gguf_q4k import quantise_q4_k
 from farthing.weights.gguf_read import tensor_table
 from farthing.weights.gguf_vocabulary import tokenizer_metadata
 from farthing.weights.layouts import family
@@ -31,22 +32,27 @@ from farthing.weights.layouts import family
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f32")
+TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "f32")
 _OUTER = ("token_embd.weight", "output.weight")  # q8_0 in a file of fewer bits, which they would harm most
 _PIECE = 16_000_000  # weights converted at a time: bounds the float32 copies to 64 MB
 _ALIGNMENT = 32  # bytes; tensors in a .gguf start at multiples of it
 _F16_LARGEST = 65504.0
+_LARGER = {"Q4_K": ("Q5_0",)}  # tried where blocks do not divide a row, f16 after them
+_FILE_TYPES = {
+    "f32": "ALL_F32",
+    "q4_k": "MOSTLY_Q4_K_S",
+}  # llama.cpp's names that are not MOSTLY_ and the type
 
 
 def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
     """Write the model folder as the file `path`; returns what the file leaves out, one sentence each.
 
-    `kind` is one of `TYPES`. Vectors and routers are always float32, and rows that blocks of 32 do not divide
-    are f16.
+    `kind` is one of `TYPES`. Vectors and routers are always float32. Rows that its blocks do not divide get the
+    next larger type whose blocks do.
 
     Raises:
         UserError: for a family, setting or tokenizer that llama.cpp cannot express, tensors that do not fit the
-        config, a number too large for f16, or a full disk.
+        config, a number too large for f16 where a type is made of that, or a full disk.
     """
     assert kind in TYPES
     kind_of_model = family(read_config(folder))
@@ -68,7 +74,7 @@ def export_gguf(folder: Path, path: Path, kind: str = "f16") -> list[str]:
         **{f"{architecture}.{key}": value for key, value in sizes(config, architecture).items()},
     }
     plan = tensors(config, architecture)
-    notes = _left_out(folder, weights, plan, config)
+    notes = [*_left_out(folder, weights, plan, config), *_undivided(plan, kind)]
     _write(path, architecture, metadata, plan, weights, config, kind)
     return notes + differing
 
@@ -107,6 +113,20 @@ def _left_out(folder: Path, weights: Weights, plan: list[Planned], config: Model
     return notes
 
 
+def _undivided(plan: list[Planned], kind: str) -> list[str]:
+    """Which matrices are of another type than asked for, since blocks do not divide their rows."""
+    others: dict[str, list[int]] = {}
+    for planned in plan:
+        if (one := _type(planned, kind)) != _wanted(planned, kind):
+            others.setdefault(one.name.lower(), []).append(planned.shape[-1])
+    matrices = sum(len(planned.shape) > 1 for planned in plan)
+    return [
+        f"differs: {len(columns)} of {matrices} matrices are {other}: {kind} has no blocks that divide rows of "
+        f"{', '.join(f'{n:,}' for n in sorted(set(columns)))}"
+        for other, columns in others.items()
+    ]
+
+
 # ---- writing ----
 
 
@@ -134,7 +154,7 @@ def _write(
     try:
         with new_file(path) as partial:
             writer = GGUFWriter(partial, architecture)
-            writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
+            writer.add_file_type(LlamaFileType[_FILE_TYPES.get(kind, f"MOSTLY_{kind.upper()}")])
             for key, value in metadata.items():
                 _add(writer, key, value)
             if divisors is not None:
@@ -172,15 +192,24 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _type(planned: Planned, kind: str) -> GGMLQuantizationType:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+def _wanted(planned: Planned, kind: str) -> GGMLQuantizationType:
+    """The tensor's type if its rows can be divided into blocks of any size."""
+    from gguf import GGMLQuantizationType
 
     if len(planned.shape) == 1 or planned.name.endswith("ffn_gate_inp.weight"):
         return GGMLQuantizationType.F32
     narrow = kind.startswith(("q4", "q5")) and planned.name in _OUTER
-    wanted = GGMLQuantizationType["Q8_0" if narrow else kind.upper()]
-    divides = planned.shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0
-    return wanted if divides else GGMLQuantizationType.F16
+    return GGMLQuantizationType["Q8_0" if narrow else kind.upper()]
+
+
+def _type(planned: Planned, kind: str) -> GGMLQuantizationType:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    wanted = _wanted(planned, kind)
+    for one in (wanted, *(GGMLQuantizationType[name] for name in _LARGER.get(wanted.name, ()))):
+        if planned.shape[-1] % GGML_QUANT_SIZES[one][0] == 0:
+            return one
+    return GGMLQuantizationType.F16
 
 
 def _converted(
@@ -190,6 +219,7 @@ def _converted(
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
+    wide = kind in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16)
     out = np.empty((math.prod(shape[:-1]), shape[-1]), dtype=np.uint8)
     step = max(1, _PIECE // planned.shape[-1])
     row = 0
@@ -199,11 +229,13 @@ def _converted(
         rows = (tensor if planned.turn is None else planned.turn(tensor)).reshape(-1, planned.shape[-1])
         for start in range(0, len(rows), step):
             piece = rows[start : start + step].float().contiguous().numpy()
-            if kind == GGMLQuantizationType.F16 and np.abs(piece).max(initial=0.0) > _F16_LARGEST:
+            if not wide and np.abs(piece).max(initial=0.0) > _F16_LARGEST:
                 raise UserError(
                     f"tensor {source!r} holds a number beyond f16's {_F16_LARGEST:g}; use --type bf16"
                 )
-            out[row : row + len(piece)] = quantize(piece, kind).view(np.uint8).reshape(len(piece), -1)
+            four_bits = kind == GGMLQuantizationType.Q4_K
+            written = quantise_q4_k(piece) if four_bits else quantize(piece, kind).view(np.uint8)
+            out[row : row + len(piece)] = written.reshape(len(piece), -1)
             row += len(piece)
     assert row == len(out)
     return out.reshape(shape)

