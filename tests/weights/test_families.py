@@ -28,6 +28,7 @@ from farthing.cost.flops import flops, forward_flops
 from farthing.cost.shapes import shapes
 from farthing.engine import Engine, Request, Sampling
 from farthing.model import Segments
+from farthing.train.losses import token_logprobs
 from farthing.weights import decoder_config
 
 SMALL: dict[str, Any] = {
@@ -126,6 +127,27 @@ def greedy(theirs: Any, ids: list[int], new: int) -> list[int]:
         with torch.no_grad():
             ids.append(int(theirs(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return ids[-new:]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_trainer_scores_what_the_sampler_said(name: str, pair_of: Callable[..., SimpleNamespace]) -> None:
+    """Samples that share a prompt, drawn through the cache and scored in one pass over the prompt and all of them."""
+    ours = pair_of(CONFIGS[name]).ours
+    engine = Engine(ours, frozenset(), max_batch=3, cache_tokens=512, page_size=4)
+    prompt = list(range(1, 30))
+    [samples] = engine.generate([Request(prompt, Sampling(max_new_tokens=18, seed=5), samples=3)])
+    batch = Segments([(len(prompt), [len(sample.ids) for sample in samples])])
+    ids = torch.tensor([*prompt, *(token for sample in samples for token in sample.ids)])
+    with torch.no_grad():
+        hidden = ours.hidden(ids, batch.positions(), batch)
+    start = len(prompt)
+    for sample in samples:
+        rows = [len(prompt) - 1, *range(start, start + len(sample.ids) - 1)]
+        scored = token_logprobs(
+            hidden[rows], ours.head.weight, torch.tensor(sample.ids), softcap=ours.config.logit_softcap
+        )
+        torch.testing.assert_close(scored, torch.tensor(sample.logprobs), atol=2e-4, rtol=0)
+        start += len(sample.ids)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
