@@ -1,5 +1,6 @@
 """gpt-oss's folder layout (`GptOssForCausalLM`, arXiv:2508.10925): every other layer slides, each head has a sink, and
-experts have biases and bounded inner products. Folders in bfloat16 are read; OpenAI's own are in MXFP4, and refused.
+experts have biases and bounded inner products. OpenAI's own folders, whose experts are in MXFP4 (`weights.mxfp4`), are
+read as bfloat16, and what is written is bfloat16.
 """
 
 from __future__ import annotations
