@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from farthing import recipe
 from farthing.cli import app
 from farthing.tasks.gym import SCORERS
+from farthing.tasks.sets import SETS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if path.name != "log.md")
@@ -47,6 +48,7 @@ MODELS = {
     "Sources of data": recipe.Source,
     "`kind: grpo`": recipe.Grpo,
     "`evaluate`": recipe.Evaluate,
+    "Tasks": recipe.TaskSetting,
 }
 
 
@@ -71,7 +73,9 @@ def test_every_built_in_recipe_and_every_supported_task_is_named():
     text = page("recipes.md")
     for name, _ in recipe.builtin():
         assert f"| `{name}` |" in text
-    assert set(re.findall(r"`(\w+)`", section(text, "Tasks"))) == set(SCORERS)
+    assert set(re.findall(r"`(\w+)`", section(text, "Generators"))) == set(SCORERS)
+    named = re.findall(r"^\| `(\w+)` \|", section(text, "Question sets"), flags=re.M)
+    assert {*named, "arc"} == set(SETS)
 
 
 def test_every_command_and_option_is_listed_and_no_other():

@@ -207,7 +207,20 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         run([sys.executable, "-m", "farthing", "run", *rest, "--dry-run"], folder)
         return None
     assert (
-        name in ("run", "recipes", "claim", "plan", "doctor", "help", "--version", "--help", "-h")
+        name
+        in (
+            "run",
+            "recipes",
+            "init",
+            "schema",
+            "claim",
+            "plan",
+            "doctor",
+            "help",
+            "--version",
+            "--help",
+            "-h",
+        )
         or "--help" in rest
     ), f"farthing {name}"
     return run([sys.executable, "-m", "farthing", *arguments], folder)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
-from farthing.data.text import Document, Policy, documents
+from farthing.data.text import Document, Policy, Problems, documents, records
 
 
 def read(
@@ -181,7 +181,7 @@ def test_a_packed_file_that_was_cut_short_gives_what_it_can(tmp_path: Path) -> N
     ("source", "what"),
     [
         ("nowhere.jsonl", "nowhere.jsonl does not exist"),
-        ("a.csv", "a.csv is of no kind Farthing reads; give one of .jsonl"),
+        ("a.xlsx", "a.xlsx is of no kind Farthing reads; give one of .jsonl"),
         ("empty", "empty holds no file that Farthing reads"),
         ("hf:nothing", "hf:nothing names no dataset"),
     ],
@@ -190,7 +190,7 @@ def test_a_source_that_is_none(
     source: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.csv").write_text("text\n")
+    (tmp_path / "a.xlsx").write_text("text\n")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=what):
         read(source)
@@ -247,3 +247,72 @@ def test_a_package_that_is_not_installed_is_named(
         UserError, match=rf"{source} needs {package} to be read; pip install 'farthing\[data\]'"
     ):
         read(source)
+
+
+# ---- tables and single JSON files ----
+
+
+def rows_of(path: Path, policy: Policy = "skip") -> tuple[list[tuple[dict[str, Any], str]], list[str]]:
+    said: list[str] = []
+    return list(records(str(path), None, Problems(policy, said.append))), said
+
+
+def test_a_table_gives_a_row_a_line_under_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('\ufeffquestion,answer\n"one, two",1\n"three\nfour",2\n\nalone\n', encoding="utf-8")
+    found, said = rows_of(path)
+    assert [row for row, _ in found] == [
+        {"question": "one, two", "answer": "1"},
+        {"question": "three\nfour", "answer": "2"},
+    ]
+    assert said == ["a.csv:6: the row has 1 cells where the header has 2; left out"]
+    (tmp_path / "b.tsv").write_text("text\tn\nhello, you\t1\n")
+    assert [document.text for document in read(tmp_path / "b.tsv", "stop")[0]] == ["hello, you"]
+    (tmp_path / "c.csv").write_bytes(b"text\nfine\n\xff\n")
+    assert rows_of(tmp_path / "c.csv")[1] == ["c.csv:3: the row is not UTF-8; left out"]
+    (tmp_path / "d.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(UserError, match="two columns have the same name"):
+        rows_of(tmp_path / "d.csv")
+
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('[{"text": "a"}, {"text": "b"}]', [{"text": "a"}, {"text": "b"}]),
+        ('{"version": 2, "data": [{"text": "a"}]}', [{"text": "a"}]),
+        ('{"text": "a", "n": [1]}', [{"text": "a", "n": [1]}]),
+        ('{"text": "a"}\n{"text": "b"}\n', [{"text": "a"}, {"text": "b"}]),
+        (json.dumps({"messages": TURNS}), [{"messages": TURNS}]),
+    ],
+)
+def test_a_json_file_is_a_list_or_holds_one_or_is_a_row(text: str, wanted: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    found, said = rows_of(tmp_path / "a.json", "stop")
+    assert [row for row, _ in found] == wanted
+    assert [place for _, place in found] == [f"a.json:{n}" for n in range(1, len(wanted) + 1)]
+    assert said == []
+
+
+def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "a"},\n oops]')
+    with pytest.raises(UserError, match=r"a\.json is not JSON \(Expecting value in line 2\)"):
+        rows_of(tmp_path / "a.json")
+
+
+def test_a_folder_of_other_kinds_is_read_without_its_tables(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["a"])
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "scores.csv").write_text("text\nno\n")
+    assert [document.text for document in read(tmp_path, "stop")[0]] == ["a"]
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "dataset_info.json").unlink()
+    assert [document.text for document in read(tmp_path, "stop")[0]] == ["no"]
+
+
+def test_what_a_parquet_table_fills_up_is_not_there(tmp_path: Path) -> None:
+    rows = [{"calls": [{"arguments": {"city": "Rome"}}]}, {"calls": [{"arguments": {"day": 1}}]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [row for row, _ in rows_of(tmp_path / "a.parquet", "stop")[0]] == rows

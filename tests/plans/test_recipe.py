@@ -18,6 +18,7 @@ from farthing.plans.measured import load as calibration_of
 from farthing.plans.recipe import beside_text, known_pass_rate, plan_beside_actual, plan_recipe, recipe_text
 from farthing.plans.sampling import decoding_steps, survival
 from farthing.recipe import load, validate
+from farthing.recipe.work import Guess
 
 SMOLLM = {
     "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -320,3 +321,12 @@ def test_lora_is_advised_only_where_it_is_enough(monkeypatch):
     ).memory_bytes
     assert "set lora: 16" in advice((whole + lighter) / 2 / 1e9)
     assert "lora" not in advice(lighter / 2 / 1e9)
+
+
+def test_with_a_kl_term_groups_without_an_advantage_are_trained_on_too():
+    guess = Guess(answer=0.5, kept=0.25, prompt=20.0)
+    grpo = QUICKSTART.stages[-1]
+    kept, everyone = (grpo.model_copy(update={"kl": kl}).work(SMOLLM, guess) for kl in (0.0, 0.1))
+    assert everyone.training_steps == 1
+    assert everyone.scored == pytest.approx(grpo.prompts * grpo.group * 0.5 * grpo.max_new_tokens)
+    assert kept.scored * kept.training_steps == pytest.approx(everyone.scored / 4)

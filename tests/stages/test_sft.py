@@ -25,6 +25,9 @@ SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1
 ASKS = Asks({"chain_sum": TaskSetting()}, "tag", "Please: {question}", None, 50)
 
 
+KEYS: list[dict[str, Any]] = [{}, {"optimizer": "muon"}, {"lora": 4}]
+
+
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
@@ -86,7 +89,15 @@ def train(stage: Callable[..., Sft], tiny_model: Path, meter: Meter, tmp_path: P
     return run
 
 
-@pytest.mark.parametrize("keys", [{}, {"optimizer": "muon"}, {"lora": 4}], ids=["adamw", "muon", "lora"])
+@pytest.mark.parametrize("keys", KEYS, ids=["adamw", "muon", "lora"])
+def test_a_conversation_is_learnt(train: Callable[..., Any], tmp_path: Path, keys: dict[str, Any]) -> None:
+    turns = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "7777"}]
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    _, metrics = train("odd", data=[str(tmp_path / "odd.jsonl")], steps=12, **keys)
+    assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
+
+
+@pytest.mark.parametrize("keys", KEYS, ids=["adamw", "muon", "lora"])
 def test_a_stage_that_died_ends_with_the_same_weights(
     train: Callable[..., Any], keys: dict[str, Any]
 ) -> None:
@@ -99,7 +110,6 @@ def test_a_stage_that_died_ends_with_the_same_weights(
         assert torch.equal(one, two), key
     same = ("step", "loss", "tokens", "lr", "grad_norm", "cursor")
     assert [[line[k] for k in same] for line in again] == [[line[k] for k in same] for line in metrics]
-    assert metrics[-1]["loss"] < metrics[0]["loss"]
     if "lora" in keys:
         assert all(not p.requires_grad for n, p in whole.decoder.named_parameters() if ".lora." not in n)
 

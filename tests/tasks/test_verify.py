@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from farthing.tasks.extract import plain_form
 from farthing.tasks.item import CONVENTIONS, Convention, Item, Verdict
-from farthing.tasks.verify import plain_text, verify
+from farthing.tasks.plain import plain_text
+from farthing.tasks.verify import verify
 
 
 def item(answer: str, scorer: str = "integer", question: str = "What?", **facts: Any) -> Item:

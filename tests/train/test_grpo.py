@@ -77,6 +77,7 @@ def learn(meter: Meter, make_stage: Make) -> Callable[..., tuple[list[dict[str, 
         reference: Decoder | None = None,
         budget: int | None = None,
         move: bool = False,
+        kept: list[Group] | None = None,
         **stage: Any,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
         settings = make_stage(**{"max_grad_norm": 1e9, "grad_clip": 1e9} | stage)
@@ -94,7 +95,7 @@ def learn(meter: Meter, make_stage: Make) -> Callable[..., tuple[list[dict[str, 
 
         weights.step = step  # type: ignore[method-assign]
         try:
-            return steps, learner.learn(Batch(groups, groups), 0)
+            return steps, learner.learn(Batch(groups if kept is None else kept, groups), 0)
         finally:
             for hook in weights.hooks:  # the next call brings its own
                 hook.remove()
@@ -193,7 +194,7 @@ def test_ranks_with_unequal_shares_stay_together(
         if "updates" not in settings:  # the parts of two ranks are others than those of one
             same = pytest.approx(alone[key], rel=1e-4, abs=1e-7) if alone[key] is not None else None
             assert first[key] == same, key
-    assert (first["kl"] is None) == (name == "none")
+    assert first["kl"] is not None  # also of groups without an advantage
 
 
 def test_samples_of_another_policy_on_one_rank_stop_all(
@@ -422,6 +423,68 @@ def test_the_divergence_from_the_reference_starts_at_zero_and_pulls_back(
     assert_equal(later, {name: reward[name] + pull[name] for name in reward})
     assert all(torch.equal(frozen[name], value) for name, value in reference.state_dict().items())
     assert all(p.grad is None for p in reference.parameters())
+
+
+@pytest.mark.parametrize("estimator", ["k3", "k3_corrected"])
+@pytest.mark.parametrize("loss", ["token", "sample", "constant"])
+@pytest.mark.parametrize("drop", [True, False])
+def test_the_divergence_acts_on_silent_groups_too(
+    small_decoder: Decoders, learn: Callable[..., Any], loss: str, estimator: str, drop: bool
+) -> None:
+    decoder, reference = small_decoder(tied=False), small_decoder(seed=8, tied=False)
+    groups = make_groups(decoder, ["wwww", "rwww", "rrr"])
+    kept = groups[1:2] if drop else groups
+    settings = {"kl": 0.5, "loss": loss, "kl_estimator": estimator, "drop_silent": drop}
+    (got,), metrics = learn(decoder, groups, kept=kept, reference=reference, **settings)
+
+    def mean(values: list[Tensor]) -> Tensor:
+        """The mean over some answers, as each loss takes it."""
+        tokens = sum(len(value) for value in values)
+        each = {"token": tokens, "constant": 6 * len(values)}.get(loss)
+        return sum((v.sum() / (each or len(v) * len(values)) for v in values), torch.zeros(()))
+
+    twin = copy.deepcopy(decoder)
+    divergences, objectives = [], []
+    for group in groups:
+        scores = advantages(torch.tensor([group.rewards]), "std")[0].tolist()
+        for sample, advantage in zip(group.samples, scores, strict=True):
+            logprobs = score(twin, group.prompt, sample.ids)
+            with torch.no_grad():
+                log_ratio = score(reference, group.prompt, sample.ids) - logprobs
+            # the gradients, worked out: d k3 = 1 - r, and d (ratio * k3) = -log r where the ratio is 1
+            pull = -log_ratio if estimator == "k3_corrected" else 1 - log_ratio.exp()
+            divergences.append(pull * logprobs)
+            if group in kept:
+                objectives.append(advantage * logprobs)
+    (0.5 * mean(divergences) - mean(objectives)).backward()
+    assert_equal(got, {n: p.grad for n, p in twin.named_parameters() if p.grad is not None})
+    assert metrics["signal"] == 4
+    assert metrics["kl"] > 0.01
+
+
+def test_a_kl_term_leaves_the_rewards_part_of_the_gradient_as_it_was(
+    decoder: Decoder, learn: Callable[..., Any]
+) -> None:
+    groups = make_groups(decoder, ["wwww", "rwww", "rrr", "rrww"])
+    kept = [group for group in groups if not group.silent]
+    (without,), _ = learn(decoder, groups, kept=kept)
+    (with_it,), metrics = learn(decoder, groups, kept=kept, reference=copy.deepcopy(decoder), kl=0.5)
+    assert metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert_equal(with_it, without)
+
+
+def test_silent_groups_are_spread_over_the_updates(
+    small_decoder: Decoders, learn: Callable[..., Any]
+) -> None:
+    decoder, reference = small_decoder(tied=False), small_decoder(seed=8, tied=False)
+    groups = make_groups(decoder, ["wwww", "rwww", "rrr"])
+    settings = {"kl": 0.5, "reference": reference}
+    steps, metrics = learn(decoder, groups, kept=groups[1:2], updates=2, **settings)
+    assert len(steps) == 2
+    assert metrics["signal"] == 4
+    none, metrics = learn(decoder, groups[:1], kept=[], **settings)
+    assert len(none) == 1  # the divergence alone
+    assert metrics["signal"] == 0
 
 
 # ---- the sync proof ----

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from farthing.base.device import Alone
 from farthing.train import losses
-from farthing.train.losses import advantages, clipped_objective, k3, token_logprobs, token_weights
+from farthing.train.losses import (
+    advantages,
+    clipped_objective,
+    k3,
+    k3_corrected,
+    token_logprobs,
+    token_weights,
+)
 
 VOCAB, WIDTH = 37, 8
 
@@ -107,6 +114,49 @@ def test_k3_averages_to_the_divergence() -> None:
     mean = float(k3(policy[sampled], reference[sampled]).mean())
     assert mean == pytest.approx(true, rel=0.02)
     assert abs(backwards - true) > 0.04 * true  # so the direction is told apart
+
+
+def divergence(one: Tensor, other: Tensor) -> Tensor:
+    """KL between two categorical distributions, over all outcomes, given as log-probabilities."""
+    return (one.exp() * (one - other)).sum()
+
+
+def of_logits(value: Tensor, logits: Tensor) -> Tensor:
+    return torch.autograd.grad(value, logits, retain_graph=True)[0]
+
+
+@given(st.integers(0, 1000), st.integers(2, 9), st.sampled_from([0.1, 1.0, 3.0]))
+def test_the_corrected_estimator_and_its_gradient_are_those_of_the_divergence(
+    seed: int, outcomes: int, spread: float
+) -> None:
+    """Every outcome is counted with its probability, so nothing here is drawn."""
+    draw = torch.Generator().manual_seed(seed)
+    logits, theirs, sampler = (
+        spread * torch.randn(outcomes, generator=draw, dtype=torch.float64) for _ in range(3)
+    )
+    logits.requires_grad_()
+    policy, reference = logits.log_softmax(0), theirs.log_softmax(0)
+    true = divergence(policy, reference)
+    for old in (policy.detach(), sampler.log_softmax(0)):  # the policy itself, and another before its updates
+        expected = (old.exp() * k3_corrected(policy, old, reference)).sum()
+        torch.testing.assert_close(expected, true, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(of_logits(expected, logits), of_logits(true, logits), rtol=1e-7, atol=1e-9)
+    # k3 itself: the value is right for the policy's own samples, the gradient is that of the other direction
+    plain = (policy.detach().exp() * k3(policy, reference)).sum()
+    torch.testing.assert_close(plain, true, rtol=1e-9, atol=1e-12)
+    other = of_logits(divergence(reference, policy), logits)
+    torch.testing.assert_close(of_logits(plain, logits), other, rtol=1e-7, atol=1e-9)
+
+
+def test_the_gradient_of_k3_has_no_bound_where_the_policy_has_left_the_reference() -> None:
+    reference = torch.tensor([-1.0])
+    for logprob in (-5.0, -10.0, -20.0):
+        policy = torch.tensor([logprob], requires_grad=True)
+        (plain,) = torch.autograd.grad(k3(policy, reference), policy)
+        (corrected,) = torch.autograd.grad(k3_corrected(policy, policy.detach(), reference), policy)
+        ratio = -1.0 - logprob  # log(reference / policy)
+        torch.testing.assert_close(plain, 1 - torch.tensor([ratio]).exp())
+        torch.testing.assert_close(corrected, torch.tensor([-ratio]), rtol=1e-4, atol=1e-4)
 
 
 def plain_objective(ratio: float, advantage: float, low: float, high: float) -> tuple[float, bool]:

@@ -37,7 +37,9 @@ LATENT = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**PLAIN, "attention_bias": True, "mlp_bias": True, "head_dim": 8},
     "mistral": {**PLAIN, "head_dim": 8, "sliding_window": None},
+    "mistral, sliding": {**PLAIN, "head_dim": 8, "sliding_window": 9},
     "qwen2": PLAIN,
+    "qwen2, sliding": {**PLAIN, "sliding_window": 9, "use_sliding_window": True, "max_window_layers": 1},
     "qwen3": {**PLAIN, "head_dim": 12},
     "qwen3_moe": {
         **PLAIN, "head_dim": 12, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16,
@@ -116,7 +118,7 @@ def folder_of(tmp_path: Path) -> Callable[[str], tuple[Path, dict[str, Any]]]:
 
     def make(family: str) -> tuple[Path, dict[str, Any]]:
         torch.manual_seed(7)
-        config = AutoConfig.for_model(family, **FAMILIES[family])
+        config = AutoConfig.for_model(family.partition(",")[0], **FAMILIES[family])
         model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -305,16 +307,43 @@ def test_a_setting_that_is_refused_is_named(
     assert len(message) < 300
 
 
-def test_a_window_limits_the_context_and_not_the_model() -> None:
-    mistral = {**FAMILIES["mistral"], "model_type": "mistral"}
-    assert decoder_config({**mistral, "sliding_window": 4096}).max_positions == 64
-    assert decoder_config({**mistral, "sliding_window": 16}).max_positions == 16
-    qwen = {**PLAIN, "model_type": "qwen2", "sliding_window": 16}
-    assert decoder_config(qwen).max_positions == 64, "not used"
-    assert decoder_config({**qwen, "use_sliding_window": True}).max_positions == 64, (
-        "no layer of the first 28"
-    )
-    assert decoder_config({**qwen, "use_sliding_window": True, "max_window_layers": 1}).max_positions == 16
+def test_layers_slide_as_in_transformers() -> None:
+    def windows(model_type: str, **changed: Any) -> list[int | None]:
+        config = decoder_config({**FAMILIES[model_type], "model_type": model_type, **changed})
+        assert config.max_positions == 64
+        return [config.window_of(layer) for layer in range(config.num_layers)]
+
+    assert windows("mistral", sliding_window=16) == [16, 16]
+    assert windows("mistral") == [None, None]
+    assert windows("qwen2", sliding_window=16) == [None, None], "not used"
+    assert windows("qwen2", sliding_window=16, use_sliding_window=True) == [None, None], "from layer 28 on"
+    used = {"sliding_window": 16, "use_sliding_window": True}
+    assert windows("qwen3", **used, max_window_layers=1) == [None, 16]
+    assert windows("qwen2", **used, layer_types=["sliding_attention", "full_attention"]) == [16, None]
+    assert windows("qwen3_moe", **used) == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changed", "said"),
+    [
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "there is no sliding_window in use"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "for each of the 2 layers"),
+        (
+            "qwen3",
+            {"layer_types": ["chunked_attention"] * 2},
+            "supported is a list of full_attention or sliding",
+        ),
+        (
+            "mistral",
+            {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+            "leave it out",
+        ),
+        ("mistral", {"sliding_window": -1}, "sliding_window is -1; it must be a whole number"),
+    ],
+)
+def test_windows_that_mean_nothing_are_refused(model_type: str, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        decoder_config({**FAMILIES[model_type], "model_type": model_type, **changed})
 
 
 def test_yarn_reaches_as_far_as_it_says() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import MixtralConfig, Phi3Config, Qwen3MoeConfig
+from transformers import MistralConfig, MixtralConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from farthing.base.errors import UserError
+from farthing.cost.flops import flops, forward_flops
+from farthing.cost.shapes import shapes
 from farthing.engine import Engine, Request, Sampling
+from farthing.model import Segments
 from farthing.weights import decoder_config
 
 SMALL: dict[str, Any] = {
@@ -26,7 +30,18 @@ CONFIGS: dict[str, Any] = {
     ),
     "mixtral": MixtralConfig(**SMALL, num_local_experts=8, num_experts_per_tok=2),
     "phi3": Phi3Config(**SMALL),
-}
+    "phi3, sliding": Phi3Config(**SMALL, sliding_window=11),
+    "mistral, sliding": MistralConfig(**SMALL, sliding_window=11),
+    "mixtral, sliding": MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=11),
+    "qwen2, sliding": Qwen2Config(
+        **SMALL, sliding_window=11, use_sliding_window=True, max_window_layers=1
+    ),
+    "qwen3, sliding": Qwen3Config(
+        **SMALL, sliding_window=11, use_sliding_window=True, head_dim=12,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "qwen3_moe, sliding": Qwen3MoeConfig(**SMALL, **EXPERTS, sliding_window=11, use_sliding_window=True),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -40,15 +55,35 @@ def test_a_family_is_transformers_own(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_engine_says_what_the_network_says(name: str, pair_of: Callable[..., SimpleNamespace]) -> None:
+def test_the_engine_says_what_transformers_says(name: str, pair_of: Callable[..., SimpleNamespace]) -> None:
+    """Greedy answers through the paged cache, to prompts longer than any window and a new one after a cached one."""
     pair = pair_of(CONFIGS[name])
-    engine = Engine(pair.ours, frozenset(), max_batch=2, cache_tokens=512)
-    ids = list(range(1, 20))
-    [[sample]] = engine.generate([Request(ids, Sampling(max_new_tokens=12, temperature=0))])
-    for token in sample.ids:
+    engine = Engine(pair.ours, frozenset(), max_batch=3, cache_tokens=512, page_size=4)
+    long = list(range(1, 40))
+    prompts = [long, long[:5], [*long[:24], 9, 8, 7]]
+    requests = [Request(ids, Sampling(max_new_tokens=20, temperature=0)) for ids in prompts]
+    for _ in range(2):  # the second time the prompts' pages are cached
+        answers = [sample.ids for [sample] in engine.generate(requests)]
+        assert answers == [greedy(pair.theirs, ids, 20) for ids in prompts]
+
+
+def greedy(theirs: Any, ids: list[int], new: int) -> list[int]:
+    ids = list(ids)
+    for _ in range(new):
         with torch.no_grad():
-            assert token == int(pair.ours(torch.tensor([ids]))[0, -1].argmax())
-        ids.append(token)
+            ids.append(int(theirs(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[-new:]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_counting_sees_the_same_windows(name: str) -> None:
+    hf = CONFIGS[name].to_dict()
+    config = decoder_config(hf)
+    assert Counter(layer.window for layer in shapes(hf).layers) == config.windows
+    lengths = [30, 7]
+    pairs = Segments([(length, ()) for length in lengths]).pairs(config.windows)
+    counted = flops(hf, lengths, "forward")
+    assert forward_flops(hf, sum(lengths), pairs, sum(lengths)) == counted.model
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Container, Iterator, Sequence
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from farthing.base.errors import UserError
+from farthing.base.files import open_ready
 
 # Names that other trainers use for our keys, where spelling alone would not find the right one.
 _OTHER_NAMES = {
@@ -182,7 +184,7 @@ def _right_key(root: type[BaseModel], path: Sequence[str], data: Any) -> str:
             for name in (key, _OTHER_NAMES.get(key)):
                 if any(name in model.model_fields for model in _models_at(root, parent, data)):
                     return f"did you mean {'.'.join(parent)}.{name}?"
-    return nearest(key, fields) or f"the keys are {', '.join(fields)}"
+    return nearest(key, fields) or f"the keys are {', '.join(dict.fromkeys(fields))}"
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
@@ -355,10 +357,18 @@ def dump_text(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
+def dump_value(value: Any) -> str:
+    """`dump_text` on one line, as a value stands behind its key."""
+    text = yaml.dump(
+        [value], Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=math.inf
+    )
+    return text.strip()[1:-1]
+
+
 def read_yaml(path: Path) -> Any:
     """The YAML document in a file. Raises UserError that names the file, and the line where there is one."""
     try:
-        with path.open("rb") as file:
+        with open_ready(path) as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else error

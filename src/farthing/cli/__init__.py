@@ -26,7 +26,7 @@ from farthing.base.errors import UserError
 from farthing.base.figures import interval, percent
 from farthing.base.limits import refusal
 from farthing.base.terminal import guard
-from farthing.cli import doctor, folders, help, money
+from farthing.cli import doctor, folders, help, money, recipes
 from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
     DeviceName,
@@ -105,6 +105,9 @@ def run(
 
     loaded = load(recipe, [*(set_ or ()), *placed(device, dtype)], seed)
     if dry_run:
+        from farthing.tasks.check import check
+
+        check(loaded)
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return
     if quiet:
@@ -224,19 +227,10 @@ def evaluate(
     print_result(card, sentence, as_json)
 
 
-@app.command()
-def recipes(as_json: Json = False) -> None:
-    """List the built-in recipes."""
-    from farthing.recipe import builtin
-
-    found = builtin()
-    width = max(len(name) for name, _ in found)
-    lines = [f"{name:{width}}  {description}" for name, description in found]
-    print_result({"recipes": [{"name": n, "description": d} for n, d in found]}, "\n".join(lines), as_json)
-
+app.add_typer(recipes.recipes, name="recipes")
 
 # In the order `farthing --help` lists them.
-for _command in (*money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS, *help.COMMANDS):
+for _command in (*recipes.COMMANDS, *money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS, *help.COMMANDS):
     app.command()(_command)
 
 

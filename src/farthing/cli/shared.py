@@ -53,11 +53,12 @@ def model_source(source: str | None) -> str:
     return str(max(finished, key=lambda path: (path / "model").lstat().st_mtime))
 
 
-def may_overwrite(path: Path, otherwise: str = "") -> None:
+def may_overwrite(path: Path, otherwise: str = "", *, instead: str = "another --out") -> None:
     """Ask before something is overwritten.
 
     Args:
         otherwise: what else to do, where there is nobody to ask.
+        instead: what to give in its place.
 
     Raises:
         UserError: if the answer is no, and where there is nobody to ask.
@@ -68,8 +69,8 @@ def may_overwrite(path: Path, otherwise: str = "") -> None:
         say(f"{one_line(str(path))} exists; overwrite it? [y/N] ", sys.stderr, end="")
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
-        raise UserError(f"{path} is left as it was; give another --out")
-    raise UserError(f"{path} exists; give another --out{otherwise}")
+        raise UserError(f"{path} is left as it was; give {instead}")
+    raise UserError(f"{path} exists; give {instead}{otherwise}")
 
 
 @contextmanager

@@ -49,9 +49,11 @@ class Family:
     """The key of an expert's f."""
     window: int | None = None
     """The window of sliding attention if the config does not say."""
-    window_where: Literal["", "all", "qwen", "but_last_of_2", "but_last_of_4", "but_last_of_6"] = ""
-    """Layers that slide, where `layer_types` does not say: none, all, from `max_window_layers` on if
-    `use_sliding_window`, or all but the last of every so many."""
+    window_where: Literal["", "all", "if_used", "qwen", "but_last_of_2", "but_last_of_4", "but_last_of_6"] = (
+        ""
+    )
+    """Layers that slide, where `layer_types` does not say: none, all, all if `use_sliding_window`, from
+    `max_window_layers` on if so, or all but the last of every so many."""
 
 
 _BIAS = ("attention_bias", False)  # the usual key
@@ -139,7 +141,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": Family(qkv_bias=("qkv_bias", True), experts="qwen", window_where="qwen"),
     "qwen3_moe": Family(
         qkv_bias=_BIAS, o_bias=_BIAS, qk_norm="head",
-        experts="qwen", window_where="qwen",
+        experts="qwen", window_where="if_used",
     ),
     "smollm3": Family(
         qkv_bias=_BIAS, o_bias=_BIAS, mlp_bias=("mlp_bias", False),

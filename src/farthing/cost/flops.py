@@ -119,28 +119,29 @@ def parameters(config: Mapping[str, Any]) -> Parameters:
 
 
 def forward_flops(
-    config: Mapping[str, Any], tokens: int, pairs: int, logit_tokens: int, *, absorbed: bool = False
+    config: Mapping[str, Any], tokens: int, pairs: float, logit_tokens: int, *, absorbed: bool = False
 ) -> int:
     """Model FLOPs of one forward pass, without multi-token prediction.
 
-    `tokens` go through the layers, `pairs` is the number of (query, key) pairs attended in each layer (the
-    sum of `causal_pairs` over the sequences), `logit_tokens` positions go through the head. `absorbed` says
-    that latent attention was computed on the latents themselves, as in decoding. Raises as `parameters`.
+    `tokens` go through the layers, `pairs` is the number of (query, key) pairs attended in a layer (the sum of
+    `causal_pairs` over the sequences; the mean over the layers, where some slide), `logit_tokens` positions go
+    through the head. `absorbed` says that latent attention was computed on the latents themselves, as in
+    decoding. Raises as `parameters`.
     """
     _check(tokens, pairs, logit_tokens)
     s = shapes(config)
     linear = s.outside.active() + sum(layer.active() for layer in s.layers)
-    attention = len(s.layers) * pairs * _flops_of_pair(s, absorbed)
+    attention = round(len(s.layers) * pairs) * _flops_of_pair(s, absorbed)
     return 2 * tokens * linear + attention + 2 * logit_tokens * s.embed * s.vocab
 
 
-def backward_flops(config: Mapping[str, Any], tokens: int, pairs: int, logit_tokens: int) -> int:
+def backward_flops(config: Mapping[str, Any], tokens: int, pairs: float, logit_tokens: int) -> int:
     """Model FLOPs of the backward pass alone, twice the forward pass: a training step is both together."""
     return 2 * forward_flops(config, tokens, pairs, logit_tokens)
 
 
 def mtp_flops(
-    config: Mapping[str, Any], tokens: int, pairs: int, logit_tokens: int, *, absorbed: bool = False
+    config: Mapping[str, Any], tokens: int, pairs: float, logit_tokens: int, *, absorbed: bool = False
 ) -> int:
     """Model FLOPs that the config's multi-token-prediction depths add to a forward pass, all together.
 
@@ -149,7 +150,7 @@ def mtp_flops(
     """
     _check(tokens, pairs, logit_tokens)
     s = shapes(config)
-    layers = 2 * tokens * s.mtp.active() + pairs * _flops_of_pair(s, absorbed)
+    layers = 2 * tokens * s.mtp.active() + round(pairs) * _flops_of_pair(s, absorbed)
     return s.mtp_depth * layers + 2 * logit_tokens * s.embed * s.vocab
 
 
@@ -233,7 +234,7 @@ def decode_flops(config: Mapping[str, Any], context: int) -> Flops:
     )
 
 
-def _check(*counts: int) -> None:
+def _check(*counts: float) -> None:
     if min(counts, default=0) < 0:
         raise ValueError(f"counts cannot be negative: {', '.join(map(str, counts))}")
 

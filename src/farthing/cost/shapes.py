@@ -339,8 +339,10 @@ def _window(config: Config, family: Family, index: int) -> int | None:
     if isinstance(kinds, list) and index < len(kinds):
         slides = kinds[index] == "sliding_attention"
     elif where == "qwen":
-        first = _size(config, "max_window_layers", default=0, least=0)
+        first = _size(config, "max_window_layers", default=28, least=0)
         slides = bool(config.get("use_sliding_window", False)) and index >= first
+    elif where == "if_used":
+        slides = bool(config.get("use_sliding_window", False))
     elif where.startswith("but_last_of_"):
         slides = (index + 1) % int(where.rpartition("_")[2]) != 0
     else:

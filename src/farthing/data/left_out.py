@@ -23,12 +23,14 @@ class LeftOut:
     there is to say, also when it ends in an error.
 
     Args:
-        file: lists every sentence if there are more than three; left alone otherwise.
+        file: lists every sentence if there are more than three; left alone otherwise. None lists them nowhere.
         say: called with each line.
         only_after_errors: says nothing when all went well, because another pass over the same rows follows.
     """
 
-    def __init__(self, file: Path, say: Callable[[str], None], only_after_errors: bool = False) -> None:
+    def __init__(
+        self, file: Path | None, say: Callable[[str], None], only_after_errors: bool = False
+    ) -> None:
         self.file, self._say, self._only_after_errors = file, say, only_after_errors
         self._first: list[str] = []
         self._rows: Counter[str] = Counter()
@@ -51,13 +53,13 @@ class LeftOut:
             self._notes += 1
         if len(self._first) < EXAMPLES:
             self._first.append(sentence)
-        elif not self._only_after_errors:
-            self._write(sentence)
+        elif self.file is not None and not self._only_after_errors:
+            self._write(self.file, sentence)
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._open is not None:
+        if self._open is not None and self.file is not None:
             self._open.close()
-            self._partial.replace(self.file)
+            _partial(self.file).replace(self.file)
         if error is not None or not self._only_after_errors:
             for line in self.lines():
                 self._say(line)
@@ -75,16 +77,16 @@ class LeftOut:
         where = f"; all are listed in {self.file}" if self._open is not None else ""
         return [", ".join(said) + where, *(f"  {sentence}" for sentence in self._first)]
 
-    @property
-    def _partial(self) -> Path:
-        return self.file.with_name(f".{self.file.name}.partial")
-
-    def _write(self, sentence: str) -> None:
+    def _write(self, file: Path, sentence: str) -> None:
         if self._open is None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._open = self._partial.open("w", encoding="utf-8", errors="backslashreplace")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._open = _partial(file).open("w", encoding="utf-8", errors="backslashreplace")
             self._open.writelines(f"{line}\n" for line in self._first)
         self._open.write(f"{sentence}\n")
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f".{file.name}.partial")
 
 
 def reason(sentence: str) -> str:

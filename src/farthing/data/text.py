@@ -1,11 +1,12 @@
 """Documents from files and from the hub, one at a time; broken ones are reported by file and line.
 
-A source is a .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or a dataset on the hub
+A source is a .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet or .txt file, a folder of them, or a dataset on the hub
 (`hf:owner/name`, streamed). Only the current row is in memory; a .txt file is one document.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import re
@@ -16,13 +17,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from farthing.base.errors import UserError
+from farthing.base.files import strange
 from farthing.base.limits import named
 from farthing.base.schema import given
 
 Policy = Literal["skip", "stop"]
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+TABLES = (".json", ".csv", ".tsv")
+"""Kinds that a folder often has beside its data, so a folder of other kinds is read without them."""
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt", *TABLES)
 _HUB = re.compile(
-    r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.]+))?"
+    r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+    r"(?::(?P<second>[\w.-]+)(?=:))?(?::(?P<split>[\w.]+))?"
 )
 _BATCH = 256  # rows of a parquet file held at once
 
@@ -103,30 +108,59 @@ def documents(
         yield Document(text, place)
 
 
-def records(source: str, field: str, problems: Problems) -> Iterator[tuple[dict[str, Any], str]]:
+def records(source: str, field: str | None, problems: Problems) -> Iterator[tuple[dict[str, Any], str]]:
     """The rows of a source that have `field`, each with its place; a .txt file is one row, `{field: text}`.
+
+    Args:
+        field: a key or column that rows must have; None takes all rows, with all they hold.
 
     Raises UserError as `documents` does.
     """
     if source.startswith("hf:"):
         yield from _with_field(_hub_rows(source), field, problems)
         return
-    for path, name in _files(source):
+    for path, name in files(source):
         kind = next(suffix for suffix in SUFFIXES if path.name.endswith(suffix))
         try:
             if kind == ".txt":
-                yield from _text_file(path, name, field, problems)
+                yield from _text_file(path, name, field or "text", problems)
             elif kind == ".parquet":
                 yield from _parquet_rows(path, name, field, problems)
+            elif kind == ".json":
+                yield from _with_field(_json_file(path, name, problems), field, problems)
+            elif kind in (".csv", ".tsv"):
+                yield from _with_field(_csv_rows(path, name, problems), field, problems)
             else:
                 yield from _with_field(_json_rows(path, name, problems), field, problems)
         except PermissionError:
             raise UserError(f"{path} is not readable; change its permissions") from None
 
 
-def _files(source: str) -> list[tuple[Path, str]]:
+def columns(source: str) -> list[str]:
+    """The columns of a source's first row, to see what it holds; plain text has `text`.
+
+    Raises UserError as `documents` does, and when there is no row.
+    """
+    if source.startswith("hf:"):
+        rows = _hub_rows(source)
+    else:
+        path, name = files(source)[0]
+        if path.name.endswith(".txt"):
+            return ["text"]
+        if path.name.endswith(".parquet"):
+            return _parquet_columns(path)
+        rows = _json_rows(path, name, Problems("stop", lambda _: None))
+    row, place = next(rows, (None, source))
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: " + ("there is no row" if row is None else "the row is no JSON object"))
+    return list(row)
+
+
+def files(source: str) -> list[tuple[Path, str]]:
     """Every file of a source, with the name it goes by in messages."""
     path = named(source)
+    if what := strange(path):
+        raise UserError(f"{source} is {what}; give a file, a folder of files or hf:owner/name")
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{source} is of no kind Farthing reads; give one of {', '.join(SUFFIXES)}")
@@ -134,23 +168,25 @@ def _files(source: str) -> list[tuple[Path, str]]:
     if not path.is_dir():
         raise UserError(f"{source} does not exist; give a file, a folder of files or hf:owner/name")
     inside = [(found, found.relative_to(path)) for found in sorted(path.rglob("*"))]
-    files = [
+    listed = [
         (found, f"{path.name}/{name.as_posix()}")
         for found, name in inside
         if found.is_file() and found.name.endswith(SUFFIXES) and not any(p[0] == "." for p in name.parts)
     ]
-    if not files:
+    if any(not found.name.endswith(TABLES) for found, _ in listed):
+        listed = [(found, name) for found, name in listed if not found.name.endswith(TABLES)]
+    if not listed:
         raise UserError(f"{source} holds no file that Farthing reads; put {', '.join(SUFFIXES)} files in it")
-    return files
+    return listed
 
 
 def _with_field(
-    rows: Iterable[tuple[Any, str]], field: str, problems: Problems
+    rows: Iterable[tuple[Any, str]], field: str | None, problems: Problems
 ) -> Iterator[tuple[dict[str, Any], str]]:
     for row, place in rows:
         if not isinstance(row, dict):
             problems.broken(place, f"the row is {_kind(row)} where a JSON object belongs")
-        elif field not in row:
+        elif field is not None and field not in row:
             has = ", ".join(map(given, list(row)[:8])) + (", …" if len(row) > 8 else "")
             problems.broken(place, f"the row has no {field!r} (it has {has or 'nothing'})")
         else:
@@ -169,20 +205,94 @@ def _json_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any,
                     problems.other_line_ends(place)
                 if not line.strip():
                     continue
-                if not is_unicode(line):
-                    problems.broken(place, "the line is not UTF-8")
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    problems.broken(place, f"the line is not JSON ({error.msg} at character {error.pos + 1})")
-                    continue
-                except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-                    problems.broken(place, f"the line is not JSON ({error})")
+                row = _parsed(line, place, problems)
+                if row is _UNREADABLE:
                     continue
                 yield row, place
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         problems.broken(f"{name}:{number + 1}", f"the file cannot be decompressed any further ({error})")
+
+
+_UNREADABLE = object()
+
+
+def _parsed(line: str, place: str, problems: Problems) -> Any:
+    """The JSON value of a line, or `_UNREADABLE` if it is none, which is reported."""
+    if not is_unicode(line):
+        problems.broken(place, "the line is not UTF-8")
+        return _UNREADABLE
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        problems.broken(place, f"the line is not JSON ({error.msg} at character {error.pos + 1})")
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        problems.broken(place, f"the line is not JSON ({error})")
+    return _UNREADABLE
+
+
+def _json_file(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any, str]]:
+    """The rows of a .json file: a list of them, an object with one such list, one object, or an object a line."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        problems.broken(f"{name}:1", "the file is not UTF-8")
+        return
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise UserError(f"{path} is not JSON ({error.msg} in line {error.lineno})") from None
+        yield from _json_rows(path, name, problems)  # several values: an object a line
+        return
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    lists = [part for part in value.values() if _is_table(part)] if isinstance(value, dict) else []
+    if len(lists) == 1 and not _is_row(value):
+        value = lists[0]
+    for number, row in enumerate(value if isinstance(value, list) else [value], 1):
+        yield row, f"{name}:{number}"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _is_row(value: dict[str, Any]) -> bool:
+    """Whether an object with one list of objects is a row itself: a conversation, whose turns say who speaks."""
+    turns = next(part for part in value.values() if _is_table(part))
+    return all({"role", "from"} & turn.keys() for turn in turns)
+
+
+def _csv_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a table with a header; a cell may hold line ends, and its place is the row's last line."""
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        first = file.readline()
+        file.seek(0)
+        comma = (
+            ";" if first.count(";") > first.count(",") else ","
+        )  # as spreadsheets in half of Europe write it
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else comma, strict=True)
+        header: list[str] | None = None
+        while True:
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:
+                problems.broken(f"{name}:{rows.line_num}", f"the row cannot be read ({error})")
+                continue
+            if cells is None:
+                return
+            place = f"{name}:{rows.line_num}"
+            if header is None:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise UserError(f"{place}: two columns have the same name; rename one in the header")
+            elif not cells:
+                continue  # an empty line
+            elif len(cells) != len(header):
+                problems.broken(place, f"the row has {len(cells)} cells where the header has {len(header)}")
+            elif not all(map(is_unicode, cells)):
+                problems.broken(place, "the row is not UTF-8")
+            else:
+                yield dict(zip(header, cells, strict=True)), place
 
 
 def _text_file(path: Path, name: str, field: str, problems: Problems) -> Iterator[tuple[dict[str, Any], str]]:
@@ -194,8 +304,20 @@ def _text_file(path: Path, name: str, field: str, problems: Problems) -> Iterato
         problems.broken(f"{name}:{line}", "the line is not UTF-8")
 
 
+def _parquet_columns(path: Path) -> list[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs pyarrow to be read; pip install 'farthing[data]'") from None
+    try:
+        return list(pyarrow.parquet.read_schema(path).names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: the parquet file is damaged ({' '.join(str(error).split())})") from None
+
+
 def _parquet_rows(
-    path: Path, name: str, field: str, problems: Problems
+    path: Path, name: str, field: str | None, problems: Problems
 ) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         import pyarrow
@@ -206,15 +328,19 @@ def _parquet_rows(
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if field not in file.schema_arrow.names:
+            if field is not None and field not in file.schema_arrow.names:
                 has = ", ".join(map(repr, file.schema_arrow.names)) or "nothing"
                 problems.broken(f"{name}:1", f"the file has no column {field!r} (it has {has})")
                 return
-            for batch in file.iter_batches(batch_size=_BATCH, columns=[field]):
-                for value in batch.column(0):
+            columns = None if field is None else [field]
+            for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
+                for at in range(batch.num_rows):
                     number += 1
                     try:
-                        row = {field: value.as_py()}
+                        row = {
+                            key: _without_gaps(column[at].as_py())
+                            for key, column in zip(batch.schema.names, batch.columns, strict=True)
+                        }
                     except UnicodeDecodeError:
                         problems.broken(f"{name}:{number}", "the text is not UTF-8")
                         continue
@@ -224,30 +350,65 @@ def _parquet_rows(
         problems.broken(f"{name}:{number + 1}", f"the parquet file is damaged ({what})")
 
 
-def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
-    """`hf:owner/name[/config][@revision][:split]`, streamed; the split is `train` unless named."""
+@dataclass(frozen=True)
+class HubName:
+    """A dataset on the hub, as `hf:owner/name[/config][@revision][:split]` or `hf:owner/name:config:split` names it."""
+
+    name: str
+    config: str | None
+    revision: str | None
+    split: str
+
+
+def hub_name(source: str) -> HubName:
+    """The parts of a hub source; the split is `train` unless named. Raises UserError if it names no dataset."""
     match = _HUB.fullmatch(source)
-    if match is None:
+    if match is None or (match["config"] and match["second"]):
         raise UserError(f"{source} names no dataset; write hf:owner/name, hf:owner/name/config or …:split")
+    config = match["config"] or match["second"]
+    return HubName(match["name"], config, match["revision"], match["split"] or "train")
+
+
+def said_by_hub(source: str) -> tuple[str | None, str | None]:
+    """Revision and licence of a dataset on the hub; None where it cannot be asked, or does not say."""
+    from huggingface_hub import HfApi
+
+    name = hub_name(source)
+    try:
+        info = HfApi().dataset_info(name.name, revision=name.revision, timeout=10)
+    except Exception:  # offline, or the library's errors, which share no base
+        return name.revision, None
+    licence = getattr(info.card_data, "license", None)
+    return info.sha, ", ".join(licence) if isinstance(licence, list) else licence
+
+
+def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
+    """The rows of a dataset on the hub, streamed. Pictures, sounds and films are not decoded, and left out."""
+    name = hub_name(source)
     try:
         import datasets
     except ModuleNotFoundError:
         raise UserError(f"{source} needs datasets to be read; pip install 'farthing[data]'") from None
     try:
         rows = datasets.load_dataset(
-            match["name"],
-            match["config"],
-            split=match["split"] or "train",
-            revision=match["revision"],
-            streaming=True,
+            name.name, name.config, split=name.split, revision=name.revision, streaming=True
         )
+        media = [column for column, kind in (rows.features or {}).items() if hasattr(kind, "decode_example")]
+        rows = rows.remove_columns(media) if media else rows
         for number, row in enumerate(rows, 1):
-            yield row, f"{source}:{number}"
+            yield {key: _without_gaps(value) for key, value in row.items()}, f"{source}:{number}"
     except Exception as error:  # the library raises what its file systems and formats raise
         what = " ".join(str(error).split())[:300]
         raise UserError(
             f"{source} cannot be read from the hub ({what}); check the name, or give a local file"
         ) from error
+
+
+def _without_gaps(value: Any) -> Any:
+    """A column's value without the keys that its objects lack: in a table all of them have every key, null or not."""
+    if isinstance(value, dict):
+        return {key: _without_gaps(part) for key, part in value.items() if part is not None}
+    return [_without_gaps(part) for part in value] if isinstance(value, list) else value
 
 
 def _kind(value: Any) -> str:

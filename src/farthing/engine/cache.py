@@ -2,7 +2,8 @@
 
 Paging follows Kwon et al., arXiv:2309.06180. A full prompt page is looked up by its tokens and the page before it, so
 the samples of a prompt, and prompts with the same beginning, store and compute it once. Latent attention stores one
-entry per token, the latent and the rotated key, instead of every head's keys and values.
+entry per token, the latent and the rotated key, instead of every head's keys and values. Layers with a sliding window
+keep every position too, but read only the pages that the window reaches.
 
 Shapes: B sequences, M pages per sequence, S tokens per page, N new tokens (of one sequence, or of all of them flat), G
 key/value heads, D head width, T = M * S, H query heads, K experts per token, L latent, R rotated width, W = L + R.
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from farthing.model import ModelConfig
-from farthing.model.attention import sequence_attention
-from farthing.model.kernels.attention import attention
+from farthing.model.attention import mean_pairs
+from farthing.model.kernels.attention import FULL, Rule, attention
+from farthing.model.kernels.window import causal
 from farthing.model.latent import LatentAttention
 
 
@@ -49,7 +51,7 @@ class PagedCache:
             shape = (pages, page_size, heads, width)
             return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
 
-        self.page_size = page_size
+        self.page_size, self.windows = page_size, config.windows
         self.keys = store()
         self.values = [] if config.mla else store()
         self.routes: Tensor | None = None
@@ -151,6 +153,55 @@ class PagedCache:
             stores[layer].flatten(0, 1).index_copy_(0, slots_N, entry)
 
 
+class _View:
+    """The pages that hold what the new tokens of B sequences see in a layer, and the mask of what they do not."""
+
+    def __init__(
+        self,
+        cache: PagedCache,
+        tables: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        window: int | None = None,
+    ) -> None:
+        size, device = cache.page_size, cache.keys[0].device
+        reach = max(map(max, positions)) + 1 if window is None else window
+        firsts = [max(0, min(row) + 1 - reach) // size for row in positions]
+        count = max(max(row) // size + 1 - first for row, first in zip(positions, firsts, strict=True))
+        rows = [list(t[first : first + count]) for t, first in zip(tables, firsts, strict=True)]
+        pages = torch.tensor([row + [0] * (count - len(row)) for row in rows], device=device)
+        self.pages_BM = pages.flatten()
+        self.shape = (len(tables), count * size)
+        # every layer gathers its pages into the same two buffers, which stay in the processor's cache
+        self._gathered = [
+            cache.keys[0].new_empty((len(self.pages_BM), *cache.keys[0].shape[1:]))
+            for _ in range(2 if cache.values else 1)
+        ]
+        self._mask = None
+        if window is not None or min(map(min, positions)) + 1 < self.shape[1]:
+            at_BN = torch.tensor([list(row) for row in positions], device=device)
+            start_B = torch.tensor(firsts, device=device) * size
+            ahead_BNT = (at_BN - start_B[:, None])[..., None] - torch.arange(self.shape[1], device=device)
+            hidden_BNT = ahead_BNT < 0 if window is None else (ahead_BNT < 0) | (ahead_BNT >= window)
+            # additive, built once per step: a boolean mask would be converted in every layer
+            mask = torch.zeros(hidden_BNT.shape, dtype=cache.keys[0].dtype, device=device)
+            self._mask = mask.masked_fill_(hidden_BNT, -torch.inf)[:, None]
+
+    def gather(self, *stores: Tensor) -> list[Tensor]:
+        """Return what a layer's stores hold for each sequence, [B, T, G, D] each."""
+        return [
+            torch.index_select(store, 0, self.pages_BM, out=buffer).view(*self.shape, *store.shape[2:])
+            for store, buffer in zip(stores, self._gathered, strict=True)
+        ]
+
+    def mask(self, rows: int) -> Tensor | None:
+        """Return the mask of the product's rows, [B, 1, rows, T]: each token's row repeated for its heads."""
+        if self._mask is None or self._mask.shape[2] == 1:
+            return self._mask
+        if self._mask.shape[2] < rows:  # the first layer expands it for all
+            self._mask = self._mask.repeat_interleave(rows // self._mask.shape[2], 2)
+        return self._mask
+
+
 class Decode:
     """An `Attend` for the same number of new tokens in each of B sequences: stores their keys and values and attends
     causally. One token in plain decoding, several when guesses are verified.
@@ -166,60 +217,41 @@ class Decode:
     ) -> None:
         size, device = cache.page_size, cache.keys[0].device
         self.cache = cache
-        self.pairs = sum(at + 1 for row in positions for at in row)
-        pages = max(map(max, positions)) // size + 1
-        table = torch.tensor([list(t[:pages]) + [0] * (pages - len(t)) for t in tables], device=device)
-        at_BN = torch.tensor([list(row) for row in positions], device=device)
-        self.positions = at_BN.flatten()
-        self.slots = (table.gather(1, at_BN // size) * size + at_BN % size).flatten()
-        self.pages_BM = table.flatten()
-        self.shape = (len(tables), pages * size)
-        # every layer gathers its pages into the same two buffers, which stay in the processor's cache
-        self.gathered = [
-            cache.keys[0].new_empty((len(self.pages_BM), *cache.keys[0].shape[1:]))
-            for _ in range(2 if cache.values else 1)
+        self.pairs = mean_pairs([(at, at + 1) for row in positions for at in row], cache.windows)
+        self.positions = torch.tensor([at for row in positions for at in row], device=device)
+        slots = [
+            t[at // size] * size + at % size for t, row in zip(tables, positions, strict=True) for at in row
         ]
-        self.mask = None
-        if min(map(min, positions)) + 1 < self.shape[1]:
-            hidden_BNT = torch.arange(self.shape[1], device=device) > at_BN[..., None]
-            # additive, built once per step: a boolean mask would be converted in every layer
-            mask = torch.zeros(hidden_BNT.shape, dtype=cache.keys[0].dtype, device=device)
-            self.mask = mask.masked_fill_(hidden_BNT, -torch.inf)[:, None]
+        self.slots = torch.tensor(slots, device=device)
+        self._tables, self._at, self._views = tables, positions, dict[int | None, _View]()
 
-    def _rows_mask(self, heads: int) -> Tensor | None:
-        """Return the mask of the product's rows, [B, 1, N * heads, T]: each token's row repeated `heads` times."""
-        if self.mask is None or self.mask.shape[2] == 1:
-            return self.mask
-        rows = len(self.slots) // self.shape[0] * heads
-        if self.mask.shape[2] < rows:  # the first layer expands it for all
-            self.mask = self.mask.repeat_interleave(heads, 2)
-        return self.mask
+    def _view(self, window: int | None = None) -> _View:
+        """Return what layers with this window see; made for the first of them."""
+        if window is not None and window > max(map(max, self._at)):
+            window = None  # it holds everything yet
+        if window not in self._views:
+            self._views[window] = _View(self.cache, self._tables, self._at, window)
+        return self._views[window]
 
-    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> Tensor:
-        (batch, _), (groups, width) = self.shape, k_NGD.shape[1:]
+    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, rule: Rule = FULL) -> Tensor:
+        groups, width = k_NGD.shape[1:]
         self.cache._write(layer, self.slots, k_NGD, v_NGD)
-        k, v = (
-            torch.index_select(store, 0, self.pages_BM, out=buffer)
-            .view(*self.shape, groups, width)
-            .transpose(1, 2)
-            for store, buffer in zip(
-                (self.cache.keys[layer], self.cache.values[layer]), self.gathered, strict=True
-            )
-        )
+        view = self._view(rule.window)
+        k, v = view.gather(self.cache.keys[layer], self.cache.values[layer])
         heads = q_NHD.shape[1] // groups
-        q = q_NHD.view(batch, -1, groups, heads, width).transpose(1, 2)
-        out = attention(q.flatten(2, 3), k, v, self._rows_mask(heads))
+        q = q_NHD.view(view.shape[0], -1, groups, heads, width).transpose(1, 2)
+        mask = view.mask(q.shape[2] * heads)
+        out = attention(q.flatten(2, 3), k.transpose(1, 2), v.transpose(1, 2), mask)
         return out.view(q.shape).transpose(1, 2).reshape(q_NHD.shape)
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
         """Absorbed form: all heads attend to the latents, which serve as keys and values."""
-        store, heads = self.cache.keys[attention.layer], q_NHD.shape[1]
+        view, heads = self._view(), q_NHD.shape[1]
         self.cache._write(attention.layer, self.slots, torch.cat([c_NL, r_NR], -1)[:, None])
-        torch.index_select(store, 0, self.pages_BM, out=self.gathered[0])
-        entries_BTW = self.gathered[0].view(*self.shape, -1)
-        queries = attention.absorb(q_NHD).view(self.shape[0], -1, entries_BTW.shape[-1])
+        entries_BTW = view.gather(self.cache.keys[attention.layer])[0].squeeze(2)
+        queries = attention.absorb(q_NHD).view(view.shape[0], -1, entries_BTW.shape[-1])
         scores = torch.bmm(queries, entries_BTW.transpose(1, 2)) * q_NHD.shape[-1] ** -0.5
-        if (mask := self._rows_mask(heads)) is not None:
+        if (mask := view.mask(queries.shape[1])) is not None:
             scores = scores + mask[:, 0]
         weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
         out = torch.bmm(weights, entries_BTW[..., : c_NL.shape[-1]])
@@ -238,7 +270,7 @@ class Prefill:
     ) -> None:
         size, device = cache.page_size, cache.keys[0].device
         self.cache, self.spans = cache, list(spans)
-        self.pairs = sum(end * (end + 1) - start * (start + 1) for start, end in spans) // 2
+        self.pairs = mean_pairs(spans, cache.windows)
         self.tables = [torch.tensor(list(t), device=device) for t in tables]
         self.positions = torch.cat([torch.arange(start, end, device=device) for start, end in spans])
         self.slots = torch.cat(
@@ -249,14 +281,14 @@ class Prefill:
             ]
         )
 
-    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> Tensor:
+    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, rule: Rule = FULL) -> Tensor:
         self.cache._write(layer, self.slots, k_NGD, v_NGD)
 
         def cached(table: Tensor, end: int) -> tuple[Tensor, Tensor]:
             keys, values = self.cache.keys[layer], self.cache.values[layer]
             return keys[table].flatten(0, 1)[:end], values[table].flatten(0, 1)[:end]
 
-        return self._attend(q_NHD, k_NGD, v_NGD, cached)
+        return self._attend(q_NHD, k_NGD, v_NGD, cached, rule)
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
         """Expanded form, over the new latents and those already in the cache."""
@@ -266,7 +298,7 @@ class Prefill:
             entries = self.cache.keys[attention.layer][table].flatten(0, 2)[:end]
             return attention.expand(*entries.split([c_NL.shape[-1], r_NR.shape[-1]], -1))
 
-        return self._attend(q_NHD, *attention.expand(c_NL, r_NR), cached)
+        return self._attend(q_NHD, *attention.expand(c_NL, r_NR), cached, FULL)
 
     def _attend(
         self,
@@ -274,17 +306,16 @@ class Prefill:
         k_NGD: Tensor,
         v_NGE: Tensor,
         cached: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+        rule: Rule,
     ) -> Tensor:
         """Attend within each span; `cached(table, end)` returns a sequence's keys and values before `end`."""
         outs, at = [], 0
         for table, (start, end) in zip(self.tables, self.spans, strict=True):
             new = end - start
             q, k, v = (t[at : at + new] for t in (q_NHD, k_NGD, v_NGE))
-            mask = None
             if start:
                 k, v = cached(table, end)
-                mask = torch.ones(new, end, dtype=torch.bool, device=q.device).tril(diagonal=start)
-            q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-            outs.append(sequence_attention(q, k, v, mask).transpose(0, 1))
+            q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+            outs.append(causal(q, k, v, rule)[0].transpose(0, 1))
             at += new
         return torch.cat(outs)

@@ -36,19 +36,20 @@ class Sample:
 
 @dataclass
 class Work:
-    """Work done since the last report: tokens through the network and (query, key) pairs attended."""
+    """Work done since the last report: tokens through the network and (query, key) pairs attended in a layer, the mean
+    over the layers."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0
     computed_tokens: int = 0
     scored_tokens: int = 0  # tokens whose logits were computed
-    pairs: int = 0  # for prompts
-    decode_pairs: int = 0  # for new tokens, where latent attention uses its absorbed form
+    pairs: float = 0  # for prompts
+    decode_pairs: float = 0  # for new tokens, where latent attention uses its absorbed form
     # the same for all prediction modules together
     module_tokens: int = 0
     module_scored: int = 0
-    module_pairs: int = 0
-    module_decode_pairs: int = 0
+    module_pairs: float = 0
+    module_decode_pairs: float = 0
     # by depth: guesses compared with the network's choice, and those that were right
     guessed: Counter[int] = field(default_factory=Counter)
     accepted: Counter[int] = field(default_factory=Counter)

@@ -22,6 +22,7 @@ from farthing.recipe import Asks
 from farthing.recipe import load as load_recipe
 from farthing.recipe.work import EVALUATED_AT_ONCE, PROMPT_TOKENS
 from farthing.tasks import Item
+from farthing.tasks.check import check_tasks
 from farthing.tasks.item import Convention
 from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
@@ -53,7 +54,9 @@ def evaluate(
     sampling = Sampling(max_new_tokens=asks.max_new_tokens, temperature=temperature, seed=seed)
     cache_tokens = EVALUATED_AT_ONCE * (asks.max_new_tokens + PROMPT_TOKENS)
     engine = model.engine(EVALUATED_AT_ONCE, cache_tokens, speculate=speculate)
-    prompts = (question_ids(model.tokenizer, item.question, asks.prompt, asks.system) for item in items)
+    prompts = (
+        question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system) for item in items
+    )
     requests = [Request(prompt, sampling, first_sample=number) for number, prompt in enumerate(prompts)]
     samples = [sample for (sample,) in engine.generate(requests, told)]
     texts = [model.tokenizer.decode(sample.ids) for sample in samples]
@@ -113,6 +116,8 @@ def trained_questions(source: Path) -> set[str]:
     if recipe.evaluate is not None:  # never trained on, though the stream passes over them
         own = Mixture(recipe.evaluation_tasks(), recipe.seed)
         keys -= {question_key(item.question) for item in own.held_out(recipe.evaluate.held_out)}
+        apart = own.never_trained(tasks for stage in recipe.stages for tasks in stage.mixtures)
+        keys -= set(map(question_key, apart))
     return keys
 
 
@@ -142,10 +147,14 @@ def evaluate_source(
     """
     if n < 1:
         raise UserError(f"n is {n}; ask at least one question")
+    check_tasks(asks.tasks)
     with Waiting(f"loading {source}", say):
         model = load(source, dtype, device)
     with Waiting("choosing questions", say):
-        items = Mixture(asks.tasks, seed).held_out(n, trained_questions(Path(source)))
+        mixture = Mixture(asks.tasks, seed)
+        items = mixture.held_out(n, trained_questions(Path(source)))
+    for line in mixture.said:
+        say(line)
     with VerifierPool() as pool, Waiting(f"asking {plural(n, 'question')}", say) as waiting:
         records, work = evaluate(
             model,

@@ -2,7 +2,8 @@
 
 A layer projects and rotates; the `Attend` passed to it decides what attends to what and where keys are kept. Training
 passes `Segments` and the engine passes its paged cache, so both share one network. Latent attention (`model.latent`)
-passes what it would cache and lets the `Attend` choose between its two forms.
+passes what it would cache and lets the `Attend` choose between its two forms. A layer's `Rule` narrows what its tokens
+see: with a sliding window (Mistral 7B, arXiv:2310.06825 section 2) only the last tokens.
 
 Shapes: N tokens (of all sequences, flat), H query heads, G key/value heads, D head width, E value width (D, or less in
 latent attention), L queries and M keys of one sequence.
@@ -10,14 +11,14 @@ latent attention), L queries and M keys of one sequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from farthing.model.config import ModelConfig
-from farthing.model.kernels.attention import attention
+from farthing.model.kernels.attention import FULL, Rule
 from farthing.model.kernels.segments import Plan
 from farthing.model.layers import Linear, RMSNorm
 from farthing.model.rotary import rotate
@@ -26,13 +27,18 @@ if TYPE_CHECKING:
     from farthing.model.latent import LatentAttention
 
 
+EVERYTHING: Mapping[int | None, int] = {None: 1}  # the windows of a network whose layers all see everything
+
+
 class Attend(Protocol):
-    """Attention of layer number `layer`: q [N, H, D], k [N, G, D], v [N, G, E] -> [N, H, E].
+    """Attention of layer number `layer` under its rule: q [N, H, D], k [N, G, D], v [N, G, E] -> [N, H, E].
 
     `latent` does the same for a `LatentAttention`, from its queries, latents and shared rotated keys.
     """
 
-    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, /) -> Tensor: ...
+    def __call__(
+        self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, rule: Rule = FULL, /
+    ) -> Tensor: ...
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor, /) -> Tensor: ...
 
@@ -64,24 +70,38 @@ class Segments:
             parts += [torch.arange(prefix, prefix + n) for n in suffixes]
         return torch.cat(parts)
 
-    def pairs(self) -> int:
-        """Number of (query, key) pairs attended, for counting FLOPs."""
-        return sum(
-            prefix * (prefix + 1) // 2 + sum(n * prefix + n * (n + 1) // 2 for n in suffixes)
+    def pairs(self, windows: Mapping[int | None, int] = EVERYTHING) -> float:
+        """Number of (query, key) pairs attended in a layer, for counting FLOPs; see `mean_pairs`."""
+        spans = [
+            span
             for prefix, suffixes in self.segments
-        )
+            for span in [(0, prefix), *((prefix, prefix + n) for n in suffixes)]
+        ]
+        return mean_pairs(spans, windows)
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:
         """Expanded form: each head has its own keys and values, as in ordinary attention."""
         return self(attention.layer, q_NHD, *attention.expand(c_NL, r_NR))
 
-    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
-        return self._plan(q_NHD, k_NGD, v_NGE)
+    def __call__(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, rule: Rule = FULL) -> Tensor:
+        return self._plan(q_NHD, k_NGD, v_NGE, rule)
 
 
-def sequence_attention(q_HLD: Tensor, k_GMD: Tensor, v_GME: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one sequence, [H, L, E]; causal if there is no mask."""
-    return attention(q_HLD[None], k_GMD[None], v_GME[None], mask, causal=mask is None)[0]
+def mean_pairs(spans: Iterable[tuple[int, int]], windows: Mapping[int | None, int] = EVERYTHING) -> float:
+    """(query, key) pairs of the tokens at each span's positions, [start, end), with those before them; the mean over
+    the layers, of which `windows` says how many have each window."""
+    spans = list(spans)
+    total = sum(
+        layers * sum(_pairs(end, window) - _pairs(start, window) for start, end in spans)
+        for window, layers in windows.items()
+    )
+    return total / sum(windows.values())
+
+
+def _pairs(tokens: int, window: int | None) -> int:
+    """Pairs of a sequence's first tokens."""
+    whole = tokens if window is None else min(tokens, window)
+    return whole * (whole + 1) // 2 + (tokens - whole) * whole
 
 
 class GroupedQueryAttention(nn.Module):
@@ -93,6 +113,7 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
+        self.window = config.window_of(layer)
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         rows = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
         self.qkv = Linear(config.hidden_size, rows, bias=config.qkv_bias)
@@ -113,4 +134,5 @@ class GroupedQueryAttention(nn.Module):
             q, k = qk.split([heads, kv_heads], 1)
             qk = torch.cat([self.q_norm(q), self.k_norm(k)], 1)
         q, k = rotate(qk, *rope).split([heads, kv_heads], 1)
-        return self.o(attend(self.layer, q, k, v).reshape(x_NC.shape[0], -1), plus)
+        rule = FULL if self.window is None else Rule(self.window)
+        return self.o(attend(self.layer, q, k, v, rule).reshape(x_NC.shape[0], -1), plus)

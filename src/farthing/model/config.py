@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -141,6 +142,8 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm over each head of q and k before rotation (Qwen3)
+    window: int | None = None  # layers in `sliding` attend to a token and the window - 1 before it (Mistral)
+    sliding: tuple[int, ...] = ()
     mla: Mla | None = None  # replaces grouped-query attention; num_kv_heads and head_dim are then unused
     moe: Moe | None = None
     mtp_depth: int = 0  # multi-token prediction modules (arXiv:2412.19437 section 2.2)
@@ -156,6 +159,8 @@ class ModelConfig:
             raise ValueError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads}); correct config.json"
             )
+        if self.sliding:
+            _check_integers(self, "window")
         if self.mla is None and self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number")
 
@@ -163,6 +168,15 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """Number of rotated elements per head."""
         return self.mla.rope_dim if self.mla else self.head_dim
+
+    def window_of(self, layer: int) -> int | None:
+        """Return how many tokens a token sees in layer number `layer`, itself included; None for all before it."""
+        return self.window if layer in self.sliding else None
+
+    @property
+    def windows(self) -> Counter[int | None]:
+        """How many of the decoder's layers have each window."""
+        return Counter(map(self.window_of, range(self.num_layers)))
 
     def is_moe(self, layer: int) -> bool:
         """Return whether layer number `layer` is a mixture of experts; MTP modules follow the last layer."""

@@ -16,6 +16,7 @@ from farthing.base.arguments import takes
 from farthing.base.device import Place, choose
 from farthing.base.errors import UserError
 from farthing.base.figures import bytes_, parse_amount
+from farthing.base.files import open_ready
 from farthing.base.limits import named
 from farthing.cost import devices
 from farthing.cost.devices import peak
@@ -27,6 +28,7 @@ from farthing.plans.recipe import RecipePlan, check_pass_rate, known_pass_rate, 
 from farthing.plans.speed import Measured
 from farthing.plans.training import SEQ_LEN, Plan, plan_training
 from farthing.recipe import Recipe, builtin, load
+from farthing.tasks.check import check
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _MAX_BYTES = 10_000_000
@@ -167,6 +169,7 @@ def _plan_recipe(
     pass_rate: float | None,
     say: Callable[[str], None],
 ) -> RecipePlan:
+    check(recipe)
     named = device or (next(iter(recipe.rates)) if len(recipe.rates) == 1 else None)
     found = devices.find(named) if named else None
     if pass_rate is None:
@@ -233,7 +236,7 @@ def config_of(source: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open_ready(path) as file:
             config = json.loads(file.read(_MAX_BYTES))
     except OSError as error:
         raise UserError(

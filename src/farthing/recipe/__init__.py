@@ -3,7 +3,17 @@
 from farthing.recipe.grpo import Grpo
 from farthing.recipe.kinds import KINDS, Stage
 from farthing.recipe.pretrain import Pretrain
-from farthing.recipe.recipe import Evaluate, Recipe, builtin, dump, load, parse_tasks, plain_asks, validate
+from farthing.recipe.recipe import (
+    Evaluate,
+    Recipe,
+    builtin,
+    dump,
+    load,
+    parse_tasks,
+    plain_asks,
+    source_text,
+    validate,
+)
 from farthing.recipe.sft import Sft
 from farthing.recipe.source import Source
 from farthing.recipe.stage import Asks, Curve, LanguageModelling, StageSpec
@@ -30,5 +40,6 @@ __all__ = [
     "load",
     "parse_tasks",
     "plain_asks",
+    "source_text",
     "validate",
 ]

@@ -99,7 +99,8 @@ class Grpo(StageSpec):
     )
     drop_silent: bool = Field(
         default=True,
-        description="Leave out groups whose answers all earned the same: they carry no advantage.",
+        description="Leave out groups whose answers all earned the same: they carry no advantage. The KL term, where "
+        "there is one, takes them in all the same.",
     )
     refill: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=0,
@@ -113,6 +114,12 @@ class Grpo(StageSpec):
         default=0.0,
         description="Weight of the KL term to the stage's starting model, by Schulman's k3 estimator "
         "(joschu.net/blog/kl-approx.html; GRPO, arXiv:2402.03300, eq. 4); 0 keeps no reference model.",
+    )
+    kl_estimator: Literal["k3", "k3_corrected"] = Field(
+        default="k3",
+        description="k3, as GRPO was published; its gradient is that of KL(reference || policy). k3_corrected: times "
+        "the probability ratio, with the gradient of KL(policy || reference) (DeepSeek-V3.2, arXiv:2512.02556, "
+        "section 3.1).",
     )
     lora: Count | None = Field(
         default=None, description="Rank of LoRA adapters (arXiv:2106.09685); null trains all."
@@ -170,9 +177,10 @@ class Grpo(StageSpec):
         mean = max(1.0, guess.answer * self.max_new_tokens)
         prompt = guess.prompt_tokens(self.system)
         rounds = min(1 + self.refill, 1 / guess.kept) if self.refill else 1.0
-        kept = guess.kept if self.drop_silent else 1.0
+        kept = guess.kept if self.drop_silent and not self.kl else 1.0
         training = 1 - (1 - min(1.0, kept)) ** self.prompts  # a step in which no group is kept trains nothing
-        groups = min(self.prompts, kept * self.prompts * rounds) / training
+        asked = self.prompts * rounds
+        groups = asked if self.kl else min(self.prompts, kept * asked) / training
         own = causal_pairs(round(prompt))
         scored = groups * self.group * mean
         return StageWork(

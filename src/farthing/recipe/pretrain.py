@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from farthing.recipe.dial import dial
 from farthing.recipe.stage import LanguageModelling
@@ -15,10 +15,10 @@ from farthing.recipe.types import (
     NotNegative,
     Place,
     Positive,
+    ShareOrPath,
     Size,
     Vocabulary,
     Warmup,
-    share_or_path,
 )
 from farthing.recipe.work import Config, Guess, StageWork
 
@@ -29,7 +29,7 @@ class Pretrain(LanguageModelling):
     starts_from_nothing: ClassVar[bool] = True
 
     kind: Literal["pretrain"]
-    validation: Annotated[float | str, BeforeValidator(share_or_path)] = Field(
+    validation: ShareOrPath = Field(
         default=0.01,
         description="Documents to validate on and never train on: a share, chosen by their text, or a path.",
     )

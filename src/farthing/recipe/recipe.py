@@ -23,6 +23,7 @@ from pydantic import (
 from farthing.base.arguments import takes
 from farthing.base.device import check_device, check_dtype
 from farthing.base.errors import UserError
+from farthing.base.files import open_ready
 from farthing.base.limits import shortened
 from farthing.base.schema import (
     MAX_BYTES,
@@ -35,6 +36,7 @@ from farthing.base.schema import (
     parse_value,
 )
 from farthing.recipe.kinds import GONE, Stage
+from farthing.recipe.places import reading_from
 from farthing.recipe.stage import Asks
 from farthing.recipe.tasks import Tasks, TaskSetting
 from farthing.recipe.types import Count, Held, NotNegative, Place, Positive
@@ -135,7 +137,8 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), seed: int | No
         _override(data, override)
     if seed is not None:
         data["seed"] = seed
-    return validate(data)
+    with reading_from(_folder_of(name_or_path)):
+        return validate(data)
 
 
 @takes(data=(Mapping,))
@@ -173,6 +176,15 @@ def builtin() -> list[tuple[str, str]]:
     return [(name, load(name).description) for name in _builtin_names()]
 
 
+def source_text(name: str) -> str:
+    """The YAML of a built-in recipe as it was written. Raises UserError if there is none of this name."""
+    names = _builtin_names()
+    if name not in names:
+        hint = nearest(name, names) or f"there are {', '.join(names)}"
+        raise UserError(f"{shortened(name)}: no such built-in recipe; {hint}")
+    return (resources.files("farthing") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
 class _Tasks(Strict):
     tasks: Tasks
 
@@ -188,9 +200,9 @@ def _builtin_names() -> list[str]:
 def _read(name_or_path: str | Path) -> str:
     name, names = str(name_or_path), _builtin_names()
     if isinstance(name_or_path, str) and name in names:
-        return (resources.files("farthing") / "recipes" / f"{name}.yaml").read_text("utf-8")
+        return source_text(name)
     try:
-        with Path(name_or_path).open("rb") as file:
+        with open_ready(Path(name_or_path)) as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         hint = nearest(name, names) or f"give the path of a YAML file, or one of {', '.join(names)}"
@@ -204,6 +216,12 @@ def _read(name_or_path: str | Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{name}: not UTF-8 text, so not a recipe; give a YAML file") from None
+
+
+def _folder_of(name_or_path: str | Path) -> Path | None:
+    """Where a recipe's own files lie; None for a built-in one."""
+    built_in = isinstance(name_or_path, str) and name_or_path in _builtin_names()
+    return None if built_in else Path(name_or_path).absolute().parent
 
 
 # ---- --set ----

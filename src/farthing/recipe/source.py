@@ -16,7 +16,8 @@ class Source(Strict):
 
     path: Place | None = Field(
         default=None,
-        description="A .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or hf:owner/name[:split].",
+        description="A .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet or .txt file, a folder of them, or "
+        "hf:owner/name[:split].",
     )
     field: Text | None = Field(
         default=None, description="The field to read; null takes text, and messages where conversations are."

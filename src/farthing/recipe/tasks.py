@@ -14,13 +14,14 @@ from pydantic import (
 )
 
 from farthing.base.schema import Strict, given
-from farthing.recipe.types import Place, Positive, Text
+from farthing.recipe.places import DataPlace, Use
+from farthing.recipe.types import Positive, Text
 
 
 class Gold(Strict):
     """Where a row has its right answer. In YAML a bare text is the column."""
 
-    column: Text = Field(description="The column, or a template over columns.")
+    column: Text = Field(description="The column, or a template over columns as {a} and {b.c}.")
     after: Text | None = Field(
         default=None, description="The answer is what follows the last such marker, as ####."
     )
@@ -31,11 +32,17 @@ class Gold(Strict):
     def _bare_column(cls, value: Any) -> Any:
         return {"column": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.after is not None and self.boxed:
+            raise ValueError("after and boxed are two ways to find the answer in a text: give one of them")
+        return self
+
 
 class RewardPart(Strict):
     """One part of what an answer earns. In YAML a bare text is `use`."""
 
-    use: Text = Field(description="A verifier by name, or a function of your own as my_rewards.py:score.")
+    use: Use = Field(description="A verifier by name, or a function of your own as my_rewards.py:score.")
     weight: float = Field(default=1.0, description="The part's reward is multiplied by this.")
     settings: dict[str, JsonValue] = Field(default={}, description="Settings of the verifier.")
 
@@ -49,7 +56,11 @@ def _list_of_parts(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Rewards = Annotated[list[RewardPart], Field(min_length=1), BeforeValidator(_list_of_parts)]
+Rewards = Annotated[
+    list[RewardPart],
+    Field(min_length=1),
+    BeforeValidator(_list_of_parts, json_schema_input_type=RewardPart | list[RewardPart]),
+]
 
 
 class TaskSetting(Strict):
@@ -57,16 +68,34 @@ class TaskSetting(Strict):
 
     weight: Positive = Field(default=1.0, description="Share of the questions, relative to the other tasks.")
     config: dict[str, JsonValue] = Field(default={}, description="Settings of the reasoning-gym generator.")
-    path: Place | None = Field(
+    path: DataPlace | None = Field(
         default=None,
-        description="Questions from data: a file, a folder of them, or hf:owner/name[/config][:split].",
+        description="Questions from data: a .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet file, a folder of them, "
+        "or hf:owner/name[/config][@revision][:split].",
     )
-    question: Text = Field(
-        default="question", description="The column that asks, or a template over columns."
+    question: Text | None = Field(
+        default=None,
+        description="The column that asks, or a template over columns; null finds question, problem or prompt.",
     )
-    answer: Gold = Field(default=Gold(column="answer"), description="The right answer: a column, or a table.")
+    answer: Gold | None = Field(
+        default=None,
+        description="The right answer: a column, or a table; null finds answer, solution or "
+        "reward_model.ground_truth.",
+    )
+    choices: Text | None = Field(
+        default=None, description="The column with the options to choose from; null finds choices or options."
+    )
     reward: Rewards | None = Field(
         default=None, description="What an answer earns; null compares it with the gold one."
+    )
+    shots: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None,
+        description="Solved examples before each question, never asked themselves; null takes a named set's own "
+        "number, or none.",
+    )
+    shots_path: DataPlace | None = Field(
+        default=None,
+        description="Where the examples come from; null takes rows of the data that are then not asked.",
     )
 
     @model_validator(mode="before")
@@ -86,13 +115,10 @@ class TaskSetting(Strict):
 
     @model_serializer(mode="wrap")
     def _what_counts(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the keys that say nothing of a generator, or of data."""
-        unsaid = ("path", "question", "answer") if self.path is None else ("config",)
-        return {
-            key: value
-            for key, value in dumped(self).items()
-            if key not in unsaid and (key != "reward" or value)
-        }
+        """Without the keys that were not given, and without config where there is data."""
+        unsaid = [key for key, value in dumped(self).items() if value is None]
+        unsaid += ["config"] if self.path is not None else []
+        return {key: value for key, value in dumped(self).items() if key not in unsaid}
 
 
 Tasks = Annotated[dict[str, TaskSetting], Field(min_length=1)]

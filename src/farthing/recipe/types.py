@@ -49,7 +49,7 @@ def _amount(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def share_or_path(value: Any) -> Any:
+def _share_or_path(value: Any) -> Any:
     if isinstance(value, bool) or not ((isinstance(value, str) and value) or isinstance(value, (int, float))):
         raise ValueError(f"must be a share of the documents or a path, got {given(value)}")
     if not isinstance(value, str) and not 0 < value < 1:
@@ -57,8 +57,11 @@ def share_or_path(value: Any) -> Any:
     return _name_of_a_file(value) if isinstance(value, str) else value
 
 
-Amount = Annotated[int, BeforeValidator(_amount), Field(ge=1, le=10**18)]
+_Whole = Annotated[int, Field(ge=1, le=10**18)]
+Amount = Annotated[_Whole, BeforeValidator(_amount, json_schema_input_type=_Whole | str)]
 Vocabulary = Annotated[Amount, Field(le=1_000_000)]
 Held = Annotated[int, Field(ge=1, le=1_000_000)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
 Size = Annotated[Amount, Field(le=10**13)]
+ShareOrPath = Annotated[float | str, BeforeValidator(_share_or_path)]
+"""A share of the documents, or the path of others."""

@@ -25,7 +25,7 @@ class Guess:
     answer: float
     """Mean length of an answer, as a share of the longest that training allows."""
     kept: float
-    """Share of the groups whose answers do not all earn the same; the others do not train."""
+    """Share of the groups whose answers do not all earn the same; the others train by a KL term alone."""
     prompt: float
     """Tokens of a question in its template."""
 

@@ -214,9 +214,8 @@ def built_from(run: Run) -> list[tuple[str, str]]:
     """lineage.json as pairs of a part and its origin: source, version, licence, hashes."""
     parts = [("weights", mapping(run.lineage.get("base")))]
     for entry in rows(run.lineage.get("data")):
-        parts.append(
-            ("questions" if text(entry.get("source")).startswith("reasoning-gym:") else "text", entry)
-        )
+        asks = entry.get("questions") or text(entry.get("source")).startswith("reasoning-gym:")
+        parts.append(("questions" if asks else "text", entry))
     parts += [("teacher", entry) for entry in rows(run.lineage.get("teachers"))]
     found = []
     for name, entry in parts:

@@ -16,9 +16,10 @@ from typing import Any
 
 from farthing.base.device import Place, choose, has_bfloat16
 from farthing.base.errors import UserError
-from farthing.base.files import sha256, write
+from farthing.base.files import sha256, strange, write
 from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.recipe import Recipe, dump, load
+from farthing.tasks.data import DataTask, is_data
 
 # A loop of links, something else under the name of a file or folder, and what may not be read or written.
 _UNUSABLE = {
@@ -55,6 +56,9 @@ def room_on_disk(folder: Path) -> Iterator[None]:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock the run directory for this process; the lock ends with the process, however that ends."""
+    recipe = folder / "recipe.yaml"
+    if what := strange(recipe) or ("a folder" if recipe.is_dir() else None):
+        raise UserError(f"{recipe} is {what}, not a file; remove it, or give another --run-dir")
     try:
         foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
         if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
@@ -144,7 +148,8 @@ def source_commit() -> str | None:
 
 
 def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Hashes of the files of every data source, by the source's name; empty for a hub's, whose files are not here.
+    """Hashes of the files of every data source, by the source's name; of a hub's there are none, but of the rows of one
+    that tasks draw from.
 
     Raises:
         UserError: for a path that does not exist.
@@ -154,9 +159,21 @@ def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
         path = named(name)
         if name.startswith("hf:"):
             hashes[name] = {}
+        elif what := strange(path):
+            raise UserError(f"{name} is {what}; give a file, a folder of files or hf:owner/name")
         elif not path.exists():
             raise UserError(f"{name} does not exist; give a file, a folder of files or hf:owner/name")
         else:
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
             hashes[name] = {str(file.relative_to(path.parent)): sha256(file) for file in files}
+    for task in data_tasks(recipe).values():
+        hashes |= {entry["source"]: entry["sha256"] for entry in task.origins(license_too=False)}
     return hashes
+
+
+def data_tasks(recipe: Recipe) -> dict[str, DataTask]:
+    """Every task whose questions come from data, of the stages and the evaluation, by what the recipe says of it."""
+    mixtures = [mixture for stage in recipe.stages for mixture in stage.mixtures]
+    mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
+    found = {f"{name} {setting!r}": (name, setting) for tasks in mixtures for name, setting in tasks.items()}
+    return {said: DataTask(*task) for said, task in found.items() if is_data(*task)}

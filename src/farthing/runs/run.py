@@ -41,6 +41,7 @@ from farthing.runs import record
 from farthing.runs.folder import (
     claim,
     data_files,
+    data_tasks,
     locked,
     place_of,
     put_back,
@@ -53,6 +54,8 @@ from farthing.stages import kind
 from farthing.stages.at import At, Models
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
+from farthing.tasks.check import check
+from farthing.tasks.data import is_data
 from farthing.tasks.mixture import Mixture, question_key
 from farthing.tasks.pool import VerifierPool
 from farthing.weights.folder import read_config
@@ -105,6 +108,7 @@ def run(
         raise UserError("run_dir is empty; give the path of a folder")
     folder = named(run_dir) if run_dir is not None else Path("runs") / recipe.name
     choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
+    check(recipe)  # nor does a task that does not exist
     console = terminal.console()
     with locked(folder), room_on_disk(folder):
         claim(folder, recipe)
@@ -167,6 +171,7 @@ class _Work:
         )
         self.models = Models(self.place)
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
+        self._never_trained: set[str] = set()  # questions of data that is for evaluation alone
 
     def do(self) -> None:
         """Do everything that is not done yet."""
@@ -222,7 +227,7 @@ class _Work:
             ranks=Alone(self.place.device),
             meter=self.meter,
             pool=pool,
-            held_out={question_key(item.question) for item in items},
+            held_out=set(map(question_key, [*(item.question for item in items), *self._never_trained])),
             asks=self.recipe.asks(),
             say=self._say,
             warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),
@@ -253,9 +258,13 @@ class _Work:
     def _held_out(self) -> list[Item]:
         if self.recipe.evaluate is None:
             return []
-        return Mixture(self.recipe.evaluation_tasks(), self.recipe.seed).held_out(
-            self.recipe.evaluate.held_out
+        mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
+        for line in mixture.said:
+            self._say(line, aloud=True)
+        self._never_trained = mixture.never_trained(
+            tasks for stage in self.recipe.stages for tasks in stage.mixtures
         )
+        return mixture.held_out(self.recipe.evaluate.held_out)
 
     def _evaluate(self, name: str, folder: Path, items: list[Item], pool: VerifierPool) -> None:
         path = self.folder / "evaluations" / f"{name}.jsonl"
@@ -416,9 +425,16 @@ class _Work:
         mixtures = [mixture for stage in self.recipe.stages for mixture in stage.mixtures]
         tasks = {name: setting for mixture in mixtures for name, setting in mixture.items()}
         data: list[dict[str, Any]] = [
-            {**gym.origin(name), "config": setting.config} for name, setting in tasks.items()
+            {**gym.origin(name), "config": setting.config}
+            for name, setting in tasks.items()
+            if not is_data(name, setting)
         ]
-        data += [{"source": name, "sha256": digests, "license": None} for name, digests in files.items()]
+        asked = [task.origins() for task in data_tasks(self.recipe).values()]
+        known = {entry["source"]: {**entry, "questions": True} for entries in asked for entry in entries}
+        data += [
+            known.get(name, {"source": name, "sha256": digests, "license": None})
+            for name, digests in files.items()
+        ]
         given = getattr(self.recipe.stages[0], "tokenizer", None)
         lineage = {"base": identity, "data": data, "teachers": []}
         write_json(path, lineage | ({"tokenizer": given} if given else {}))

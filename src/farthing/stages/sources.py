@@ -17,9 +17,10 @@ from farthing.data.text import Document, documents
 from farthing.recipe import Asks, Source
 from farthing.stages.at import Say
 from farthing.stages.pieces import Pieces
+from farthing.tasks.check import check_solvable
 from farthing.tasks.item import Item
 from farthing.tasks.mixture import Mixture
-from farthing.tasks.solutions import SOLVABLE, solution_conversation, solution_text
+from farthing.tasks.solutions import solution_conversation, solution_text
 
 LESSONS = "lessons-{}.jsonl"
 LEFT_OUT = Path("data") / "left-out.txt"
@@ -57,21 +58,26 @@ def source_paths(
 def _write_lessons(source: Source, path: Path, seed: int, held_out: set[str], asks: Asks | None) -> None:
     assert source.tasks is not None
     assert source.items is not None
-    for name in source.tasks:
-        if name not in SOLVABLE:
-            raise UserError(
-                f"data: {name} has no worked solutions; those that have are {', '.join(SOLVABLE)}"
-            )
+    check_solvable(source.tasks)
     stage = 1 if asks is None else 2
-    stream = Mixture(source.tasks, seed + stage * _SEEDS).stream(exclude=held_out)
+    # examples before a question are for models that have not learnt yet
+    tasks = {name: task.model_copy(update={"shots": task.shots or 0}) for name, task in source.tasks.items()}
+    stream = Mixture(tasks, seed + stage * _SEEDS).stream(exclude=held_out)
     lines: list[str] = []
+    taught: set[str] = set()  # rows of data, which come again in the next epoch
     cursor = 0
     while len(lines) < source.items:
         items, cursor = stream.take(cursor, min(source.items - len(lines), _AT_ONCE))
-        solved = [json.dumps(lesson) + "\n" for item in items if (lesson := _lesson(item, asks))]
+        new = [item for item in items if item.metadata["scorer"] != "rewards" or item.question not in taught]
+        taught.update(item.question for item in new if item.metadata["scorer"] == "rewards")
+        solved = [json.dumps(lesson) + "\n" for item in new if (lesson := _lesson(item, asks))]
         if not solved:
+            named = ", ".join(source.tasks)
             raise UserError(
-                f"data: hardly any question of {', '.join(source.tasks)} can be solved; widen the config"
+                f"data: {named} has {len(lines):,} questions with worked solutions, and items asks for "
+                f"{source.items:,}; ask for fewer"
+                if taught
+                else f"data: hardly any question of {named} can be solved; widen the config"
             )
         lines += solved
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.tasks.data import DataTask
 from farthing.tasks.extract import plain_form
 from farthing.tasks.gym import Task
 from farthing.tasks.item import Convention, Item
@@ -141,7 +142,7 @@ def _everything(item: Item, other: str, convention: Convention) -> str:
     return plain_form(", ".join(answers), convention)
 
 
-def _items(task: Task) -> tuple[list[Item], list[str]]:
+def _items(task: Task | DataTask) -> tuple[list[Item], list[str]]:
     """Several items, each with the wrong answer of another."""
     drawn: list[Item] = []
     for index in range(_DRAWS):

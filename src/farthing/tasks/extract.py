@@ -1,6 +1,6 @@
 """Reading the answer from a completion, by one of three conventions.
 
-final   the last thing said: "3 + 4 = 7", "The answer is 7."
+final   the last thing said: "3 + 4 = 7", "The answer is 7.", "#### 7"
 tag     <answer>7</answer>, once, at the end (DeepSeek-R1's form, arXiv:2501.12948, section 2.3)
 boxed   \\boxed{7}, once, with no number after it
 
@@ -26,7 +26,8 @@ PUNCTUATION = " \t\r\n.,;:!?\"'`*$“”‘’"
 _IS = r"[iI][sS]\b(?<!\w[iI][sS])"
 _ARE = r"[aA][rR][eE]\b(?<!\w[aA][rR][eE])"
 _ANSWER = r"[aA][nN][sS][wW][eE][rR]\b(?<!\w[aA][nN][sS][wW][eE][rR])"
-_BEFORE_NUMBER = re.compile(rf"=(?<![!<>=]=)|:(?<![0-9]:)|:(?![0-9])|{_IS}|{_ARE}|{_ANSWER}")
+_HASHES = r"\#\#\#\#(?=[^\w\n]*[0-9])"  # before the answers of GSM8K (arXiv:2110.14168)
+_BEFORE_NUMBER = re.compile(rf"=(?<![!<>=]=)|:(?<![0-9]:)|:(?![0-9])|{_IS}|{_ARE}|{_ANSWER}|{_HASHES}")
 _BEFORE_TEXT = re.compile(rf":|{_IS}")
 
 
@@ -64,6 +65,12 @@ def tail(text: str) -> str:
     end = text[-LOOKED_AT:]
     space = re.search(r"\s", end)
     return end[space.start() :] if space else end
+
+
+def without_echo(text: str, question: str) -> str:
+    """The text without copies of the question."""
+    question = question.strip()
+    return text.replace(question, "\n") if question and question in text else text
 
 
 def _check(convention: str) -> None:

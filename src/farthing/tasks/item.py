@@ -18,7 +18,7 @@ class Item:
     """One problem. `seed` and `index` name it: the same task, config, seed and index give the same item.
 
     `metadata` is JSON-like and holds what the scorer needs: always "scorer", and for arithmetic puzzles also
-    "numbers", "target" and "operators".
+    "numbers", "target" and "operators". Items from data have "rewards" and "row", and what else `tasks/data.py` says.
     """
 
     task: str
@@ -27,6 +27,32 @@ class Item:
     question: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> str:
+        """What a model is shown: the question, in the words and after the examples of a named set."""
+        return str(self.metadata.get("asked", self.question))
+
+    @property
+    def system(self) -> str | None:
+        """The system message that comes with the question, if any."""
+        return self.metadata.get("system")
+
+    def said(self, text: str) -> str:
+        """A completion up to where its answer ends, in a model that goes on to ask the next question."""
+        for mark in self.metadata.get("until", ()):
+            text = text.partition(mark)[0]
+        return text
+
+    def convention(self, given: Convention) -> Convention:
+        """How an answer is given: as a named set has it, or as the stage says."""
+        named: Convention = self.metadata.get("convention", given)
+        return named
+
+
+def question_key(text: str) -> str:
+    """The question with case and white space normalised: equal keys mean the same question."""
+    return " ".join(text.casefold().split())
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.base.schema import checked
 from farthing.recipe import TaskSetting
+from farthing.tasks.data import DataTask, is_data
 from farthing.tasks.gym import Task, load_task
-from farthing.tasks.item import Item
+from farthing.tasks.item import Item, question_key
 
 _HALF = 2**30  # training seeds lie below, held-out seeds in [2 * _HALF, 3 * _HALF)
 _PROBES = 16  # training items drawn per task before a run, to see what is left
@@ -20,49 +23,69 @@ _MAX_EXCLUDED = 1000  # excluded items in a row
 
 
 class Mixture:
-    """Tasks by name, each with a weight, with {"weight": w, "config": {...}}, or as a recipe's `TaskSetting`.
+    """Tasks by name, each with a weight, with a table as in a recipe, or as a recipe's `TaskSetting`.
 
-    Raises UserError for no tasks, a weight that is not positive, and what `load_task` raises.
+    Raises UserError for no tasks, a weight that is not positive, and what `load_task` and `DataTask` raise.
     """
 
     def __init__(self, tasks: Mapping[str, float | Mapping[str, Any] | TaskSetting], seed: int) -> None:
         if not tasks:
             raise UserError("tasks: there are none; name at least one, as in {chain_sum: 1}")
         self.seed = seed
-        self.tasks: dict[str, Task] = {}
+        self.tasks: dict[str, Task | DataTask] = {}
         self.weights: dict[str, float] = {}
-        for name, setting in tasks.items():
-            weight: Any = setting
-            config: dict[str, Any] | None = None
-            if isinstance(setting, TaskSetting):
-                weight, config = setting.weight, setting.config
-            elif isinstance(setting, Mapping):
-                weight, config = setting.get("weight", 1.0), setting.get("config")
+        for name, given in tasks.items():
+            weight = (
+                given.get("weight", 1.0) if isinstance(given, Mapping) else getattr(given, "weight", given)
+            )
             if not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 raise UserError(f"tasks: the weight of {name} must be a number above 0, not {weight!r}")
-            self.tasks[name] = load_task(name, config)
+            setting = (
+                given
+                if isinstance(given, TaskSetting)
+                else checked(TaskSetting, _table(given), f"tasks: {name}")
+            )
+            self.tasks[name] = (
+                DataTask(name, setting) if is_data(name, setting) else load_task(name, setting.config)
+            )
             self.weights[name] = float(weight)
+        self._drawn = _Drawn(self) if len(self.tasks) > 1 and self.data_tasks else None
+
+    @property
+    def data_tasks(self) -> list[DataTask]:
+        """The tasks whose questions come from data."""
+        return [task for task in self.tasks.values() if isinstance(task, DataTask)]
+
+    @property
+    def said(self) -> list[str]:
+        """What there is to say about rows of data that are not used."""
+        return [line for task in self.data_tasks for line in task.said]
 
     def held_out(self, n: int, exclude: Iterable[str] = ()) -> list[Item]:
         """`n` items, the same at every call: stratified by weight, in mixed order, no question twice, and none whose
-        `question_key` is in `exclude`.
+        `question_key` is in `exclude`. Data that has fewer gives all it has.
 
-        Raises UserError when a task cannot give its share of different questions.
+        Raises UserError when a generator cannot give its share of different questions, or data none at all.
         """
         items: list[Item] = []
         seen = set(exclude)
         for name, count in self._shares(n).items():
-            seed = 2 * _HALF + self._seed("held out", name)
+            task = self.tasks[name]
             chosen: list[Item] = []
-            for index in range(20 * count + 200):
+            for item in self._candidates(name, count):
                 if len(chosen) == count:
                     break
-                item = self.tasks[name].item(seed, index)
                 key = question_key(item.question)
                 if key not in seen:
                     seen.add(key)
                     chosen.append(item)
-            if len(chosen) < count:
+            if isinstance(task, DataTask) and (chosen or not count):
+                pass  # a set of 30 questions is asked whole
+            elif isinstance(task, DataTask):
+                raise UserError(
+                    f"tasks: {name}: every question of {task.questions.source} has been trained on or asked"
+                )
+            elif len(chosen) < count:
                 raise UserError(
                     f"tasks: {name} has only about {len(chosen)} different questions with this config and "
                     f"{count} were to be held out; hold out fewer or widen its config"
@@ -71,11 +94,17 @@ class Mixture:
         Random(f"{self.seed} order").shuffle(items)
         return items
 
+    def never_trained(self, stages: Iterable[Mapping[str, TaskSetting]]) -> set[str]:
+        """Every question of data that is here for evaluation alone: none of these mixtures of tasks trains on the same
+        source."""
+        mixtures = [Mixture(tasks, self.seed) for tasks in stages]
+        trained = {task.training.source for each in mixtures for task in each.data_tasks if task.training}
+        apart = [task for task in self.data_tasks if task.questions.source not in trained]
+        return set().union(*(task.every_question() for task in apart))
+
     def train(self, index: int) -> Item:
         """Item `index` of the endless training stream, held-out questions included."""
-        names = list(self.tasks)
-        name = Random(f"{self.seed} task {index}").choices(names, list(self.weights.values()))[0]
-        return self._train(name, index)
+        return self._train(*(self._drawn.at(index) if self._drawn else (self._name(index), index)))
 
     def stream(self, exclude: set[str]) -> Stream:
         """The training stream without the questions whose `question_key` is in `exclude`.
@@ -87,6 +116,17 @@ class Mixture:
             if sum(question in exclude for question in questions) > _MAX_HELD_OUT * _PROBES:
                 raise UserError(_nothing_left(name))
         return Stream(self, exclude)
+
+    def _name(self, index: int) -> str:
+        """The task of item `index` of the stream."""
+        return Random(f"{self.seed} task {index}").choices(list(self.tasks), list(self.weights.values()))[0]
+
+    def _candidates(self, name: str, count: int) -> Iterator[Item]:
+        task = self.tasks[name]
+        if isinstance(task, DataTask):
+            return task.held_out()
+        seed = 2 * _HALF + self._seed("held out", name)
+        return (task.item(seed, index) for index in range(20 * count + 200))
 
     def _train(self, name: str, index: int) -> Item:
         return self.tasks[name].item(self._seed("train", name), index)
@@ -104,6 +144,26 @@ class Mixture:
         for name in by_remainder[: n - sum(shares.values())]:
             shares[name] += 1
         return shares
+
+
+class _Drawn:
+    """Which item of which task each place of a mixed stream has. Rows of data are counted by task, so that an epoch
+    leaves none out; made up to where it was asked, from nothing but the seed."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self._mixture, self._names = mixture, list(mixture.tasks)
+        self._tasks, self._places = array("H"), array("I")
+        self._counts = dict.fromkeys(self._names, 0)
+
+    def at(self, index: int) -> tuple[str, int]:
+        for place in range(len(self._tasks), index + 1):
+            name = self._mixture._name(place)
+            self._tasks.append(self._names.index(name))
+            self._places.append(self._counts[name])
+            self._counts[name] += 1
+        name = self._names[self._tasks[index]]
+        is_data = isinstance(self._mixture.tasks[name], DataTask)
+        return name, self._places[index] if is_data else index
 
 
 class Stream:
@@ -134,9 +194,8 @@ class Stream:
         return items, cursor
 
 
-def question_key(text: str) -> str:
-    """The question with case and white space normalised: equal keys mean the same question."""
-    return " ".join(text.casefold().split())
+def _table(given: Any) -> dict[str, Any]:
+    return dict(given) if isinstance(given, Mapping) else {"weight": float(given)}
 
 
 def _nothing_left(name: str) -> str:

@@ -25,6 +25,7 @@ from farthing.tasks.item import Convention, Item, Verdict
 
 _BATCH = 64  # items a message
 _START = 60.0  # seconds a worker may take to start and to read its batch
+_LONGEST = 1_000_000  # characters of a completion that are sent
 _ATTEMPTS = 2  # times an item may be with a worker when that is late or dies
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -168,7 +169,9 @@ class _Worker:
 
     def take(self, job: _Job) -> None:
         positions = [job.waiting.popleft() for _ in range(min(job.batch, len(job.waiting)))]
-        items = [[_fields(job.pairs[at][0]), tail(job.pairs[at][1])] for at in positions]
+        items = [
+            [_fields(item), _read_of(item, text)] for item, text in map(job.pairs.__getitem__, positions)
+        ]
         message = json.dumps({"convention": job.convention, "items": items}).encode() + b"\n"
         self.batch, self.begun = deque(positions), False
         self.outgoing, self.incoming = memoryview(message), b""
@@ -215,6 +218,11 @@ class _Worker:
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
                 stream.close()
+
+
+def _read_of(item: Item, text: str) -> str:
+    """What of a completion is sent: rewards by name may look at all of it, the others read its end."""
+    return text[-_LONGEST:] if item.metadata["scorer"] == "rewards" else tail(text)
 
 
 def _fields(item: Item) -> list[Any]:

@@ -21,9 +21,14 @@ _AT_ONCE = 10  # sums of numbers below this are one step
 def solve(item: Item) -> tuple[str, str] | None:
     """(thinking, answer): steps, one a line, that lead to the item's answer; None for a question not solved here.
 
+    A row of data may have its solution with it, as GSM8K's do.
+
     Not solved are generators without an entry in `SOLVABLE`, and questions whose gold answer is not the value of what
     they ask (basic_arithmetic without parentheses has some: it divides by another number than it writes).
     """
+    if item.metadata["scorer"] == "rewards":
+        solution = item.metadata.get("solution")
+        return (solution, item.answer) if solution else None
     solver = _SOLVERS.get(item.task)
     lines: list[str] = []
     answer = solver(item.question, lines) if solver else None
@@ -50,8 +55,9 @@ def solution_conversation(
     solution = solve(item)
     if solution is None:
         return None
-    said = f"<think>{solution[0]}</think>\n\n{plain_form(solution[1], answer)}"
-    asked = prompt.replace("{question}", item.question)
+    said = f"<think>{solution[0]}</think>\n\n{plain_form(solution[1], item.convention(answer))}"
+    asked = prompt.replace("{question}", item.asked)
+    system = item.system or system
     first = [{"role": "system", "content": system}] if system else []
     return [*first, {"role": "user", "content": asked}, {"role": "assistant", "content": said}]
 

@@ -1,15 +1,17 @@
-"""Verify a completion against an item. Pure: no state, no clock, and no model output is ever run."""
+"""Verify a completion against an item.
+
+Pure: no state, no clock, and no model output is ever run, but for the rewards that a recipe asks for by name: `code`,
+which runs it in a sandbox, and functions of the user's own.
+"""
 
 from __future__ import annotations
 
-import re
-
 from farthing.tasks.expression import solves, tidy
-from farthing.tasks.extract import PUNCTUATION, extract, plain_form, tail
+from farthing.tasks.extract import extract, plain_form, tail, without_echo
 from farthing.tasks.item import Convention, Item, Verdict
 from farthing.tasks.numbers import one_number
-
-_LATEX_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm)\{([^{}]*)\}")
+from farthing.tasks.plain import plain_text
+from farthing.tasks.rewards.total import judged
 
 
 def verify(item: Item, text: str, convention: Convention) -> Verdict:
@@ -21,19 +23,11 @@ def verify(item: Item, text: str, convention: Convention) -> Verdict:
 
     Raises UserError for a convention that does not exist.
     """
+    if item.metadata["scorer"] == "rewards":
+        return judged(item, item.said(text), item.convention(convention))
     if _judge(item, plain_form(item.answer, convention), convention).outcome != "right":
         return Verdict("bad_gold")
-    text = tail(text)
-    question = item.question.strip()
-    if question and question in text:
-        text = text.replace(question, "\n")
-    return _judge(item, text, convention)
-
-
-def plain_text(text: str) -> str:
-    """Text as the scorer compares it: without outer punctuation, case and the amount of white space."""
-    wrapped = _LATEX_TEXT.fullmatch(text.strip())
-    return " ".join((wrapped[1] if wrapped else text).casefold().split()).strip(PUNCTUATION)
+    return _judge(item, without_echo(tail(text), item.question), convention)
 
 
 def _judge(item: Item, text: str, convention: Convention) -> Verdict:

@@ -1,7 +1,7 @@
 """The verifier process: reads batches, writes one line per verdict, and cannot outlive its parent.
 
 A request is one JSON line, {"convention": ..., "items": [[item's fields, text], ...]}. The replies to it are
-"[]" when the first item begins, then [outcome, answer] for each item in order, or {"error": traceback}.
+"[]" when the first item begins, then a verdict's fields for each item in order, or {"error": traceback}.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def main(function: str, timeout: float) -> None:
 def _judge(judge: Callable[..., Verdict], item: Item, text: str, convention: str) -> Any:
     try:
         verdict = judge(item, text, convention)
-        return [verdict.outcome, verdict.answer]
+        return [verdict.outcome, verdict.answer, verdict.score, dict(verdict.parts), verdict.error]
     except (MemoryError, RecursionError):
-        return ["timeout", None]
+        return ["timeout"]
     except Exception:
         return {"error": traceback.format_exc()}
 

@@ -27,7 +27,14 @@ from farthing.model import Decoder, ModelConfig, Segments
 from farthing.model.moe import Routing
 from farthing.recipe import Grpo
 from farthing.train.loop import Diverged, check_norm
-from farthing.train.losses import advantages, clipped_objective, k3, token_logprobs, token_weights
+from farthing.train.losses import (
+    advantages,
+    clipped_objective,
+    k3,
+    k3_corrected,
+    token_logprobs,
+    token_weights,
+)
 from farthing.train.optim import MasterWeights, learning_rate
 from farthing.train.rollout import Batch, Group
 
@@ -39,8 +46,9 @@ class Answer:
     ids: list[int]
     old_logprobs: list[float]
     advantage: float
-    weight: float  # of each of its tokens in the loss
+    weight: float  # of each of its tokens in the loss; 0 in a group left out for want of signal
     routes: Tensor | None = None  # as in `Sample`
+    kl_weight: float = 0.0  # of each of its tokens in the KL term
 
 
 @dataclass
@@ -90,11 +98,18 @@ class Learner:
         stage = self.stage
         lr = learning_rate(step, stage.steps, stage.lr, stage.warmup, stage.schedule)
         log = _Log(measures_kl=self.reference is not None)
-        for part in _parts(batch.groups, stage.updates):
-            answers = prepare(part, stage, self.ranks)
-            signal = sum(answer.advantage != 0 for _, group in answers for answer in group)
-            if not self.ranks.total(signal):
-                continue  # no signal to learn from
+        # the KL term is about all that the policy says, so it takes in what has no advantage
+        left_out = (
+            [group for group in batch.sampled if group.silent] if stage.kl and stage.drop_silent else []
+        )
+        parts = zip(_parts(batch.groups, stage.updates), _parts(left_out, stage.updates), strict=True)
+        for part, silent in parts:
+            answers = prepare(part, stage, self.ranks, silent)
+            everyone = [answer for _, group in answers for answer in group]
+            signal = self.ranks.total(sum(answer.advantage != 0 for answer in everyone))
+            log.signal += signal
+            if not (self.ranks.total(len(everyone)) if stage.kl else signal):
+                continue  # nothing to learn from
             with self.meter.span("train", step=step) as span:
                 flops, tokens = 0, 0
                 for one_pass in passes(answers, self.budget):
@@ -129,26 +144,27 @@ class Learner:
         # With one update a batch the policy being improved is the one that sampled: the ratio is 1 by
         # definition, not 1 give or take the rounding between two ways of computing it.
         old = logprobs.detach() if stage.updates == 1 else sampled
-        advantage, weight = (
-            torch.tensor(
-                [value for answer in answers for value in [getattr(answer, name)] * len(answer.ids)],
-                device=device,
-            )
-            for name in ("advantage", "weight")
-        )
+
+        def each(name: str) -> Tensor:
+            values = [value for answer in answers for value in [getattr(answer, name)] * len(answer.ids)]
+            return torch.tensor(values, device=device)
+
+        advantage, weight = each("advantage"), each("weight")
         objective, held = clipped_objective(logprobs, old, advantage, stage.clip_low, stage.clip_high)
         loss = -(objective * weight).sum()
         if self.reference is not None:
             with torch.no_grad():
                 seen = self.reference.hidden(ids, positions, segments)[rows]
                 expected = token_logprobs(seen, self.reference.head.weight, targets, stage.temperature)
-            kl = k3(logprobs, expected)
-            loss = loss + stage.kl * (kl * weight).sum()
+            corrected = stage.kl_estimator == "k3_corrected"
+            kl = k3_corrected(logprobs, old, expected) if corrected else k3(logprobs, expected)
+            loss = loss + stage.kl * (kl * each("kl_weight")).sum()
             log.kl_sum += float(kl.detach().sum())
         loss.backward()
         log.held += int(held.sum())
         log.tokens += len(targets)
-        work = forward_flops(self.hf_config, len(ids), segments.pairs(), len(targets))
+        pairs = segments.pairs(self.decoder.config.windows)
+        work = forward_flops(self.hf_config, len(ids), pairs, len(targets))
         return 3 * work + (work if self.reference is not None else 0)
 
     def _prove_sync(self, log: _Log) -> None:
@@ -165,6 +181,7 @@ class _Log:
     """Sums over the passes of a step, of this rank."""
 
     measures_kl: bool
+    signal: int = 0  # of all ranks
     updates: int = 0
     tokens: int = 0
     held: int = 0
@@ -193,6 +210,7 @@ class _Log:
         kl = ranks.total(self.kl_sum)
         mean, largest = self.sync(ranks)
         return {
+            "signal": self.signal,
             "grad_norm": max(self.norms, default=None),
             "clip_fraction": held / tokens if tokens else None,
             "kl": kl / tokens if self.measures_kl and tokens else None,
@@ -207,11 +225,20 @@ def _parts(groups: Sequence[Group], count: int) -> Iterator[Sequence[Group]]:
         yield groups[number * len(groups) // count : (number + 1) * len(groups) // count]
 
 
-def prepare(groups: Iterable[Group], stage: Grpo, ranks: Ranks) -> list[tuple[list[int], list[Answer]]]:
-    """Every group's prompt with the answers that train, their advantages and token weights."""
+def prepare(
+    groups: Sequence[Group], stage: Grpo, ranks: Ranks, silent: Sequence[Group] = ()
+) -> list[tuple[list[int], list[Answer]]]:
+    """Every group's prompt with the answers that train, their advantages and token weights.
+
+    Args:
+        silent: groups that train by the KL term alone; the mean over the others is taken as if they were not there.
+    """
     prepared: list[tuple[list[int], list[Answer]]] = []
-    for group in groups:
-        scores = advantages(torch.tensor([group.rewards]), stage.advantage)[0].tolist()
+    rewarded = 0
+    for number, group in enumerate([*groups, *silent]):
+        scores = [0.0] * len(group.samples)  # also where the mean of equal rewards is rounded
+        if not group.silent:
+            scores = advantages(torch.tensor([group.rewards]), stage.advantage)[0].tolist()
         answers = [
             Answer(sample.ids, sample.logprobs, score, 0.0, sample.routes)
             for sample, score in zip(group.samples, scores, strict=True)
@@ -219,10 +246,16 @@ def prepare(groups: Iterable[Group], stage: Grpo, ranks: Ranks) -> list[tuple[li
         ]
         if answers:
             prepared.append((group.prompt, answers))
+            rewarded += len(answers) if number < len(groups) else 0
     everyone = [answer for _, answers in prepared for answer in answers]
-    weights = token_weights([len(a.ids) for a in everyone], stage.loss, stage.max_new_tokens, ranks)
-    for answer, weight in zip(everyone, weights, strict=True):
+    lengths = [len(answer.ids) for answer in everyone]
+    weights = token_weights(lengths[:rewarded], stage.loss, stage.max_new_tokens, ranks)
+    for answer, weight in zip(everyone[:rewarded], weights, strict=True):
         answer.weight = weight
+    if stage.kl:
+        weights = token_weights(lengths, stage.loss, stage.max_new_tokens, ranks)
+        for answer, weight in zip(everyone, weights, strict=True):
+            answer.kl_weight = weight
     return prepared
 
 

@@ -84,7 +84,7 @@ def lm_step(
         hidden, losses, segments = _forward(decoder, part, routing)
         total = losses.sum() / max(1, out.targets)
         out.loss += float(total.detach())
-        tokens, pairs = len(part.ids_N), segments.pairs()
+        tokens, pairs = len(part.ids_N), segments.pairs(decoder.config.windows)
         work = forward_flops(hf_config, tokens, pairs, len(losses))
         for k in range(len(out.mtp_losses)):
             hidden, losses = _look_further(decoder, part, k, hidden, segments, routing)
@@ -171,7 +171,8 @@ def bits_per_byte(
         _, losses, segments = _forward(decoder, part, None)
         nats += float(losses.double().sum())
         tokens += len(part.ids_N)
-        flops += forward_flops(hf_config, len(part.ids_N), segments.pairs(), len(losses))
+        pairs = segments.pairs(decoder.config.windows)
+        flops += forward_flops(hf_config, len(part.ids_N), pairs, len(losses))
     nats, tokens, flops = ranks.total(nats), ranks.total(tokens), ranks.total(flops)
     return nats / (math.log(2) * corpus.bytes), tokens, flops
 

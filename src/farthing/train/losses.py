@@ -84,6 +84,18 @@ def k3(logprobs_M: Tensor, reference_M: Tensor) -> Tensor:
     return log_ratio.exp() - log_ratio - 1
 
 
+def k3_corrected(logprobs_M: Tensor, old_M: Tensor, reference_M: Tensor) -> Tensor:
+    """k3 times the ratio of the policy to the one that sampled, [M] (DeepSeek-V3.2, arXiv:2512.02556 section 3.1).
+
+    Both the value and the gradient are then those of KL(policy || reference). The gradient of k3 itself is that of
+    KL(reference || policy), whose weight reference / policy has no bound where the policy has left the reference, and
+    after the first of several updates its value is off too.
+    """
+    ratio = (logprobs_M - old_M).exp()
+    # the same written so that no large terms cancel in the gradient: ratio * reference / policy is a constant
+    return (reference_M - old_M).exp() - ratio * (reference_M - logprobs_M + 1)
+
+
 def clipped_objective(
     logprobs_M: Tensor, old_M: Tensor, advantages_M: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:

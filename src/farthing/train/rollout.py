@@ -62,6 +62,8 @@ class Batch:
             "timeout": mean(outcomes["timeout"]),
             "entropy": mean(sum(sample.entropy for sample in samples)),
             "length": mean(sum(len(sample.ids) for sample in samples)),
+            "silent": ranks.total(sum(group.silent for group in self.sampled))
+            / ranks.total(len(self.sampled)),
             "groups_kept": ranks.total(len(self.groups)),
             "groups_sampled": ranks.total(len(self.sampled)),
         }
@@ -109,7 +111,9 @@ class Roller:
         sampling = Sampling(
             max_new_tokens=stage.max_new_tokens, temperature=stage.temperature, seed=(self.seed << 32) + step
         )
-        prompts = [question_ids(tokenizer, item.question, stage.prompt, stage.system) for item in items]
+        prompts = [
+            question_ids(tokenizer, item.asked, stage.prompt, item.system or stage.system) for item in items
+        ]
         requests = [
             Request(prompt, sampling, stage.group, first_sample + number * stage.group)
             for number, prompt in enumerate(prompts)

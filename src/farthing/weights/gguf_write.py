@@ -101,6 +101,11 @@ def _left_out(folder: Path, weights: Weights, plan: list[Planned], config: Model
             f"left out: {len(predicting)} tensors of {config.mtp_depth} prediction module(s) (MTP), which this "
             "architecture of llama.cpp is exported without"
         )
+    if config.window is not None and config.window < config.max_positions:
+        notes.append(
+            f"differs: this architecture of llama.cpp has no sliding window, so the file's context is the window's "
+            f"{config.window:,} tokens, not {config.max_positions:,}"
+        )
     if config.mla and not math.isclose(config.rms_eps, 1e-6):
         notes.append(
             f"differs: llama.cpp norms the latents with rms_norm_eps {config.rms_eps:g}, this model with 1e-06"
@@ -252,7 +257,8 @@ def sizes(config: ModelConfig, architecture: str) -> dict[str, Any]:
         raise UserError(f"config.json: the biases it asks for are not part of llama.cpp's {architecture}")
     keys: dict[str, Any] = {
         "vocab_size": config.vocab_size,
-        "context_length": config.max_positions,
+        # llama.cpp has no windows in these architectures; in contexts that a window holds whole they change nothing
+        "context_length": min(config.max_positions, config.window or config.max_positions),
         "embedding_length": config.hidden_size,
         "block_count": config.num_layers,
         "feed_forward_length": config.intermediate_size,

@@ -12,9 +12,9 @@ from typing import Any
 from farthing.base.errors import UserError
 from farthing.model import ModelConfig, Rope
 from farthing.weights.settings import Settings, rope_settings, yarn_scales
+from farthing.weights.windows import windows_everywhere
 
 MODEL_TYPES = ("llama", "mistral")
-_KINDS = {"full_attention", "sliding_attention"}
 SHARED_DEFAULTS: dict[str, Any] = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -49,6 +49,7 @@ def model_config(settings: Settings) -> ModelConfig:
             f"config.json: num_attention_heads ({fields['num_heads']}) does not divide hidden_size "
             f"({fields['hidden_size']}), which transformers refuses in a llama"
         )
+    fields |= {} if llama else windows_everywhere(settings)
     return ModelConfig(**fields, qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)
 
 
@@ -80,8 +81,7 @@ def positions(settings: Settings, rotary: Rope) -> int:
     """The longest context that is computed as transformers computes it.
 
     YaRN reaches `factor` times the original positions, which Qwen's documentation sets without raising
-    `max_position_embeddings`. A sliding window changes nothing in contexts that it holds whole, so a model with one is
-    read up to the window's length.
+    `max_position_embeddings`.
 
     Raises:
         UserError: for a value that is no length.
@@ -89,25 +89,7 @@ def positions(settings: Settings, rotary: Rope) -> int:
     longest = settings.whole("max_position_embeddings")
     if rotary.kind == "yarn":
         longest = max(longest, int(rotary.factor * rotary.original_max_positions))
-    return min(longest, settings.whole("sliding_window")) if _slides(settings) else longest
-
-
-def _slides(settings: Settings) -> bool:
-    """Whether any layer attends to a window only."""
-    layers = settings.whole("num_hidden_layers")
-    first = settings.whole("max_window_layers", least=0) if "max_window_layers" in settings else 0
-    window = settings.whole_or("sliding_window", 0)
-    kinds = settings.get("layer_types")
-    if kinds is not None and (
-        not isinstance(kinds, list) or len(kinds) != layers or not _KINDS.issuperset(kinds)
-    ):
-        raise UserError(
-            f"config.json: layer_types is {str(kinds)[:60]}; supported is a list of full_attention or "
-            f"sliding_attention for each of the {layers} layers"
-        )
-    if not window or not settings.get("use_sliding_window", True):
-        return False
-    return first < layers if kinds is None else "sliding_attention" in kinds
+    return longest
 
 
 def rope(settings: Settings) -> Rope:

@@ -7,6 +7,7 @@ from typing import Any
 from farthing.model import ModelConfig, Moe
 from farthing.weights import llama
 from farthing.weights.settings import Settings
+from farthing.weights.windows import windows_everywhere
 
 MODEL_TYPES = ("mixtral",)
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -38,7 +39,7 @@ def model_config(settings: Settings) -> ModelConfig:
         normalise=True,
         bias=False,
     )
-    return ModelConfig(**llama.common_fields(settings), moe=moe)
+    return ModelConfig(**llama.common_fields(settings), **windows_everywhere(settings), moe=moe)
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 from farthing.model import ModelConfig
 from farthing.weights import llama
 from farthing.weights.settings import Settings
+from farthing.weights.windows import windows_everywhere
 
 MODEL_TYPES = ("phi3",)
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -34,7 +35,7 @@ def model_config(settings: Settings) -> ModelConfig:
     settings.whole("original_max_position_embeddings")
     kind = settings.mapping("rope_scaling") or settings.mapping("rope_parameters")
     Settings(kind, {"rope_type": kind.get("type", "default")}, "rope_scaling").choice("rope_type", "default")
-    return ModelConfig(**llama.common_fields(settings.over(head_dim=None)))
+    return ModelConfig(**llama.common_fields(settings.over(head_dim=None)), **windows_everywhere(settings))
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from farthing.weights import llama
 from farthing.weights.deepseek import feedforward
 from farthing.weights.llama import SHARED_DEFAULTS, common_fields
 from farthing.weights.settings import Settings
+from farthing.weights.windows import windows_by_layer, windows_everywhere
 
 MODEL_TYPES = ("qwen2", "qwen3", "qwen3_moe")
 _DEFAULTS: dict[str, Any] = {
@@ -42,15 +43,22 @@ def model_config(settings: Settings) -> ModelConfig:
     """
     mixed = settings["model_type"] == "qwen3_moe"
     settings.refuse_unbuilt(*(("num_experts", "num_local_experts") if mixed else ()))
-    settings.flag("use_sliding_window")
+    slides = settings.flag("use_sliding_window")
+    if mixed:
+        windows = windows_everywhere(settings, slides)
+    else:
+        # without a window no layer slides, wherever max_window_layers would let it begin
+        slides = slides and settings.whole_or("sliding_window", 0) > 0
+        first = settings.whole("max_window_layers", least=0)
+        windows = windows_by_layer(settings, lambda layer: slides and layer >= first, slides)
     if settings["model_type"] == "qwen2":
-        return ModelConfig(**common_fields(settings), qkv_bias=True)
+        return ModelConfig(**common_fields(settings), **windows, qkv_bias=True)
     bias = settings.flag("attention_bias")
     if not mixed:
         settings.whole("head_dim")  # null is a mistake here, though not in other families
-    fields = common_fields(settings)
+    moe = _mixture(settings) if mixed else None
     return ModelConfig(
-        **fields, qkv_bias=bias, o_bias=bias, qk_norm=True, moe=_mixture(settings) if mixed else None
+        **common_fields(settings), **windows, qkv_bias=bias, o_bias=bias, qk_norm=True, moe=moe
     )
 
 

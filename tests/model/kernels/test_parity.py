@@ -32,6 +32,10 @@ def documents() -> tuple[Any, ...]:
     return *inputs, segments
 
 
+def window() -> tuple[Any, ...]:
+    return leaf(2, 6, 100, 32), leaf(2, 2, 130, 32, seed=1), leaf(2, 2, 130, 24, seed=2), 17
+
+
 def uneven(top_k: int) -> tuple[Any, ...]:
     """Loads that fall off steeply, so padding to one length does not pay."""
     likely = torch.linspace(3, -3, 16).exp().expand(400, -1)
@@ -56,6 +60,7 @@ INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "attention": heads,
     "short attention": heads,
     "joined segments": documents,
+    "windows": window,
     "experts": lambda: uneven(3),
     "ragged products": ragged,
     "cross-entropy": targets,

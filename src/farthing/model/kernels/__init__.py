@@ -19,6 +19,7 @@ from farthing.model.kernels import (
     rows,
     segments,
     swiglu,
+    window,
 )
 from farthing.model.kernels.probe import Kernel, Status, forget
 
@@ -31,6 +32,7 @@ KERNELS: tuple[Kernel, ...] = (
     attention.TORCH,
     attention.SHORT,
     segments.KERNEL,
+    window.KERNEL,
     experts.KERNEL,
     rows.RAGGED,
     cross_entropy.KERNEL,

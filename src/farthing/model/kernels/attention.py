@@ -5,6 +5,7 @@ Shapes: B sequences, H query heads, G key/value heads, L queries, M keys, D head
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,17 @@ from torch import Tensor
 
 from farthing.base.sizes import SHORT_LENGTH
 from farthing.model.kernels.probe import Kernel, anywhere, cpu_bfloat16, numbers
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a layer's attention differs in from seeing every token before."""
+
+    window: int | None = None
+    """Tokens that a token sees, itself included; None for all before it."""
+
+
+FULL = Rule()
 
 
 def attention(

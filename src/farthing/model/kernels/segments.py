@@ -7,12 +7,15 @@ G key/value heads, D head width, E value width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from farthing.model.kernels.attention import attention
+from farthing.model.kernels.attention import FULL, Rule, attention
 from farthing.model.kernels.probe import Kernel, anywhere, numbers
+from farthing.model.kernels.window import causal
 
 DENSE_LENGTH = 1024  # up to here, one masked product for a prompt and its samples saves more than it wastes
 JOIN_LENGTH = 256  # total length of short documents computed together
@@ -25,69 +28,85 @@ class Plan:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = list(segments)
+        self.longest = max((prefix + max(suffixes, default=0) for prefix, suffixes in segments), default=0)
         lengths = {prefix for prefix, _ in segments}
         plain = all(not suffixes for _, suffixes in segments)
         self._rectangle = (len(segments), lengths.pop()) if plain and len(lengths) == 1 else None
         self._computed = _joined(segments)
-        self._masks: dict[int, Tensor] = {}
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
 
-    def __call__(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
+    def __call__(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, rule: Rule = FULL) -> Tensor:
         """Return the attention output of every token, [N, H, E]."""
+        if rule.window is not None and rule.window >= self.longest:
+            rule = replace(rule, window=None)
         if not KERNEL.on(q_NHD):
-            return one_by_one(q_NHD, k_NGD, v_NGE, self.segments)
-        return self.together(q_NHD, k_NGD, v_NGE)
+            return one_by_one(q_NHD, k_NGD, v_NGE, self.segments, rule)
+        return self.together(q_NHD, k_NGD, v_NGE, rule)
 
-    def together(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor) -> Tensor:
+    def together(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, rule: Rule = FULL) -> Tensor:
         """The fast path: equal lengths as one batch, short documents and samples joined under a mask."""
         if self._rectangle:
             rows, length = self._rectangle
             q, k, v = (t.view(rows, length, *t.shape[1:]).transpose(1, 2) for t in (q_NHD, k_NGD, v_NGE))
-            return attention(q, k, v, None, causal=True).transpose(1, 2).flatten(0, 1)
+            return causal(q, k, v, rule).transpose(1, 2).flatten(0, 1)
         sizes = [sum((prefix, *suffixes)) for prefix, suffixes in self._computed]
         pieces = zip(*(t.split(sizes) for t in (q_NHD, k_NGD, v_NGE)), strict=True)
         outs = []
         for number, (q, k, v) in enumerate(pieces):
             prefix, suffixes = self._computed[number]
             if suffixes and len(q) > DENSE_LENGTH:
-                outs += _branches(q, k, v, prefix, suffixes)
+                outs += _branches(q, k, v, prefix, suffixes, rule)
+            elif suffixes:
+                outs.append(_masked(q, k, v, self._mask(number, rule.window, q)))
             else:
-                outs.append(_sequence(q, k, v, self._mask(number, q) if suffixes else None))
+                outs.append(_sequence(q, k, v, rule))
         return torch.cat(outs)
 
-    def _mask(self, number: int, like: Tensor) -> Tensor:
+    def _mask(self, number: int, window: int | None, like: Tensor) -> Tensor:
         """Return the mask of computed segment `number`, [n, n]: 0 where a key is seen, -inf elsewhere."""
-        if number not in self._masks:
+        if (number, window) not in self._masks:
             prefix, suffixes = self._computed[number]
             sizes = torch.tensor([prefix, *suffixes])
             part = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
             seen = ((part[None, :] == 0) | (part[None, :] == part[:, None])).tril()
+            if window is not None:
+                at = torch.cat([torch.arange(prefix), *(prefix + torch.arange(n) for n in suffixes)])
+                seen &= at[:, None] - at < window
             mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
-            self._masks[number] = mask.to(like.device)
-        return self._masks[number]
+            self._masks[number, window] = mask.to(like.device)
+        return self._masks[number, window]
 
 
-def one_by_one(q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, segments: Sequence[Segment]) -> Tensor:
+def one_by_one(
+    q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, segments: Sequence[Segment], rule: Rule = FULL
+) -> Tensor:
     """The definition: each prefix alone, then each suffix after its prefix."""
     sizes = [sum((prefix, *suffixes)) for prefix, suffixes in segments]
     pieces = zip(*(t.split(sizes) for t in (q_NHD, k_NGD, v_NGE)), segments, strict=True)
-    return torch.cat([out for q, k, v, segment in pieces for out in _branches(q, k, v, *segment)])
+    return torch.cat(
+        [out for q, k, v, segment in pieces for out in _branches(q, k, v, segment[0], segment[1], rule)]
+    )
 
 
-def _branches(q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, prefix: int, suffixes: list[int]) -> list[Tensor]:
+def _branches(
+    q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, prefix: int, suffixes: list[int], rule: Rule
+) -> list[Tensor]:
     pieces = zip(*(t.split([prefix, *suffixes]) for t in (q_NHD, k_NGD, v_NGE)), strict=True)
     q, k, v = next(pieces)
-    outs = [_sequence(q, k, v, None)]
-    for q_s, k_s, v_s in pieces:
-        new = len(q_s)
-        seen = torch.ones(new, prefix + new, dtype=torch.bool, device=q.device).tril(diagonal=prefix)
-        outs.append(_sequence(q_s, torch.cat([k, k_s]), torch.cat([v, v_s]), seen))
+    outs = [_sequence(q, k, v, rule)]
+    outs += [_sequence(q_s, torch.cat([k, k_s]), torch.cat([v, v_s]), rule) for q_s, k_s, v_s in pieces]
     return outs
 
 
-def _sequence(q_LHD: Tensor, k_MGD: Tensor, v_MGE: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one sequence, [L, H, E]; causal if there is no mask."""
+def _sequence(q_LHD: Tensor, k_MGD: Tensor, v_MGE: Tensor, rule: Rule) -> Tensor:
+    """Causal attention of the last L of a sequence's M tokens, [L, H, E]."""
     q, k, v = (t.transpose(0, 1)[None] for t in (q_LHD, k_MGD, v_MGE))
-    return attention(q, k, v, mask, causal=mask is None)[0].transpose(0, 1)
+    return causal(q, k, v, rule)[0].transpose(0, 1)
+
+
+def _masked(q_LHD: Tensor, k_LGD: Tensor, v_LGE: Tensor, mask: Tensor) -> Tensor:
+    q, k, v = (t.transpose(0, 1)[None] for t in (q_LHD, k_LGD, v_LGE))
+    return attention(q, k, v, mask)[0].transpose(0, 1)
 
 
 def _joined(segments: Sequence[Segment]) -> list[Segment]:
@@ -104,16 +123,19 @@ def _joined(segments: Sequence[Segment]) -> list[Segment]:
     return [(parts[0], []) if prefix == 0 and len(parts) == 1 else (prefix, parts) for prefix, parts in out]
 
 
-def _together(q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, segments: Sequence[Segment]) -> Tensor:
-    return Plan(segments).together(q_NHD, k_NGD, v_NGE)
+def _together(
+    q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, segments: Sequence[Segment], rule: Rule = FULL
+) -> Tensor:
+    return Plan(segments).together(q_NHD, k_NGD, v_NGE, rule)
 
 
-def _examples() -> list[tuple[Tensor, Tensor, Tensor, list[Segment]]]:
+def _examples() -> list[tuple[Any, ...]]:
     def inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         q, k = numbers(tokens, 4, 16).requires_grad_(), numbers(tokens, 2, 16, seed=1).requires_grad_()
         return q, k, numbers(tokens, 2, 16, seed=2).requires_grad_()
 
-    return [(*inputs(24), [(6, [3, 4]), (5, []), (4, []), (2, [])]), (*inputs(18), [(9, []), (9, [])])]
+    short = [(6, [3, 4]), (5, []), (4, []), (2, [])]
+    return [(*inputs(24), short), (*inputs(18), [(9, []), (9, [])]), (*inputs(24), short, Rule(window=4))]
 
 
 KERNEL = Kernel(

@@ -1,0 +1,110 @@
+"""What can be known of a recipe's tasks without a model or a network: names, settings, files, columns, rewards."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+from farthing.base.errors import UserError
+from farthing.base.files import strange
+from farthing.base.limits import named
+from farthing.data.rows import FORMS, check_source
+from farthing.data.text import hub_name
+from farthing.recipe import Recipe, TaskSetting
+from farthing.recipe.rewards import check_reward
+from farthing.tasks import arithmetic
+from farthing.tasks.columns import Unusable, reading
+from farthing.tasks.data import columns_of, is_data, parts_of
+from farthing.tasks.gym import REFUSED, SCORERS, installed, load_task, scorer_of
+from farthing.tasks.sets import SETS
+from farthing.tasks.solutions import SOLVABLE
+from farthing.tasks.table import sample
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what a run of this recipe would fail on later: tasks, their data and rewards, and paths that do not exist.
+
+    Raises:
+        UserError: for the first such mistake.
+    """
+    for stage in recipe.stages:
+        for path in stage.paths:
+            _exists(path)
+        if stage.asks:
+            check_tasks(stage.asks.tasks, trains=True)
+        for source in stage.sources:
+            check_tasks(source.tasks or {}, trains=True)
+            check_solvable(source.tasks or {})
+    if recipe.evaluate is not None:
+        check_tasks(recipe.evaluation_tasks())
+
+
+def check_tasks(tasks: Mapping[str, TaskSetting], trains: bool = False) -> None:
+    """Refuse tasks that cannot be asked, or `trains` and cannot be trained on. Raises UserError."""
+    for name, setting in tasks.items():
+        if is_data(name, setting):
+            _check_data(name, setting, trains)
+        elif name not in SCORERS and name not in REFUSED:
+            raise UserError(_unknown(name))
+        else:
+            scorer_of(name)
+            if name in arithmetic.GENERATORS or installed("reasoning-gym") is not None:
+                load_task(name, setting.config)
+
+
+def check_solvable(tasks: Mapping[str, TaskSetting]) -> None:
+    """Refuse generators without worked solutions. Raises UserError."""
+    for name, setting in tasks.items():
+        if name not in SOLVABLE and not is_data(name, setting):
+            raise UserError(
+                f"data: {name} has no worked solutions; those that have are {', '.join(SOLVABLE)}, and data with its "
+                "solutions"
+            )
+
+
+def _check_data(name: str, setting: TaskSetting, trains: bool) -> None:
+    where, known = f"tasks: {name}", SETS.get(name)
+    if setting.config:
+        raise UserError(f"{where}: config belongs to a generator; leave it out")
+    for part in parts_of(name, setting) or []:
+        check_reward(part, where)
+    if setting.shots_path is not None:
+        check_source(setting.shots_path)
+    if setting.path is None:
+        if trains and known is not None and known.train is None:
+            raise UserError(
+                f"{where} is for evaluation only: the set has nothing to train on; name another task, or give a path"
+            )
+        return
+    check_source(setting.path)
+    if setting.path.startswith("hf:"):
+        return
+    rows = sample(setting.path, known.prepare if known else None)
+    columns = columns_of(name, setting)
+    read = reading(columns.question, columns.answer, columns.choices, rows, where, columns.needs_answer)
+    why = ""
+    for row in rows:
+        try:
+            read.read(row)
+            return
+        except Unusable as reason:
+            why = why or str(reason)
+    raise UserError(f"{where}: none of the first {len(rows)} rows of {setting.path} can be used: {why}")
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, [*SETS, *SCORERS, *REFUSED], n=3, cutoff=0.5)
+    hint = (
+        f"the nearest are {', '.join(near)}" if near else f"there are sets ({', '.join(SETS)}) and generators"
+    )
+    return f"tasks: there is no task {name!r}; {hint}; data of your own needs a path, as in {{{name}: {{path: …}}}}"
+
+
+def _exists(source: str) -> None:
+    if source.startswith("hf:"):
+        hub_name(source)
+    elif what := strange(Path(named(source))):
+        raise UserError(f"{source} is {what}; give {FORMS}")
+    elif not Path(named(source)).exists():
+        raise UserError(f"{source} does not exist; give {FORMS}")

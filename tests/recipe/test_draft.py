@@ -1,0 +1,53 @@
+import itertools
+
+import pytest
+
+from farthing.base.schema import parse_text
+from farthing.recipe import validate
+from farthing.recipe.draft import FITTING, GOALS, Have, draft, holds, name_for, question_keys
+from farthing.recipe.editor import SCHEMA_LINE
+
+PATHS = ("chats.jsonl", "my data, {new}: #1.jsonl", "hf:owner/name:train", "it's", "no", "[x]")
+
+
+@pytest.mark.parametrize(("goal", "gpu", "data"), [*itertools.product(GOALS, (False, True), (None, *PATHS))])
+def test_every_draft_is_a_recipe_of_what_somebody_has(goal, gpu, data):
+    if data is None and goal not in FITTING["nothing"]:
+        return
+    base = None if goal == "scratch" else "no: base"
+    text = draft(Have("mine", goal, base, data, {"question": "a, b"}, gpu))
+    assert text.startswith(f"{SCHEMA_LINE}\n")
+    recipe = validate(parse_text(text, "draft"))
+    kinds = {"chat": ["sft"], "reason": ["grpo"], "both": ["sft", "grpo"], "scratch": ["pretrain"]}
+    assert [stage.kind for stage in recipe.stages] == kinds[goal]
+    assert recipe.base == base
+    named = [path for stage in recipe.stages for path in stage.paths]
+    named += [task.path for stage in recipe.stages for mixture in stage.mixtures for task in mixture.values()]
+    assert set(named) == {data}
+    assert (recipe.evaluate is not None) == (goal in ("reason", "both"))
+    for mixture in recipe.stages[-1].mixtures if data else ():
+        assert [task.question for task in mixture.values()] == ["a, b"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("mine", "mine"), ("my recipe!", "my-recipe"), ("..", "my-recipe"), ("a" * 90, "a" * 64)],
+)
+def test_a_name_is_made_of_the_files(stem, name):
+    assert name_for(stem) == name
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "keys"),
+    [
+        (["messages"], "conversations", None),
+        (["instruction", "input", "output"], "conversations", {"question": "input", "answer": "output"}),
+        (["question", "answer"], "questions", {}),
+        (["id", "problem", "solution"], "questions", {"question": "problem", "answer": "solution"}),
+        (["title", "text"], "text", None),
+        (["a", "b"], "nothing", None),
+    ],
+)
+def test_columns_say_what_rows_are_good_for(columns, kind, keys):
+    assert holds(columns) == kind
+    assert question_keys(columns) == keys
