@@ -23,6 +23,7 @@ from pydantic import (
 from farthing.base.arguments import takes
 from farthing.base.device import check_device, check_dtype
 from farthing.base.errors import UserError
+from farthing.base.files import open_ready
 from farthing.base.limits import shortened
 from farthing.base.schema import (
     MAX_BYTES,
@@ -207,7 +208,7 @@ def _read(name_or_path: str | Path) -> str:
     if isinstance(name_or_path, str) and name in names:
         return source_text(name)
     try:
-        with Path(name_or_path).open("rb") as file:
+        with open_ready(Path(name_or_path)) as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         hint = nearest(name, names) or f"give the path of a YAML file, or one of {', '.join(names)}"

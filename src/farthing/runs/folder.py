@@ -16,7 +16,7 @@ from typing import Any
 
 from farthing.base.device import Place, choose, has_bfloat16
 from farthing.base.errors import UserError
-from farthing.base.files import sha256, write
+from farthing.base.files import sha256, strange, write
 from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.recipe import Recipe, dump, load
 from farthing.tasks.data import DataTask, is_data
@@ -56,6 +56,9 @@ def room_on_disk(folder: Path) -> Iterator[None]:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock the run directory for this process; the lock ends with the process, however that ends."""
+    recipe = folder / "recipe.yaml"
+    if what := strange(recipe) or ("a folder" if recipe.is_dir() else None):
+        raise UserError(f"{recipe} is {what}, not a file; remove it, or give another --run-dir")
     try:
         foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
         if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
@@ -157,6 +160,8 @@ def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
         path = named(name)
         if name.startswith("hf:"):
             hashes[name] = {}
+        elif what := strange(path):
+            raise UserError(f"{name} is {what}; give a file, a folder of files or hf:owner/name")
         elif not path.exists():
             raise UserError(f"{name} does not exist; give a file, a folder of files or hf:owner/name")
         else:
