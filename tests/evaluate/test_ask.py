@@ -8,12 +8,13 @@ import pytest
 
 from farthing.base.errors import UserError
 from farthing.data.tokenizer import question_ids
+from farthing.data.words import question_key
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.evaluate.ask import evaluate_source, judge, trained_questions
 from farthing.evaluate.score import Record, gain, mcnemar, paired_difference, summarise, wilson
 from farthing.recipe import dump, validate
 from farthing.tasks import Item, Verdict
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
 from farthing.weights import save_decoder
 
 DIGITS = {"weight": 1, "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}

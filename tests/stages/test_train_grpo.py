@@ -14,6 +14,7 @@ import farthing.train.grpo
 from farthing.base.device import Alone
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Engine, Model
 from farthing.recipe import Grpo
 from farthing.stages.grpo import train_grpo
@@ -50,7 +51,7 @@ def train(tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, 
             model,
             tmp_path / name,
             seed=3,
-            held_out=set(),
+            held_out=HeldOut(),
             pool=pool,
             meter=meter,
             ranks=Alone("cpu"),

@@ -15,6 +15,7 @@ from farthing.base.figures import plural
 from farthing.base.files import read_lines
 from farthing.base.waiting import Waiting
 from farthing.data.tokenizer import question_ids
+from farthing.data.words import question_key
 from farthing.engine import Model, Request, Sample, Sampling, load
 from farthing.engine.generator import Work
 from farthing.evaluate.score import Record, summarise
@@ -24,7 +25,7 @@ from farthing.recipe.work import EVALUATED_AT_ONCE, PROMPT_TOKENS
 from farthing.tasks import Item
 from farthing.tasks.check import check_tasks
 from farthing.tasks.item import Convention
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 
 _MOST_QUESTIONS = 10**7  # of a run's training; more were never asked

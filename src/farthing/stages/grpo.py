@@ -9,6 +9,7 @@ from typing import Any
 
 from farthing.base.device import Ranks
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.data.tokenizer import question_ids
 from farthing.engine import Model
 from farthing.recipe import Grpo
@@ -22,6 +23,7 @@ from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Roller
 
 _SPARE = 16  # tokens that a template or a tokenizer may add around a question
+_MANY_FAILED = 0.01  # share of a step's rewards
 
 
 def run(spec: Grpo, start: Path | None, at: At) -> Path:
@@ -75,7 +77,7 @@ def train_grpo(
     folder: Path,
     *,
     seed: int,
-    held_out: set[str],
+    held_out: HeldOut,
     pool: VerifierPool,
     meter: Meter,
     ranks: Ranks,
@@ -84,7 +86,7 @@ def train_grpo(
     """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
 
     Args:
-        held_out: keys of the questions that must never be trained on.
+        held_out: the questions that must never be trained on.
 
     Raises:
         Diverged: when the gradient is broken, or sampler and trainer disagree.
@@ -112,6 +114,11 @@ def train_grpo(
             progress.warn(
                 f"step {step + 1}: {measured['timeout']:.1%} of the answers could not be judged in time, in two tries, "
                 "and earn nothing; is the machine busy?"
+            )
+        if measured["error"] >= _MANY_FAILED:
+            progress.warn(
+                f"step {step + 1}: the reward failed for {measured['error']:.1%} of the answers, which train nothing: "
+                f"{batch.failed[0] if batch.failed else ''}"
             )
         learned = learner.learn(batch, step)
         seconds, totals = time.monotonic() - started, meter.totals()
