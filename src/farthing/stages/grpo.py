@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from farthing.stages.at import At
 from farthing.tasks import Item
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
+from farthing.train.alarms import Watch
 from farthing.train.grpo import Learner
 from farthing.train.loop import Progress, train
 from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Roller
 
-_SPARE = 16  # tokens that a template or a tokenizer may add around a question
 _MANY_FAILED = 0.01  # share of a step's rewards
+_SPARE = 16  # tokens that a template or a tokenizer may add around a question
 
 
 def run(spec: Grpo, start: Path | None, at: At) -> Path:
@@ -43,7 +45,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             ranks=at.ranks,
             progress=progress,
         )
-    return at.finish(model, spec.steps, merged=bool(spec.lora))
+    return at.finish(model, spec.steps, start=start, merged=bool(spec.lora))
 
 
 def _fitting(stage: Grpo, model: Model, cache: int, progress: Progress) -> Callable[[Item], bool]:
@@ -90,6 +92,7 @@ def train_grpo(
 
     Raises:
         Diverged: when the gradient is broken, or sampler and trainer disagree.
+        NothingToLearn: when none of the first steps had signal.
     """
     decoder = model.decoder
     reference = None
@@ -105,8 +108,10 @@ def train_grpo(
     roller = Roller(stage, model, engine, stream, pool, meter, seed, ranks)
     state = {"cursor": 0}
     learner = Learner(stage, decoder, reference, weights, model.hf_config, meter, ranks)
+    watch = Watch(progress.warn, stage.stop_silent)
 
     def one_step(step: int) -> dict[str, Any]:
+        watch.check()
         started, before = time.monotonic(), dict(meter.totals().seconds)
         batch, state["cursor"] = roller.collect(step, state["cursor"])
         measured = batch.metrics(ranks)
@@ -124,7 +129,7 @@ def train_grpo(
         seconds, totals = time.monotonic() - started, meter.totals()
         spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
         sampled = ranks.total(sum(len(sample.ids) for group in batch.sampled for sample in group.samples))
-        return {
+        line = {
             "step": step + 1,
             **measured,
             **learned,
@@ -134,6 +139,12 @@ def train_grpo(
             "usd_so_far": totals.usd,
             "cursor": state["cursor"],
         }
+        watch.see(line)
+        return line
+
+    def recall(line: dict[str, Any]) -> None:
+        progress.recall(line)
+        watch.recall(line)
 
     train(
         folder,
@@ -143,5 +154,5 @@ def train_grpo(
         one_step,
         meter=meter,
         checkpoint_every=stage.checkpoint_every,
-        progress=progress,
+        progress=replace(progress, recall=recall),
     )

@@ -57,7 +57,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             ranks=at.ranks,
             progress=progress,
         )
-    return at.finish(model, steps, merged=bool(spec.lora), conversations=len(packer.examples))
+    return at.finish(model, steps, start=start, merged=bool(spec.lora), conversations=len(packer.examples))
 
 
 def prepare_sft(
