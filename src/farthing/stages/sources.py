@@ -69,8 +69,11 @@ def _write_lessons(source: Source, path: Path, seed: int, held_out: HeldOut, ask
     cursor = 0
     while len(lines) < source.items:
         items, cursor = stream.take(cursor, min(source.items - len(lines), _AT_ONCE))
-        new = [item for item in items if item.metadata["scorer"] != "rewards" or item.question not in taught]
-        taught.update(item.question for item in new if item.metadata["scorer"] == "rewards")
+        new = []
+        for item in items:
+            if item.metadata["scorer"] != "rewards" or item.question not in taught:
+                new.append(item)
+                taught |= {item.question} if item.metadata["scorer"] == "rewards" else set()
         solved = [json.dumps(lesson) + "\n" for item in new if (lesson := _lesson(item, asks))]
         if not solved:
             named = ", ".join(source.tasks)
