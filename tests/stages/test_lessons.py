@@ -17,9 +17,12 @@ from farthing.stages.sources import source_paths
 def pens(tmp_path: Path) -> Path:
     path = tmp_path / "pens.jsonl"
     rows = [
-        {"question": f"Ada had {n} pens and lost one. How many are left?", "answer": f"{n}-1=<<{n}-1={n - 1}>>{n - 1}\n#### {n - 1}"}
+        {
+            "question": f"Ada had {n} pens and lost one. How many are left?",
+            "answer": f"{n}-1=<<{n}-1={n - 1}>>{n - 1}\n#### {n - 1}",
+        }
         for n in range(2, 42)
-    ]  # fmt: skip
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
