@@ -112,7 +112,7 @@ class DataTask:
 
         Raises UserError for a set without a part to train on.
         """
-        rows = self._to_train
+        rows = self.to_train
         epoch, place = divmod(index, len(rows))
         order = self._orders.get((seed, epoch))
         if order is None:
@@ -136,7 +136,7 @@ class DataTask:
         return (self.questions.asked(number).question for number in self.questions.order)
 
     @cached_property
-    def _to_train(self) -> array[int]:
+    def to_train(self) -> array[int]:
         """Numbers of the rows to train on, by hash."""
         if self.training is None:
             raise UserError(
