@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from farthing.cost.flops import causal_pairs
+from farthing.recipe.places import ChatTemplate
 from farthing.recipe.stage import GRAD_NORM, PACE, Asks, Curve, StageSpec
 from farthing.recipe.tasks import Tasks
 from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Text, Warmup
@@ -50,6 +51,10 @@ class Grpo(StageSpec):
     )
     prompt: Text = Field(
         default=_ASKS.prompt, description="What the user says; {question} stands for the question."
+    )
+    chat_template: ChatTemplate | None = Field(
+        default=None,
+        description="Give the model this chat template: chatml, plain, or a file's path; null keeps its own.",
     )
     system: str | None = Field(default=_ASKS.system, description="The system message, if any.")
 

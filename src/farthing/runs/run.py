@@ -336,10 +336,9 @@ class _Work:
             stage.pop("sha256", None)  # of the files, for the next attempt
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
             measured = read_lines(self.folder / "stages" / stage["name"] / "metrics.jsonl")
-            if validated := [
-                m["val_bits_per_byte"] for m in measured if m.get("val_bits_per_byte") is not None
-            ]:
-                stage["val_bits_per_byte"] = validated[-1]
+            for key in ("val_bits_per_byte", "val_loss"):
+                if validated := [line[key] for line in measured if line.get(key) is not None]:
+                    stage[key] = validated[-1]
         rounds = {
             name: record.records(self.folder / "evaluations" / f"{name}.jsonl")
             for name in ("before", "after")
@@ -462,6 +461,9 @@ def _show(finished: Run, console: Console) -> None:
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
         if stage.get("unchanged"):
             console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
+        if stage.get("val_loss") is not None:
+            measured = f"{stage['val_loss']:.3f} nats a token of validation conversations"
+            console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
         console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:

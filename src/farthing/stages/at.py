@@ -13,6 +13,7 @@ from farthing.base.files import write_json
 from farthing.base.seal import hashes
 from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
+from farthing.data.chat_templates import template_text
 from farthing.data.overlap import HeldOut
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
@@ -110,10 +111,17 @@ class At:
                 warn=lambda text: self.warn(f"{self.folder.name}: {text}"),
             )
 
-    def load(self, folder: Path) -> Model:
-        """The model to train, booked as loading."""
+    def load(self, folder: Path, chat_template: str | None = None) -> Model:
+        """The model to train, booked as loading.
+
+        Args:
+            chat_template: the template that it is given, by name or path; None keeps its own.
+        """
         with self.meter.span("load"), self.waiting("loading the model"):
-            return self.models.to_train(folder)
+            model = self.models.to_train(folder)
+            if chat_template is not None:
+                model.use_template(template_text(chat_template, model.tokenizer))
+            return model
 
     def finish(
         self, model: Model, steps: int, *, start: Path | None = None, merged: bool = False, **facts: Any

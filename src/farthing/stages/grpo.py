@@ -31,7 +31,7 @@ _SPARE = 16  # tokens that a template or a tokenizer may add around a question
 def run(spec: Grpo, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
     assert start is not None
-    model = at.load(start)
+    model = at.load(start, spec.chat_template)
     at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
     with at.progress(spec.steps) as progress:
         train_grpo(
