@@ -15,12 +15,12 @@ from farthing.base.device import Alone
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.chat_templates import template_text
+from farthing.data.overlap import HeldOut
 from farthing.data.packing import NO_LOSS, PackedBatch
 from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, TaskSetting, validate
 from farthing.stages.sft import prepare_sft, train_sft
-from farthing.tasks.mixture import question_key
 from farthing.train.loop import Progress
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
@@ -57,10 +57,10 @@ def stage(chats: Path) -> Callable[..., Sft]:
     return make
 
 
-def prepare(made: Sft, folder: Path, model: Path, held_out: set[str] | None = None) -> Any:
+def prepare(made: Sft, folder: Path, model: Path, held_out: HeldOut | None = None) -> Any:
     said: list[str] = []
     prepared = prepare_sft(
-        made, Tokenizer(model), folder, seed=3, asks=ASKS, held_out=held_out or set(), say=said.append
+        made, Tokenizer(model), folder, seed=3, asks=ASKS, held_out=held_out or HeldOut(), say=said.append
     )
     return prepared.packer, prepared.steps, said
 
@@ -70,7 +70,7 @@ def train(stage: Callable[..., Sft], tiny_model: Path, meter: Meter, tmp_path: P
     def run(name: str = "run", stop_at: int | None = None, **keys: Any) -> tuple[Model, list[dict[str, Any]]]:
         made, folder, model = stage(**keys), tmp_path / name, Model(tiny_model)
         prepared = prepare_sft(
-            made, model.tokenizer, folder, seed=3, asks=ASKS, held_out=set(), say=lambda _: None
+            made, model.tokenizer, folder, seed=3, asks=ASKS, held_out=HeldOut(), say=lambda _: None
         )
 
         def watch(line: dict[str, Any]) -> None:
@@ -148,11 +148,43 @@ def test_a_held_out_question_is_left_out(
     stage: Callable[..., Sft], tiny_model: Path, chats: Path, tmp_path: Path
 ) -> None:
     every = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
-    held_out = {question_key(every[0][0]["content"])}
-    left = [m for m in every if not held_out & {question_key(turn["content"]) for turn in m}]
+    question = every[0][0]["content"]
+    left = [m for m in every if all(turn["content"] != question for turn in m)]
     assert 0 < len(left) < len(every)
-    packer, _, _ = prepare(stage(), tmp_path, tiny_model, held_out)
+    packer, _, said = prepare(stage(), tmp_path, tiny_model, HeldOut([question]))
     assert len(packer.examples) == len(left)
+    assert f'{chats.name}:1: it is a held-out question ("{question}"); left out' in said
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        ["What is 12 + 30? Think step by step.", "42"],
+        ["Calculate **12 + 30**.", "42"],
+        ["Make up an exercise.", "Gladly: what is 12 + 30?"],
+        ["Hello!", "Hello.", "### Task 3\nWhat is 12 \u2212 -30? No: what is 12\u00a0+ 30?", "42"],
+    ],
+)
+def test_a_wrapped_question_is_left_out_whoever_says_it(
+    stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path, turns: list[str]
+) -> None:
+    other = [
+        ["What is 12 + 31?", "43"],
+        ["What is 12 + 30 + 5?", "47"],
+        ["Is 12 a number?", "Yes, as is 30."],
+    ]
+    rows = [
+        {"messages": [{"role": ("user", "assistant")[n % 2], "content": c} for n, c in enumerate(turn)]}
+        for turn in [*other, turns]
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    packer, _, said = prepare(
+        stage(data=[{"path": str(path)}]), tmp_path, tiny_model, HeldOut(["What is 12 + 30?"])
+    )
+    assert len(packer.examples) == 3
+    (line,) = (line for line in said if 'held-out question ("What is 12 + 30?"); left out' in line)
+    assert line.startswith("chats.jsonl:4")
 
 
 def test_worked_solutions_are_asked_and_answered_as_the_recipe_does(
@@ -267,7 +299,13 @@ def test_a_template_of_ours_trains_a_base_model_and_is_written_with_it(
     model = Model(base_model)
     model.use_template(template_text("plain", model.tokenizer))
     prepared = prepare_sft(
-        stage(), model.tokenizer, tmp_path / "plain", seed=3, asks=ASKS, held_out=set(), say=lambda _: None
+        stage(),
+        model.tokenizer,
+        tmp_path / "plain",
+        seed=3,
+        asks=ASKS,
+        held_out=HeldOut(),
+        say=lambda _: None,
     )
     assert len(prepared.packer.examples) == 60
     model.save(tmp_path / "saved")
@@ -308,7 +346,13 @@ def test_what_is_kept_for_validation_is_never_trained_on(
 
     def parts(name: str, **keys: Any) -> tuple[set[str], set[str]]:
         prepared = prepare_sft(
-            stage(**keys), tokenizer, tmp_path / name, seed=3, asks=ASKS, held_out=set(), say=lambda _: None
+            stage(**keys),
+            tokenizer,
+            tmp_path / name,
+            seed=3,
+            asks=ASKS,
+            held_out=HeldOut(),
+            say=lambda _: None,
         )
         assert prepared.validation is not None
         whole, _ = prepared.packer.batch(0, prepared.packer.rows_per_epoch)
@@ -380,7 +424,7 @@ def test_too_few_steps_are_said_with_the_remedy(
         heard: list[str] = []
         made = stage(steps=None, **keys)
         prepared = prepare_sft(
-            made, Tokenizer(tiny_model), tmp_path, seed=3, asks=ASKS, held_out=set(), say=heard.append
+            made, Tokenizer(tiny_model), tmp_path, seed=3, asks=ASKS, held_out=HeldOut(), say=heard.append
         )
         shutil.rmtree(tmp_path / "data")
         if heard:

@@ -13,10 +13,12 @@ import farthing.engine.engine
 import farthing.train.grpo
 from farthing.base.device import Alone
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Engine, Model
 from farthing.recipe import Grpo
 from farthing.stages.grpo import train_grpo
 from farthing.tasks.pool import VerifierPool
+from farthing.train.alarms import NothingToLearn
 from farthing.train.loop import Diverged, Progress
 from farthing.weights import load_decoder
 
@@ -36,7 +38,11 @@ def train(tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, 
     metrics."""
 
     def run(
-        name: str = "run", dtype: torch.dtype = torch.bfloat16, stop_at: int | None = None, **settings: Any
+        name: str = "run",
+        dtype: torch.dtype = torch.bfloat16,
+        stop_at: int | None = None,
+        say: Callable[[str], None] = print,
+        **settings: Any,
     ) -> tuple[Model, list[dict[str, Any]]]:
         model = Model(tiny_model, dtype=dtype)
 
@@ -49,11 +55,11 @@ def train(tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, 
             model,
             tmp_path / name,
             seed=3,
-            held_out=set(),
+            held_out=HeldOut(),
             pool=pool,
             meter=meter,
             ranks=Alone("cpu"),
-            progress=Progress(watch, watch),
+            progress=Progress(watch, watch, warn=say),
         )
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return model, [json.loads(line) for line in lines]
@@ -118,6 +124,41 @@ def test_the_divergence_is_measured_from_the_stages_start(train: Train) -> None:
     assert len(measured) >= 2
     assert measured[0] == pytest.approx(0, abs=1e-6)
     assert measured[-1] > 1e-5
+
+
+# ---- nothing to learn ----
+
+UNREADABLE = {"answer": "boxed", "stop_silent": 4, "steps": 20}  # the tiny model never writes a box
+
+
+def test_a_stage_that_learns_nothing_says_why_and_stops_before_the_next_step(
+    train: Train, tmp_path: Path, tiny_model: Path
+) -> None:
+    said: list[str] = []
+    with pytest.raises(NothingToLearn, match=r"none of the first 4 steps .* can be read: .*\(answer\)"):
+        train(say=said.append, **UNREADABLE)
+    assert len(said) == 1
+    assert "none of the first 3 steps" in said[0]
+    path = tmp_path / "run" / "metrics.jsonl"
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    said.clear()
+    with pytest.raises(NothingToLearn, match="none of the first 4 steps"):  # at once, and without a step
+        train(say=said.append, **UNREADABLE)
+    assert said == []
+    model, lines = train(say=said.append, **UNREADABLE | {"stop_silent": None, "steps": 6})
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["signal"] == 0 and line["silent"] == 1 and line["grad_norm"] is None for line in lines)
+    assert not any(changed(model, tiny_model).values())
+
+
+def test_a_stage_that_learns_is_left_alone(train: Train) -> None:
+    said: list[str] = []
+    _, lines = train(say=said.append, stop_silent=1, steps=4)
+    assert said == []
+    assert lines[0]["signal"] > 0
+    for line in lines:
+        silent = line["silent"] * line["groups_sampled"]
+        assert line["groups_kept"] == pytest.approx(line["groups_sampled"] - silent)
 
 
 # ---- LoRA ----

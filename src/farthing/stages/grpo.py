@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from farthing.base.device import Ranks
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Model
 from farthing.recipe import Grpo
 from farthing.stages.at import At
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
+from farthing.train.alarms import Watch
 from farthing.train.grpo import Learner
 from farthing.train.loop import Progress, train
 from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Roller
+
+_MANY_FAILED = 0.01  # share of a step's rewards
 
 
 def run(spec: Grpo, start: Path | None, at: At) -> Path:
@@ -36,7 +41,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             ranks=at.ranks,
             progress=progress,
         )
-    return at.finish(model, spec.steps, merged=bool(spec.lora))
+    return at.finish(model, spec.steps, start=start, merged=bool(spec.lora))
 
 
 def train_grpo(
@@ -45,7 +50,7 @@ def train_grpo(
     folder: Path,
     *,
     seed: int,
-    held_out: set[str],
+    held_out: HeldOut,
     pool: VerifierPool,
     meter: Meter,
     ranks: Ranks,
@@ -54,10 +59,11 @@ def train_grpo(
     """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
 
     Args:
-        held_out: keys of the questions that must never be trained on.
+        held_out: the questions that must never be trained on.
 
     Raises:
         Diverged: when the gradient is broken, or sampler and trainer disagree.
+        NothingToLearn: when none of the first steps had signal.
     """
     decoder = model.decoder
     reference = None
@@ -73,8 +79,10 @@ def train_grpo(
     roller = Roller(stage, model, engine, stream, pool, meter, seed, ranks)
     state = {"cursor": 0}
     learner = Learner(stage, decoder, reference, weights, model.hf_config, meter, ranks)
+    watch = Watch(progress.warn, stage.stop_silent)
 
     def one_step(step: int) -> dict[str, Any]:
+        watch.check()
         started, before = time.monotonic(), dict(meter.totals().seconds)
         batch, state["cursor"] = roller.collect(step, state["cursor"])
         measured = batch.metrics(ranks)
@@ -83,11 +91,16 @@ def train_grpo(
                 f"step {step + 1}: {measured['timeout']:.1%} of the answers could not be judged in time, in two tries, "
                 "and earn nothing; is the machine busy?"
             )
+        if measured["error"] >= _MANY_FAILED:
+            progress.warn(
+                f"step {step + 1}: the reward failed for {measured['error']:.1%} of the answers, which train nothing: "
+                f"{batch.failed[0] if batch.failed else ''}"
+            )
         learned = learner.learn(batch, step)
         seconds, totals = time.monotonic() - started, meter.totals()
         spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
         sampled = ranks.total(sum(len(sample.ids) for group in batch.sampled for sample in group.samples))
-        return {
+        line = {
             "step": step + 1,
             **measured,
             **learned,
@@ -97,6 +110,12 @@ def train_grpo(
             "usd_so_far": totals.usd,
             "cursor": state["cursor"],
         }
+        watch.see(line)
+        return line
+
+    def recall(line: dict[str, Any]) -> None:
+        progress.recall(line)
+        watch.recall(line)
 
     train(
         folder,
@@ -106,5 +125,5 @@ def train_grpo(
         one_step,
         meter=meter,
         checkpoint_every=stage.checkpoint_every,
-        progress=progress,
+        progress=replace(progress, recall=recall),
     )

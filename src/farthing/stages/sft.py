@@ -23,6 +23,7 @@ from farthing.data.conversations import ConversationPacker, examples
 from farthing.data.left_out import LeftOut
 from farthing.data.masking import Example
 from farthing.data.messages import Conversation, Passage
+from farthing.data.overlap import HeldOut
 from farthing.data.packing import PackedBatch
 from farthing.data.shapes import Found, placed_conversations
 from farthing.data.text import Problems
@@ -32,7 +33,6 @@ from farthing.recipe import Asks, Sft, Source
 from farthing.stages.at import At, Say
 from farthing.stages.pieces import Pieces
 from farthing.stages.sources import LEFT_OUT, copies, is_validation, source_paths
-from farthing.tasks.mixture import question_key
 from farthing.train.lm import train_lm
 from farthing.train.loop import Progress
 from farthing.train.optim import add_lora
@@ -81,7 +81,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             ranks=at.ranks,
             progress=progress,
         )
-    return at.finish(model, prepared.steps, merged=bool(spec.lora), data=prepared.facts)
+    return at.finish(model, prepared.steps, start=start, merged=bool(spec.lora), data=prepared.facts)
 
 
 def prepare_sft(
@@ -91,14 +91,14 @@ def prepare_sft(
     *,
     seed: int,
     asks: Asks,
-    held_out: set[str],
+    held_out: HeldOut,
     say: Say,
 ) -> Prepared:
     """Pack the conversations, and count the steps.
 
     Args:
         asks: how the recipe asks its questions; worked solutions use the same words.
-        held_out: keys of questions; a conversation in which the user asks one is left out.
+        held_out: questions; a conversation in which anyone says one, however wrapped, is left out.
         say: called with the number of conversations that cannot be used, and three of them.
 
     Raises:
@@ -211,15 +211,15 @@ def _few(stage: Sft, packer: ConversationPacker, steps: int) -> str:
 
 
 def _conversations(
-    paths: Sequence[tuple[Source, str]], held_out: set[str], problems: Problems, found: Found, kept: _Kept
+    paths: Sequence[tuple[Source, str]], held_out: HeldOut, problems: Problems, found: Found, kept: _Kept
 ) -> Iterator[tuple[Conversation | Passage, str]]:
     for source, path in paths:
         for number, (conversation, place) in enumerate(
             placed_conversations(path, problems, field=source.field, shape=source.shape, found=found)
         ):
-            asked = (question_key(text) for text in conversation.asked)
-            if not held_out.isdisjoint(asked):
-                problems.leave_out(place, "it asks a held-out question")
+            said = (*conversation.asked, *conversation.texts) if held_out else ()
+            if overlap := next(filter(None, map(held_out.match, said)), None):
+                problems.leave_out(place, overlap.sentence)
             elif not kept.takes(conversation, place):
                 yield from itertools.repeat((conversation, place), copies(number, source.weight))
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from farthing.base.errors import UserError
 from farthing.base.schema import checked
+from farthing.data.overlap import HeldOut
+from farthing.data.words import question_key
 from farthing.recipe import TaskSetting
 from farthing.tasks.data import DataTask, is_data
 from farthing.tasks.gym import Task, load_task
-from farthing.tasks.item import Item, question_key
+from farthing.tasks.item import Item
 
 _HALF = 2**30  # training seeds lie below, held-out seeds in [2 * _HALF, 3 * _HALF)
 _PROBES = 16  # training items drawn per task before a run, to see what is left
@@ -106,14 +108,14 @@ class Mixture:
         """Item `index` of the endless training stream, held-out questions included."""
         return self._train(*(self._drawn.at(index) if self._drawn else (self._name(index), index)))
 
-    def stream(self, exclude: set[str]) -> Stream:
-        """The training stream without the questions whose `question_key` is in `exclude`.
+    def stream(self, exclude: HeldOut) -> Stream:
+        """The training stream without the questions in `exclude`, however they are written.
 
         Raises UserError when that leaves a task (almost) without questions.
         """
         for name in self.tasks if exclude else ():
-            questions = [question_key(self._train(name, index).question) for index in range(_PROBES)]
-            if sum(question in exclude for question in questions) > _MAX_HELD_OUT * _PROBES:
+            questions = [self._train(name, index).question for index in range(_PROBES)]
+            if sum(map(exclude.holds, questions)) > _MAX_HELD_OUT * _PROBES:
                 raise UserError(_nothing_left(name))
         return Stream(self, exclude)
 
@@ -169,9 +171,9 @@ class _Drawn:
 class Stream:
     """A mixture's training items from any cursor on; has no state, so the cursor alone resumes it."""
 
-    def __init__(self, mixture: Mixture, exclude: set[str]) -> None:
+    def __init__(self, mixture: Mixture, exclude: HeldOut) -> None:
         self.mixture = mixture
-        self.exclude = frozenset(exclude)
+        self.exclude = exclude
 
     def take(self, cursor: int, n: int) -> tuple[list[Item], int]:
         """The next `n` items from `cursor` on, and the cursor after them.
@@ -184,7 +186,7 @@ class Stream:
         while len(items) < n:
             item = self.mixture.train(cursor)
             cursor += 1
-            if question_key(item.question) not in self.exclude:
+            if not (self.exclude and self.exclude.holds(item.question)):
                 items.append(item)
                 excluded = 0
                 continue

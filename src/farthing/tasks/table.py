@@ -23,9 +23,9 @@ from farthing.base.figures import plural
 from farthing.data.left_out import LeftOut
 from farthing.data.rows import Row, rows
 from farthing.data.text import Problems, files
+from farthing.data.words import question_key
 from farthing.recipe import Gold
 from farthing.tasks.columns import Asked, Reading, Unusable, reading
-from farthing.tasks.item import question_key
 
 MOST = 10_000_000  # rows of a source
 SAMPLE = 100  # rows by which columns are found
