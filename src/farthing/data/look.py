@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -147,7 +148,7 @@ def _read(
 
 def _texts(
     tokenizer: Tokenizer | None, learnable: Conversation | Passage
-) -> list[tuple[Callable[[], Pieces], int, int]]:
+) -> Sequence[tuple[Callable[[], Pieces], int, int]]:
     """For each text that is learnt: a function that cuts it in pieces, its length, and how much of it is learnt."""
     if tokenizer is None:
         parts = _written_out(learnable)
@@ -157,7 +158,7 @@ def _texts(
     found = []
     for rendered in render(tokenizer, learnable):
         example = tokens(tokenizer, rendered)
-        cut = lambda rendered=rendered: pieces(tokenizer, rendered)  # noqa: E731
+        cut = functools.partial(pieces, tokenizer, rendered)
         found.append((cut, len(example.ids), int(example.loss.sum())))
     return found
 
