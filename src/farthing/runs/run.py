@@ -468,11 +468,11 @@ def _show(finished: Run, console: Console) -> None:
         if stage.get("val_bits_per_byte") is not None:
             measured = f"{bits(stage['val_bits_per_byte'])} bits per byte of validation text"
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
-        if stage.get("unchanged"):
-            console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
         if stage.get("val_loss") is not None:
             measured = f"{stage['val_loss']:.3f} nats a token of validation conversations"
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
+        if stage.get("unchanged"):
+            console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
         console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:
