@@ -15,7 +15,7 @@ from farthing.base.device import Ranks
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.conversations import ConversationPacker, examples, lint_template, placed_conversations
-from farthing.data.left_out import LeftOut
+from farthing.data.left_out import LEFT_OUT, LeftOut
 from farthing.data.overlap import HeldOut
 from farthing.data.text import Problems
 from farthing.data.tokenizer import Message, Tokenizer
@@ -23,7 +23,7 @@ from farthing.engine import Model
 from farthing.recipe import Asks, Sft, Source
 from farthing.stages.at import At, Say
 from farthing.stages.pieces import Pieces
-from farthing.stages.sources import LEFT_OUT, copies, source_paths
+from farthing.stages.sources import copies, source_paths
 from farthing.train.lm import train_lm
 from farthing.train.loop import Progress
 from farthing.train.optim import add_lora
