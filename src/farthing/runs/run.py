@@ -34,6 +34,7 @@ from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
 from farthing.data.overlap import HeldOut
 from farthing.evaluate.ask import evaluate
+from farthing.evaluate.intervals import finding
 from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
@@ -52,7 +53,7 @@ from farthing.runs.folder import (
 from farthing.runs.live import LiveView
 from farthing.runs.memory import within_memory
 from farthing.stages import kind
-from farthing.stages.at import At, Models
+from farthing.stages.at import UNCHANGED, At, Models
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.check import check
@@ -335,10 +336,9 @@ class _Work:
             stage.pop("sha256", None)  # of the files, for the next attempt
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
             measured = read_lines(self.folder / "stages" / stage["name"] / "metrics.jsonl")
-            if validated := [
-                m["val_bits_per_byte"] for m in measured if m.get("val_bits_per_byte") is not None
-            ]:
-                stage["val_bits_per_byte"] = validated[-1]
+            for key in ("val_bits_per_byte", "val_loss"):
+                if validated := [line[key] for line in measured if line.get(key) is not None]:
+                    stage[key] = validated[-1]
         rounds = {
             name: record.records(self.folder / "evaluations" / f"{name}.jsonl")
             for name in ("before", "after")
@@ -459,6 +459,11 @@ def _show(finished: Run, console: Console) -> None:
         if stage.get("val_bits_per_byte") is not None:
             measured = f"{bits(stage['val_bits_per_byte'])} bits per byte of validation text"
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
+        if stage.get("unchanged"):
+            console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
+        if stage.get("val_loss") is not None:
+            measured = f"{stage['val_loss']:.3f} nats a token of validation conversations"
+            console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
         console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:
@@ -481,7 +486,8 @@ def _score_line(evaluation: dict[str, Any]) -> str:
 def _gain_line(gain: dict[str, Any]) -> str:
     def change(part: dict[str, Any]) -> str:
         low, high = part["ci95"]
-        unclear = ", no clear change" if low <= 0 <= high else ""
+        told = finding(low, high)
+        unclear = f", {told}" if told in ("no clear change", "too few to tell") else ""
         return f"{points(part['difference'])} points (95% interval {points(low)} to {points(high)}{unclear})"
 
     line = f"  gain: {change(gain)}, paired"

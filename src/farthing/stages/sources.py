@@ -100,7 +100,8 @@ def copies(number: int, weight: float) -> int:
 
 
 def is_validation(text: str, share: float) -> bool:
-    """Whether a document belongs to the validation share. Decided by its text, so that no copy of it trains."""
+    """Whether a document belongs to the validation share. Decided by its text, or by what a conversation asks, so that
+    no copy of it trains."""
     return int.from_bytes(_digest(text)[:8], "big") < share * 2**64
 
 
