@@ -50,39 +50,47 @@ def source_paths(
             continue
         path = pieces.folder / "data" / LESSONS.format(number)
         if not pieces.has(path):
-            _write_lessons(source, path, seed, held_out, asks)
+            _write_lessons(source, path, seed, held_out, asks, pieces.say)
             pieces.record(path)
         paths.append((source, str(path)))
     return paths
 
 
-def _write_lessons(source: Source, path: Path, seed: int, held_out: HeldOut, asks: Asks | None) -> None:
+def _write_lessons(
+    source: Source, path: Path, seed: int, held_out: HeldOut, asks: Asks | None, say: Say
+) -> None:
     assert source.tasks is not None
     assert source.items is not None
     check_solvable(source.tasks)
     stage = 1 if asks is None else 2
     # examples before a question are for models that have not learnt yet
     tasks = {name: task.model_copy(update={"shots": task.shots or 0}) for name, task in source.tasks.items()}
-    stream = Mixture(tasks, seed + stage * _SEEDS).stream(exclude=held_out)
+    mixture = Mixture(tasks, seed + stage * _SEEDS)
+    stream, patience = mixture.stream(exclude=held_out), max(_AT_ONCE, 2 * mixture.epoch)
     lines: list[str] = []
     taught: set[str] = set()  # rows of data, which come again in the next epoch
-    cursor = 0
-    while len(lines) < source.items:
-        items, cursor = stream.take(cursor, min(source.items - len(lines), _AT_ONCE))
-        new = [item for item in items if item.metadata["scorer"] != "rewards" or item.question not in taught]
-        taught.update(item.question for item in new if item.metadata["scorer"] == "rewards")
-        solved = [json.dumps(lesson) + "\n" for item in new if (lesson := _lesson(item, asks))]
-        if not solved:
-            named = ", ".join(source.tasks)
-            raise UserError(
-                f"data: {named} has {len(lines):,} questions with worked solutions, and items asks for "
-                f"{source.items:,}; ask for fewer"
-                if taught
-                else f"data: hardly any question of {named} can be solved; widen the config"
-            )
-        lines += solved
+    cursor, last = 0, 0
+    while len(lines) < source.items and cursor - last < patience:
+        items, cursor = stream.take(cursor, min(source.items, _AT_ONCE))
+        for item in items:
+            is_new = item.metadata["scorer"] != "rewards" or item.question not in taught
+            if is_new and (lesson := _lesson(item, asks)):
+                lines.append(json.dumps(lesson) + "\n")
+                taught |= {item.question} if item.metadata["scorer"] == "rewards" else set()
+                last = cursor
+    named = ", ".join(source.tasks)
+    if not lines:
+        raise UserError(
+            f"data: {named} has no worked solutions: no text that ends in its answer, as GSM8K's rows have"
+            if mixture.data_tasks
+            else f"data: hardly any question of {named} can be solved; widen the config"
+        )
+    if len(lines) < source.items:
+        say(
+            f"data: {named} has {len(lines):,} worked solutions, and items asks for {source.items:,}: all are taught"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, "".join(lines))
+    write(path, "".join(lines[: source.items]))
 
 
 def _lesson(item: Item, asks: Asks | None) -> dict[str, object] | None:
