@@ -45,9 +45,7 @@ def test_without_a_terminal_each_step_is_one_plain_line() -> None:
         view.note("synced [bold]again[/bold]")
     lines = output.getvalue().splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith(
-        "step 1/5  reward 0.25  right 50.0%  entropy 1.5  KL –  length 12  tokens/s 812"
-    )
+    assert lines[0].startswith("step 1/5  reward 0.25  right 50.0%  entropy 1.5  length 12  tokens/s 812")
     assert lines[0].endswith("spent $0.0012  left –")
     assert lines[2].endswith("left 8.0 s")
     assert lines[3] == "synced [bold]again[/bold]"

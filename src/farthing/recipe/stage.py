@@ -97,6 +97,11 @@ class StageSpec(Strict):
         """
 
 
+SUBSET = Curve(
+    "subset_right", "Held-out subset", "share right",
+    "Share of right answers to questions that are neither trained on nor among those of the final evaluation.",
+    live="held out", share=True, optional=True,
+)  # fmt: skip
 PACE = Curve("tokens_per_second", "Tokens per second", live="tokens/s")
 GRAD_NORM = Curve(
     "grad_norm", "Gradient norm", "L2 norm", "Size of the update before clipping; spikes are large steps."
@@ -107,6 +112,7 @@ LANGUAGE_CURVES = (
     Curve("val_bits_per_byte", "Validation", "bits per byte",
           "The same on validation text, per byte, so comparable across tokenizers.", live="bits per byte",
           optional=True),
+    SUBSET,
     Curve("tokens", "Tokens", live="tokens"),
     PACE,
     Curve("mtp_loss", "Loss further ahead", "nats per token", "Loss of the modules that look beyond the next token.",

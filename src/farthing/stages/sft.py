@@ -44,7 +44,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             say=at.warn,
         )
     at.say(f"{at.folder.name}: {len(packer.examples):,} conversations, {steps} steps")
-    with at.progress(steps) as progress:
+    with at.progress(steps, model) as progress:
         train_sft(
             spec,
             packer,
