@@ -9,6 +9,7 @@ import pytest
 
 from farthing.base.errors import UserError
 from farthing.data.tokenizer import question_ids
+from farthing.data.words import question_key
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.evaluate.ask import evaluate, judge, trained_questions
 from farthing.evaluate.intervals import mcnemar, paired_difference, wilson
@@ -16,7 +17,7 @@ from farthing.evaluate.score import Record, gain, summarise
 from farthing.evaluate.suites import Suite, evaluate_sources
 from farthing.recipe import Asks, dump, validate
 from farthing.tasks import Item, Verdict
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.weights import save_decoder
 

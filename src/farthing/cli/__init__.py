@@ -24,7 +24,7 @@ from farthing.base import processor
 from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.limits import refusal
-from farthing.base.terminal import show_traceback
+from farthing.base.terminal import guard
 from farthing.cli import doctor, folders, help, money, recipes
 from farthing.cli.evaluate import evaluate
 from farthing.cli.help import Commands, recipe_names, run_names
@@ -155,7 +155,10 @@ def chat(
         )
 
     output = sys.stderr if as_json else sys.stdout
-    for stream in (sys.stdin, output):  # stray bytes, or characters the terminal lacks, must not end the chat
+    for stream in (
+        sys.stdin,
+        getattr(output, "raw", output),
+    ):  # stray bytes, or characters the terminal lacks, must not end the chat
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if terminal:
@@ -180,7 +183,7 @@ for _command in (*recipes.COMMANDS, *money.COMMANDS, *folders.COMMANDS, *doctor.
 def main() -> NoReturn:
     """The console entry point: runs one command and exits with its code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.excepthook = show_traceback
+    guard()
     command = typer.main.get_command(app)
     usage_error: type[Exception] = typer.BadParameter.__mro__[
         1

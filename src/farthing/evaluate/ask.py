@@ -13,6 +13,7 @@ from pathlib import Path
 from farthing.base.errors import UserError
 from farthing.base.files import read_lines
 from farthing.data.tokenizer import question_ids
+from farthing.data.words import question_key
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.engine.generator import Work
 from farthing.evaluate.choice import choose, has_endings
@@ -22,7 +23,7 @@ from farthing.recipe import load as load_recipe
 from farthing.recipe.work import EVALUATED_AT_ONCE, PROMPT_TOKENS
 from farthing.tasks import Item
 from farthing.tasks.item import Convention
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 
 JUDGED_AT_ONCE = 16  # answers, so that an interruption loses few

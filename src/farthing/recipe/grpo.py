@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from farthing.cost.flops import causal_pairs
+from farthing.recipe.places import ChatTemplate
 from farthing.recipe.stage import GRAD_NORM, PACE, SUBSET, Asks, Curve, StageSpec
 from farthing.recipe.tasks import Tasks
 from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Text, Warmup
@@ -24,6 +25,11 @@ CURVES = (
     SUBSET,
     Curve("unparsed", "No answer read", "share of answers",
           "Share of sampled answers in which no answer was found.", share=True),
+    Curve("cut_off", "Cut off", "share of answers",
+          "Share of sampled answers that reached max_new_tokens without an end.", share=True),
+    Curve("silent", "Without signal", "share of groups",
+          "Share of questions whose answers all earned the same, so that nothing is learnt from them.", live="silent",
+          share=True, optional=True),
     Curve("entropy", "Entropy", "nats per token",
           "How undecided the model is about its next token; at zero it no longer explores.", live="entropy"),
     Curve("kl", "KL", "nats per token", "Divergence from the model the stage started with.", live="KL", optional=True),
@@ -46,6 +52,10 @@ class Grpo(StageSpec):
     )
     prompt: Text = Field(
         default=_ASKS.prompt, description="What the user says; {question} stands for the question."
+    )
+    chat_template: ChatTemplate | None = Field(
+        default=None,
+        description="Give the model this chat template: chatml, plain, or a file's path; null keeps its own.",
     )
     system: str | None = Field(default=_ASKS.system, description="The system message, if any.")
 
@@ -129,6 +139,11 @@ class Grpo(StageSpec):
         default=32.0, description="LoRA's scale: its update is multiplied by lora_alpha / lora."
     )
 
+    stop_silent: Count | None = Field(
+        default=10,
+        description="The run stops if in none of so many first steps an answer did better than another to the same "
+        "question; null never stops.",
+    )
     sync_every: Count = Field(
         default=10,
         description="Steps between checks that the engine and the trainer give the same log-probabilities.",

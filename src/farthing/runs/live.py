@@ -113,11 +113,16 @@ class LiveView:
         """Those that have a value, or will have one in every step."""
         return [curve for curve in curves if not curve.optional or curve.key in self._seen]
 
+    def _parts(self) -> list[tuple[str, float]]:
+        """The parts of the reward, where it has several."""
+        return [(name, value) for name, value in (self._latest.get("reward_parts") or {}).items()]
+
     def _line(self) -> str:
         get = self._latest.get
         parts = [
             f"step {self._done()}/{self._total}",
             *(f"{curve.live} {self._value(curve)}" for curve in self._known((*self._curves, *self._figures))),
+            *(f"{name} {short(value)}" for name, value in self._parts()),
             f"step time {duration(get('seconds'))}",
             f"spent {money(get('usd_so_far'))}",
             f"left {duration(self.seconds_left())}",
@@ -145,6 +150,8 @@ class LiveView:
         figures = Text(no_wrap=True, overflow="ellipsis")
         for curve in self._known(self._figures):
             figures.append(f"{curve.live} ", style="dim").append(f"{self._value(curve)}   ")
+        for name, value in self._parts():
+            figures.append(f"{name} ", style="dim").append(f"{short(value)}   ")
         shares = Text(self._shares(), "dim", no_wrap=True, overflow="ellipsis")
         return Group(head, bar_line, curves, figures, shares)
 

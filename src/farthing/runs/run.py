@@ -32,6 +32,7 @@ from farthing.base.waiting import Waiting
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
+from farthing.data.overlap import HeldOut
 from farthing.evaluate.ask import evaluate
 from farthing.evaluate.score import gain, summarise
 from farthing.evaluate.words import gain_line, score_line
@@ -52,7 +53,7 @@ from farthing.runs.folder import (
 from farthing.runs.live import LiveView
 from farthing.runs.memory import within_memory
 from farthing.stages import kind
-from farthing.stages.at import At, Models
+from farthing.stages.at import UNCHANGED, At, Models
 from farthing.stages.subset import Subset
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
@@ -172,9 +173,9 @@ class _Work:
             started=self.began,
         )
         self.models = Models(self.place)
+        self.held_out = HeldOut()  # the questions that no stage may train on
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
         self._subset: Subset | None = None
-        self._never_trained: set[str] = set()  # questions of data that is for evaluation alone
 
     def do(self) -> None:
         """Do everything that is not done yet."""
@@ -223,7 +224,6 @@ class _Work:
         return False
 
     def _at(self, folder: Path, stage: StageSpec, items: list[Item], pool: VerifierPool) -> At:
-        apart = [*items, *(self._subset.items if self._subset else ())]
         return At(
             folder=folder,
             seed=self.recipe.seed,
@@ -231,7 +231,7 @@ class _Work:
             ranks=Alone(self.place.device),
             meter=self.meter,
             pool=pool,
-            held_out=set(map(question_key, [*(item.question for item in apart), *self._never_trained])),
+            held_out=self.held_out,
             asks=self.recipe.asks(),
             say=self._say,
             warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),
@@ -266,14 +266,12 @@ class _Work:
         mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
         for line in mixture.said:
             self._say(line, aloud=True)
-        self._never_trained = mixture.never_trained(
-            tasks for stage in self.recipe.stages for tasks in stage.mixtures
-        )
         items = mixture.held_out(self.recipe.evaluate.held_out)
-        settings = self.recipe.evaluate
+        settings, between = self.recipe.evaluate, list[Item]()
         if settings.every is not None:
+            between = mixture.held_out(settings.subset, {question_key(item.question) for item in items})
             self._subset = Subset(
-                mixture.held_out(settings.subset, {question_key(item.question) for item in items}),
+                between,
                 self.recipe.asks(),
                 settings.every,
                 settings.temperature,
@@ -281,6 +279,10 @@ class _Work:
                 settings.keep_best,
                 self.recipe.seed,
             )
+        apart = mixture.never_trained(tasks for stage in self.recipe.stages for tasks in stage.mixtures)
+        self.held_out = HeldOut(
+            dict.fromkeys([*(item.question for item in [*items, *between]), *sorted(apart)])
+        )
         return items
 
     def _evaluate(self, name: str, folder: Path, items: list[Item], pool: VerifierPool) -> None:
@@ -352,10 +354,9 @@ class _Work:
             stage.pop("sha256", None)  # of the files, for the next attempt
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
             measured = read_lines(self.folder / "stages" / stage["name"] / "metrics.jsonl")
-            if validated := [
-                m["val_bits_per_byte"] for m in measured if m.get("val_bits_per_byte") is not None
-            ]:
-                stage["val_bits_per_byte"] = validated[-1]
+            for key in ("val_bits_per_byte", "val_loss"):
+                if validated := [line[key] for line in measured if line.get(key) is not None]:
+                    stage[key] = validated[-1]
         rounds = {
             name: record.records(self.folder / "evaluations" / f"{name}.jsonl")
             for name in ("before", "after")
@@ -475,6 +476,11 @@ def _show(finished: Run, console: Console) -> None:
     for stage in results["stages"]:
         if stage.get("val_bits_per_byte") is not None:
             measured = f"{bits(stage['val_bits_per_byte'])} bits per byte of validation text"
+            console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
+        if stage.get("unchanged"):
+            console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
+        if stage.get("val_loss") is not None:
+            measured = f"{stage['val_loss']:.3f} nats a token of validation conversations"
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
         console.print(score_line(evaluation), highlight=False, soft_wrap=True)

@@ -13,13 +13,21 @@ from farthing.base.files import read_lines, write_json
 from farthing.base.seal import hashes
 from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
+from farthing.data.chat_templates import template_text
+from farthing.data.overlap import HeldOut
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
 from farthing.stages.subset import RIGHT, Subset
 from farthing.tasks.pool import VerifierPool
 from farthing.train.loop import Progress, best_step
+from farthing.weights.folder import same_weights
 
 Say = Callable[[str], None]
+
+UNCHANGED = (
+    "training changed no weight: the model is the one it started from; either no step had anything to learn from, "
+    "or lr is too small for bfloat16 to show"
+)
 
 
 class View(Protocol):
@@ -78,8 +86,8 @@ class At:
     ranks: Ranks
     meter: Meter
     pool: VerifierPool
-    held_out: set[str]
-    """Keys (`question_key`) of the questions that no stage may train on."""
+    held_out: HeldOut
+    """The questions that no stage may train on."""
     asks: Asks
     """The recipe's way of asking questions."""
     say: Say
@@ -115,15 +123,25 @@ class At:
                 best=RIGHT if subset is not None and subset.keep_best else "",
             )
 
-    def load(self, folder: Path) -> Model:
-        """The model to train, booked as loading."""
-        with self.meter.span("load"), self.waiting("loading the model"):
-            return self.models.to_train(folder)
+    def load(self, folder: Path, chat_template: str | None = None) -> Model:
+        """The model to train, booked as loading.
 
-    def finish(self, model: Model, steps: int, *, merged: bool = False, **facts: Any) -> Path:
+        Args:
+            chat_template: the template that it is given, by name or path; None keeps its own.
+        """
+        with self.meter.span("load"), self.waiting("loading the model"):
+            model = self.models.to_train(folder)
+            if chat_template is not None:
+                model.use_template(template_text(chat_template, model.tokenizer))
+            return model
+
+    def finish(
+        self, model: Model, steps: int, *, start: Path | None = None, merged: bool = False, **facts: Any
+    ) -> Path:
         """Write the model and done.json, which says that the stage is complete.
 
         Args:
+            start: the folder that the stage started from; that nothing has changed since is said and recorded.
             merged: adapters are merged into the written model, so the one in memory differs.
             facts: further entries of done.json.
         """
@@ -134,6 +152,9 @@ class At:
             if self.subset is not None and self.subset.keep_best:
                 best = best_step(read_lines(self.folder / "metrics.jsonl"), RIGHT)
                 facts |= {} if best is None else {"best_step": best}
+            if start is not None and same_weights(start, folder):
+                facts["unchanged"] = True
+                self.warn(UNCHANGED)
             done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts, "sha256": hashes(folder)}
             write_json(self.folder / "done.json", done)
         if not merged:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
 from farthing.base.files import new_folder, read_json, write_json
+from farthing.weights.chat_template import give_template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,6 +121,24 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
     return _stream(names_of)
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether the tensors that both folders name are equal, in the type of the other's.
+
+    The smallest are compared first and the first difference ends it, so that it is quick where there is one.
+    """
+    import torch
+    from safetensors import safe_open
+
+    files, others = tensor_files(one), tensor_headers(other)
+    common = sorted(files.keys() & others.keys(), key=lambda name: math.prod(others[name].shape))
+    for name in common:
+        with safe_open(files[name], "pt") as mine, safe_open(others[name].file, "pt") as theirs:
+            expected = theirs.get_tensor(name)
+            if not torch.equal(mine.get_tensor(name).to(expected.dtype), expected):
+                return False
+    return bool(common)
+
+
 def _stream(names_of: dict[Path, list[str]]) -> Iterator[tuple[str, "Tensor"]]:
     from safetensors import SafetensorError, safe_open
 
@@ -195,11 +214,13 @@ def write_folder(
     tensors: "Mapping[str, Tensor]",
     config: dict[str, Any],
     tokenizer_from: Path | None = None,
+    chat_template: tuple[str, list[int]] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
     """Write a model folder; returns its path once every byte is on disk.
 
     `tokenizer_from` is a model folder whose tokenizer, chat template and generation_config.json are copied.
+    `chat_template` is one to have instead, and the ids on which generation stops with it.
     An older model folder of that path is replaced. Raises UserError when there is no room on the disk, when
     `tokenizer_from` has no tokenizer, or when the path holds something that is not a model folder.
     """
@@ -207,6 +228,8 @@ def write_folder(
     with new_folder(folder, needed) as temporary:
         if tokenizer_from is not None:
             copy_tokenizer(tokenizer_from, temporary)
+        if chat_template is not None:
+            give_template(temporary, *chat_template)
         write_tensors(temporary, tensors.items(), max_shard_bytes)
         write_json(temporary / "config.json", config)
     return Path(folder)
