@@ -117,7 +117,7 @@ def test_missing_and_odd_numbers_are_dashes() -> None:
     to, output = console(terminal=False)
     with LiveView(5, Grpo.curves, to) as view:
         view.update({"step": 1, "reward": None, "right": float("nan"), "entropy": float("inf")})
-    assert "reward –  right –  silent –  entropy –" in output.getvalue()
+    assert "reward –  right –  entropy –" in output.getvalue()
 
 
 def test_an_ascii_log_does_not_end_the_run() -> None:
