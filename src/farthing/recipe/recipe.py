@@ -64,6 +64,31 @@ class Evaluate(Strict):
     held_out: Held = Field(default=200, description="Number of questions, never trained on.")
     max_new_tokens: Count | None = Field(default=None, description="Longest answer; null takes the stage's.")
     temperature: NotNegative = Field(default=0.0, description="0 answers greedily.")
+    samples: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="Answers to each question; the accuracy is their mean, pass@1."
+    )
+    every: Count | None = Field(
+        default=None,
+        description="Steps of sft and grpo between answers to the subset, also after the last; null never asks it.",
+    )
+    subset: Held = Field(
+        default=50,
+        description="Number of further questions for that: never trained on, nor among the held_out ones.",
+    )
+    keep_best: bool = Field(
+        default=False,
+        description="A stage leaves the weights with the most right answers to the subset, not its last ones.",
+    )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples: {self.samples} greedy answers are all the same; give a temperature above 0"
+            )
+        if self.keep_best and self.every is None:
+            raise ValueError("keep_best: needs every, the steps between answers to the subset")
+        return self
 
 
 class Recipe(Strict):

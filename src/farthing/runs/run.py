@@ -24,7 +24,7 @@ from farthing.base import processor, terminal
 from farthing.base.arguments import takes
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
-from farthing.base.figures import bits, duration, interval, percent, points
+from farthing.base.figures import bits, duration
 from farthing.base.files import link, read_json, read_lines, write, write_json
 from farthing.base.limits import named
 from farthing.base.seal import changed
@@ -33,9 +33,10 @@ from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
 from farthing.data.overlap import HeldOut
+from farthing.data.words import question_key
 from farthing.evaluate.ask import evaluate
-from farthing.evaluate.intervals import finding
 from farthing.evaluate.score import gain, summarise
+from farthing.evaluate.words import gain_line, score_line
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
 from farthing.report import write_report
@@ -56,6 +57,7 @@ from farthing.runs.live import LiveView
 from farthing.runs.memory import within_memory
 from farthing.stages import kind
 from farthing.stages.at import UNCHANGED, At, Models
+from farthing.stages.subset import Subset
 from farthing.tasks import Item, gym, sandbox
 from farthing.tasks.audit import audit, paid
 from farthing.tasks.check import check
@@ -176,6 +178,7 @@ class _Work:
         self.models = Models(self.place)
         self.held_out = HeldOut()  # the questions that no stage may train on
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
+        self._subset: Subset | None = None
 
     def do(self) -> None:
         """Do everything that is not done yet."""
@@ -236,6 +239,7 @@ class _Work:
             say=self._say,
             warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),
             view=lambda steps: LiveView(steps, stage.curves, self.console, self.quiet),
+            subset=self._subset,
         )
 
     def _base(self) -> Path | None:
@@ -266,8 +270,22 @@ class _Work:
         for line in mixture.said:
             self._say(line, aloud=True)
         items = mixture.held_out(self.recipe.evaluate.held_out)
+        settings, between = self.recipe.evaluate, list[Item]()
+        if settings.every is not None:
+            between = mixture.held_out(settings.subset, {question_key(item.question) for item in items})
+            self._subset = Subset(
+                between,
+                self.recipe.asks(),
+                settings.every,
+                settings.temperature,
+                settings.samples,
+                settings.keep_best,
+                self.recipe.seed,
+            )
         apart = mixture.never_trained(tasks for stage in self.recipe.stages for tasks in stage.mixtures)
-        self.held_out = HeldOut(dict.fromkeys([*(item.question for item in items), *sorted(apart)]))
+        self.held_out = HeldOut(
+            dict.fromkeys([*(item.question for item in [*items, *between]), *sorted(apart)])
+        )
         return items
 
     def _evaluate(self, name: str, folder: Path, items: list[Item], pool: VerifierPool) -> None:
@@ -287,13 +305,14 @@ class _Work:
                 pool,
                 temperature=settings.temperature,
                 seed=self.recipe.seed,
+                samples=settings.samples,
                 told=waiting.at,
             )
             book_sampling(span, work, model.hf_config)
             path.parent.mkdir(exist_ok=True)
             write(path, "".join(json.dumps(answer) + "\n" for answer in records))
         summary = summarise(name, records)
-        self._say(_score_line(summary))
+        self._say(score_line(summary))
         if summary["timeout"]:
             self._say(
                 f"{summary['timeout']} answers could not be judged in time, in two tries, and count as not right; is "
@@ -474,33 +493,10 @@ def _show(finished: Run, console: Console) -> None:
         if stage.get("unchanged"):
             console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
-        console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
+        console.print(score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:
-        console.print(_gain_line(results["gain"]), highlight=False, soft_wrap=True)
+        console.print(gain_line(results["gain"]), highlight=False, soft_wrap=True)
     console.print(
         f"chat: farthing chat {finished.run_dir}     report: {finished.run_dir / 'report.html'}",
         soft_wrap=True,
     )
-
-
-def _score_line(evaluation: dict[str, Any]) -> str:
-    right = f"{percent(evaluation['accuracy'])} right (95% interval {interval(evaluation['ci95'])})"
-    return (
-        f"{evaluation['name']:>6}: {right}, "
-        f"{evaluation['right']} right, {evaluation['wrong']} wrong, {evaluation['unparsed']} no answer found, "
-        f"{evaluation['cut_off']} cut off, of {evaluation['n']}"
-    )
-
-
-def _gain_line(gain: dict[str, Any]) -> str:
-    def change(part: dict[str, Any]) -> str:
-        low, high = part["ci95"]
-        told = finding(low, high)
-        unclear = f", {told}" if told in ("no clear change", "too few to tell") else ""
-        return f"{points(part['difference'])} points (95% interval {points(low)} to {points(high)}{unclear})"
-
-    line = f"  gain: {change(gain)}, paired"
-    readable = gain["on_parseable"]
-    if readable["n"]:
-        line += f"; {change(readable)} on the {readable['n']} questions answered readably before"
-    return f"{line}; format alone {points(gain['format']['share_of_all'])}"
