@@ -30,6 +30,7 @@ def refused(use: str, **settings: object) -> str:
         ("regex", {"pattern": "("}, "pattern: is not one that Python can read"),
         ("regex", {"pattern": "(a)(b)"}, "pattern: has 2 groups"),
         ("json", {}, "give one, or equal: true"),
+        ("json", {"schema": {"type": "objekt"}}, "json: settings: schema: 'objekt' is not valid"),
         ("code", {"seconds": 0}, "code: settings: seconds: must be above 0"),
         ("judge", {}, "either a url or a path"),
         ("judge", {"url": "ftp://x", "model": "m"}, "must begin with http:// or https://"),

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from farthing.base.device import Alone
+from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.cost.devices import Device
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Model, Sample
 from farthing.recipe import Grpo
 from farthing.tasks import Item, Verdict
@@ -42,7 +44,7 @@ def model(tiny_model: Path) -> Model:
 def roll(model: Model, meter: Meter) -> Callable[..., Roller]:
     def make(stage: Grpo, script: str = "", seed: int = 3) -> Roller:
         tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
-        stream, pool = Mixture(tasks, seed).stream(set()), Judge(script)
+        stream, pool = Mixture(tasks, seed).stream(HeldOut()), Judge(script)
         return Roller(
             stage, model, model.engine(), stream, pool, meter, seed, Alone("cpu")  # type: ignore[arg-type]
         )  # fmt: skip
@@ -150,7 +152,7 @@ def test_two_ranks_ask_what_one_asks(
 
     def work(rank: Any, _: None) -> tuple[Batch, int, dict[str, Any], Any]:
         tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
-        stream, judge = Mixture(tasks, 3).stream(set()), Judge(scripts[rank.count][rank.index])
+        stream, judge = Mixture(tasks, 3).stream(HeldOut()), Judge(scripts[rank.count][rank.index])
         path = tmp_path / f"{rank.count}-{rank.index}.jsonl"
         with Meter(path, stage="01-grpo", device=Device("test", "cpu"), rate=(0.0, "test")) as meter:
             roller = Roller(stage, model, model.engine(), stream, judge, meter, 3, rank)  # type: ignore[arg-type]
@@ -177,3 +179,41 @@ def test_two_ranks_ask_what_one_asks(
     assert sum(out for _, out in ours[2]) == sum(
         len(s.ids) for b in (first, second) for g in b.sampled for s in g.samples
     )
+
+
+def test_scores_of_several_parts_are_what_trains(roll: Callable[..., Roller], make_stage: Make) -> None:
+    roller = roll(make_stage(prompts=1))
+    asked = Item("mine", 0, 0, "3 + 4 =", "7", {"scorer": "rewards", "row": {}, "rewards": [
+        {"use": "number", "weight": 1.0, "settings": {}}, {"use": "format", "weight": 0.5, "settings": {}},
+    ]})  # fmt: skip
+    found = [
+        Verdict("right", "7", 1.5, {"number": 1.0, "format": 1.0}),
+        Verdict("right", "7", 1.0, {"number": 1.0, "format": 0.0}),
+        Verdict("error", error="mine.py, line 3: KeyError: 'x' (row 0 of mine)"),
+        Verdict("wrong", "8", 0.5, {"number": 0.0, "format": 1.0}),
+    ]
+    roller.stream.take = lambda cursor, n: ([asked], cursor + 1)  # type: ignore[method-assign]
+    roller.pool.verify = lambda pairs, convention: found  # type: ignore[method-assign]
+    batch, _ = roller.collect(0, 0)
+    assert batch.sampled[0].rewards == [1.5, 1.0, 1.0, 0.5]  # without a reward: the mean of the others
+    metrics = batch.metrics(Alone("cpu"))
+    assert metrics["error"] == 0.25
+    assert metrics["reward_parts"] == {"number": pytest.approx(2 / 3), "format": pytest.approx(2 / 3)}
+    roller.pool.verify = lambda pairs, convention: [found[2]] * 4  # type: ignore[method-assign]
+    with pytest.raises(
+        UserError, match=r"^step 3: the reward failed for every answer: mine.py, line 3: KeyError"
+    ):
+        roller.collect(2, 0)
+
+
+def test_failed_rewards_make_no_signal() -> None:
+    item = Item("mine", 0, 0, "?", "7", {"scorer": "rewards", "row": {}, "rewards": []})
+    whole, failed, fine = (
+        Sample([1], finish_reason="stop"),
+        Verdict("error", error="why"),
+        Verdict("right", None, 0.1),
+    )
+    group = Group(item, [1], [whole] * 4, ["right"] * 3 + ["error"], [fine, fine, fine, failed])
+    assert group.rewards == [0.1] * 4
+    assert group.silent
+    assert Group(item, [1], [whole] * 2, ["error"] * 2, [failed] * 2).silent

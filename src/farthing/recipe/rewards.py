@@ -149,6 +149,9 @@ class Overlong(Strict):
 
 
 class Own(Strict):
+    seconds: Annotated[float, Field(gt=0, le=300)] = Field(
+        default=2.0, description="Processor time for an answer; twice that by the clock."
+    )
     right_from: float = Field(default=1.0, description="An answer counts as right from this reward up.")
     completions: Literal["auto", "text", "messages"] = Field(
         default="auto",
@@ -202,7 +205,19 @@ def check_reward(part: RewardPart, where: str) -> RewardPart:
     module, needs = _EXTRAS.get(part.use, ("json", ""))
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{where}: {needs}")
+    if part.use == "json":
+        _check_schema(part, where)
     return part
+
+
+def _check_schema(part: RewardPart, where: str) -> None:
+    from jsonschema import Draft202012Validator, SchemaError
+
+    schema = settings_of(part).schema_
+    try:
+        Draft202012Validator.check_schema(schema if schema is not None else True)
+    except SchemaError as error:
+        raise UserError(f"{where}: json: settings: schema: {error.message}; mend the schema") from None
 
 
 def _own(use: str, where: str) -> str:

@@ -13,6 +13,7 @@ from farthing.base.files import write_json
 from farthing.base.seal import hashes
 from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
 from farthing.tasks.pool import VerifierPool
@@ -83,8 +84,8 @@ class At:
     ranks: Ranks
     meter: Meter
     pool: VerifierPool
-    held_out: set[str]
-    """Keys (`question_key`) of the questions that no stage may train on."""
+    held_out: HeldOut
+    """The questions that no stage may train on."""
     asks: Asks
     """The recipe's way of asking questions."""
     say: Say

@@ -50,7 +50,8 @@ def audit(tasks: Mixture | Mapping[str, Task], convention: Convention, pool: Ver
             items, others = _items(task)
             for case, attack in _attacks(trap).items():
                 pairs = [
-                    (item, attack(item, other, convention)) for item, other in zip(items, others, strict=True)
+                    (item, attack(item, other, item.convention(convention)))
+                    for item, other in zip(items, others, strict=True)
                 ]
                 cases.append({"case": case, "task": name, **_try(pairs, convention, pool, trap)})
     return {
@@ -65,7 +66,7 @@ def _try(
 ) -> dict[str, Any]:
     started = time.monotonic()
     outcomes = [verdict.outcome for verdict in pool.verify(pairs, convention)]
-    control = all(text == plain_form(item.answer, convention) for item, text in pairs)
+    control = all(text == plain_form(item.answer, item.convention(convention)) for item, text in pairs)
     good = {"right"} if control else {"wrong", "unparsed"}
     failures = [outcome for outcome in outcomes if outcome not in good]
     outcome: str = failures[0] if failures else outcomes[0]

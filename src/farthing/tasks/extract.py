@@ -15,7 +15,7 @@ from typing import Literal
 
 from farthing.base.errors import UserError
 from farthing.tasks.item import CONVENTIONS, Convention
-from farthing.tasks.numbers import has_number, one_number
+from farthing.tasks.numbers import has_number, one_number, same_number
 
 Kind = Literal["integer", "text", "expression"]
 
@@ -82,7 +82,7 @@ def _final_number(text: str) -> str | None:
     start = 0
     for marker in _BEFORE_NUMBER.finditer(text):
         start = marker.end()
-    number = one_number(text[start:]) if start else None
+    number = same_number(text[start:]) if start else None
     return number if number is not None else one_number(text)
 
 

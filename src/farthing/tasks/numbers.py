@@ -10,6 +10,11 @@ import unicodedata
 
 _NUMBER = re.compile(r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+")
 _LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,)(?=[0-9]{3}(?![0-9]))")
+_UNIT_POWER = re.compile(  # cm^2 and \\text{m}^3 hold no second number
+    r"(\\(?:text|mathrm)\{ ?[a-zA-Z. ]{1,20}\}|(?<![a-zA-Z])(?:mm|cm|km|ft|in|yd|mi|units?|inches|feet|met(?:er|re)s))"
+    r" ?\^ ?(?:\{ ?[23] ?\}|[23])(?![0-9])"
+)
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _MINUS = "-−–"
 _SIGNS = _MINUS + "+"
 _WRAPPERS = "{$*(`£€\\"  # may stand between a sign and its number: -$7$, \boxed{-7}, -(7), **7**
@@ -64,13 +69,31 @@ def one_number(text: str) -> str | None:
     variable, a root, a relation. Only ASCII digits are digits: any other numeric character (full-width, superscript, a
     vulgar fraction) makes the text ambiguous.
     """
-    if has_foreign_digits(text):
-        return None
-    text = _LATEX_THOUSANDS.sub(",", text)
+    text = _tidied(text)
     found = _NUMBER.finditer(text)
     match = next(found, None)
-    if match is None or next(found, None) is not None:
+    if match is None or next(found, None) is not None or has_foreign_digits(text):
         return None
+    return _value(text, match)
+
+
+def same_number(text: str) -> str | None:
+    """The number in the text as `one_number` reads it, which may come again after words: "= 7, so there are 7 left"."""
+    text = _tidied(text)
+    number, end = None, 0
+    for match in _NUMBER.finditer(text):
+        value = _value(text, match)
+        if value is None or (end and (value != number or not _WORD.search(text, end, match.start()))):
+            return None
+        number, end = value, match.end()
+    return None if has_foreign_digits(text) else number
+
+
+def _tidied(text: str) -> str:
+    return _UNIT_POWER.sub(r"\1", _LATEX_THOUSANDS.sub(",", text))
+
+
+def _value(text: str, match: re.Match[str]) -> str | None:
     before = text[max(0, match.start() - _AROUND) : match.start()]
     sign = _sign(before, begins=match.start() <= _AROUND)
     if sign is None or len(match[0]) > _LONGEST or _continues(text[match.end() : match.end() + _AROUND]):

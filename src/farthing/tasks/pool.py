@@ -19,17 +19,21 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from farthing.base.errors import UserError
 from farthing.base.machine import cpu_cores
 from farthing.tasks.extract import tail
 from farthing.tasks.item import Convention, Item, Verdict
+from farthing.tasks.rewards.total import own_files, patience
 
 _BATCH = 64  # items a message
 _START = 60.0  # seconds a worker may take to start and to read its batch
 _LONGEST = 1_000_000  # characters of a completion that are sent
 _ATTEMPTS = 2  # times an item may be with a worker when that is late or dies
+# A thread of NumPy's takes address space, which is limited, and the processors are taken by other workers.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from farthing.tasks.worker import main; main(sys.argv[2], float(sys.argv[3]))"
+    "from farthing.tasks.worker import main; main(sys.argv[2])"
 )
 
 
@@ -59,7 +63,8 @@ class VerifierPool:
     def verify(self, pairs: Sequence[tuple[Item, str]], convention: Convention) -> list[Verdict]:
         """The verdicts on (item, completion) pairs, in their order.
 
-        Raises RuntimeError when the function itself raises or no worker can start.
+        Raises UserError when a reward file of the user's own cannot be imported in time, RuntimeError when the function
+        itself raises or no worker can start.
         """
         assert not self._closed, "the pool is closed"
         job = _Job(pairs, convention, min(_BATCH, math.ceil(len(pairs) / len(self._workers))))
@@ -149,10 +154,15 @@ class _Worker:
     """One process and its pipes; `batch` holds the positions it has yet to answer."""
 
     def __init__(self, function: str, timeout: float) -> None:
-        command = [sys.executable, "-I", "-c", _CODE, json.dumps(sys.path), function, str(timeout)]
+        command = [sys.executable, "-I", "-c", _CODE, json.dumps(sys.path), function]
         # A session of its own: Ctrl-C in the terminal reaches the parent only.
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+            env={**os.environ, **_ONE_THREAD},
         )
         assert self.process.stdin
         assert self.process.stdout
@@ -162,6 +172,7 @@ class _Worker:
         os.set_blocking(self.replies, False)
         self.timeout = timeout
         self.batch: deque[int] = deque()
+        self.seconds: deque[float] = deque()  # that each of them may take
         self.begun = False
         self.deadline = math.inf
         self.outgoing = memoryview(b"")
@@ -172,7 +183,9 @@ class _Worker:
         items = [
             [_fields(item), _read_of(item, text)] for item, text in map(job.pairs.__getitem__, positions)
         ]
-        message = json.dumps({"convention": job.convention, "items": items}).encode() + b"\n"
+        self.seconds = deque(self.timeout + patience(job.pairs[at][0]) for at in positions)
+        request = {"convention": job.convention, "items": items, "seconds": list(self.seconds)}
+        message = json.dumps(request).encode() + b"\n"
         self.batch, self.begun = deque(positions), False
         self.outgoing, self.incoming = memoryview(message), b""
         self.deadline = time.monotonic() + _START
@@ -197,9 +210,11 @@ class _Worker:
                 raise RuntimeError(f"the verifier failed on {job.pairs[self.batch[0]][0]}\n{reply['error']}")
             if reply:
                 job.settle(self.batch.popleft(), Verdict(*reply))
+                self.seconds.popleft()
             self.begun = True
-            tries = 1 + job.tries[self.batch[0]] if self.batch else 1
-            self.deadline = time.monotonic() + self.timeout * tries
+            if self.batch:
+                tries = 1 + job.tries[self.batch[0]]
+                self.deadline = time.monotonic() + self.seconds[0] * tries
         return bool(arrived)
 
     def give_back(self, job: _Job) -> None:
@@ -207,6 +222,11 @@ class _Worker:
         at = self.batch[0]
         job.tries[at] += 1
         if not self.begun and job.tries[at] == _ATTEMPTS:
+            if files := own_files(job.pairs[place][0] for place in self.batch):
+                raise UserError(
+                    f"{' or '.join(files)}: importing it ends the process or takes longer than {_START:.0f} seconds; "
+                    "what a file of rewards does when it is imported must be quick"
+                )
             raise RuntimeError(f"a verifier process does not start (exit code {self.process.poll()})")
         if self.begun and job.tries[at] == _ATTEMPTS:
             job.settle(self.batch.popleft(), Verdict("timeout"))

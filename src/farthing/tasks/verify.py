@@ -11,7 +11,9 @@ from farthing.tasks.extract import extract, plain_form, tail, without_echo
 from farthing.tasks.item import Convention, Item, Verdict
 from farthing.tasks.numbers import one_number
 from farthing.tasks.plain import plain_text
-from farthing.tasks.rewards.total import judged
+from farthing.tasks.rewards.total import judged, prepare
+
+__all__ = ["prepare", "verify"]  # what a verifier process calls
 
 
 def verify(item: Item, text: str, convention: Convention) -> Verdict:

@@ -1,7 +1,8 @@
 """The verifier process: reads batches, writes one line per verdict, and cannot outlive its parent.
 
-A request is one JSON line, {"convention": ..., "items": [[item's fields, text], ...]}. The replies to it are
-"[]" when the first item begins, then a verdict's fields for each item in order, or {"error": traceback}.
+A request is one JSON line, {"convention": ..., "items": [[item's fields, text], ...], "seconds": [a limit each]}. The
+replies to it are "[]" when the first item begins, then a verdict's fields for each item in order, or {"error":
+traceback}.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from farthing.base.terminal import guard
 from farthing.tasks.item import Item, Verdict
 
 _MEMORY = 2**30  # bytes of address space
+_START = 60  # seconds of processor time to import what a batch needs
 
 
-def main(function: str, timeout: float) -> None:
+def main(function: str) -> None:
     """Serves `function` (dotted name; item, text, convention -> Verdict) on the standard streams."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit(resource.RLIMIT_CORE, 0)
@@ -34,16 +37,23 @@ def main(function: str, timeout: float) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)  # whatever the function prints must not mix with the replies
+    guard()  # it may quote what it judges
+    sys.stdout = sys.stderr
     module, _, name = function.rpartition(".")
-    judge = getattr(importlib.import_module(module), name)
+    home = importlib.import_module(module)
+    judge, prepare = getattr(home, name), getattr(home, "prepare", None)
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, inbox), daemon=True).start()
     while True:
         request = json.loads(inbox.get())
+        pairs = [(Item(*fields), text) for fields, text in request["items"]]
+        if prepare is not None:
+            _limit(resource.RLIMIT_CPU, _cpu_seconds() + _START)
+            prepare(item for item, _ in pairs)
         _reply(replies, [])
-        for fields, text in request["items"]:
-            _limit(resource.RLIMIT_CPU, _cpu_seconds() + math.ceil(timeout) + 1)
-            _reply(replies, _judge(judge, Item(*fields), text, request["convention"]))
+        for (item, text), seconds in zip(pairs, request["seconds"], strict=True):
+            _limit(resource.RLIMIT_CPU, _cpu_seconds() + math.ceil(seconds) + 1)
+            _reply(replies, _judge(judge, item, text, request["convention"]))
 
 
 def _judge(judge: Callable[..., Verdict], item: Item, text: str, convention: str) -> Any:

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farthing.base.device import Ranks
+from farthing.base.errors import UserError
 from farthing.cost.meter import Meter, book_sampling
 from farthing.data.tokenizer import question_ids
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.engine.generator import Generator
 from farthing.recipe import Grpo
-from farthing.tasks import Item
+from farthing.tasks import Item, Verdict
 from farthing.tasks.mixture import Stream
 from farthing.tasks.pool import VerifierPool
+from farthing.tasks.rewards.shaping import shaped
+from farthing.tasks.rewards.total import parts_of
 
 
 @dataclass
@@ -26,11 +29,21 @@ class Group:
     prompt: list[int]
     samples: list[Sample]
     outcomes: list[str]  # each one of tasks.item.OUTCOMES
+    verdicts: list[Verdict] = field(default_factory=list)  # none where an outcome is all there is
 
     @property
     def rewards(self) -> list[float]:
-        """1 for a right answer, 0 for anything else, including a truncated answer."""
-        return [float(outcome == "right") for outcome in self.outcomes]
+        """What each answer earned: its score, or 1 if it is right and 0 if not, truncated ones included.
+
+        An answer whose reward failed has none. It gets the mean of the others, and so no advantage.
+        """
+        if not self.verdicts:
+            return [float(outcome == "right") for outcome in self.outcomes]
+        pairs = list(zip(self.verdicts, self.outcomes, strict=True))
+        earned = [float(outcome == "right") if v.score is None else v.score for v, outcome in pairs]
+        known = [score for (v, _), score in zip(pairs, earned, strict=True) if v.error is None]
+        mean = (known[0] if len(set(known)) == 1 else sum(known) / len(known)) if known else 0.0
+        return [mean if v.error is not None else score for (v, _), score in zip(pairs, earned, strict=True)]
 
     @property
     def silent(self) -> bool:
@@ -44,6 +57,12 @@ class Batch:
 
     groups: list[Group] = field(default_factory=list)
     sampled: list[Group] = field(default_factory=list)
+    parts: set[str] = field(default_factory=set)  # names of the rewards' parts, on all ranks
+
+    @property
+    def failed(self) -> list[str]:
+        """The lines about rewards that failed."""
+        return [v.error for group in self.sampled for v in group.verdicts if v.error is not None]
 
     def metrics(self, ranks: Ranks) -> dict[str, Any]:
         """Shares and means over everything sampled on all ranks, silent groups included."""
@@ -54,12 +73,20 @@ class Batch:
         def mean(amount: float) -> float:
             return ranks.total(amount) / count
 
+        found = [verdict.parts for group in self.sampled for verdict in group.verdicts]
+        parts: dict[str, float] = {}
+        for name in sorted(self.parts):
+            values = [scores[name] for scores in found if name in scores]
+            if number := ranks.total(len(values)):
+                parts[name] = ranks.total(sum(values)) / number
         return {
             "reward": mean(sum(r for group in self.sampled for r in group.rewards)),
             "right": mean(outcomes["right"]),
             "unparsed": mean(outcomes["unparsed"]),
             "cut_off": mean(outcomes["cut_off"]),
             "timeout": mean(outcomes["timeout"]),
+            "error": mean(len(self.failed)),
+            **({"reward_parts": parts} if parts else {}),
             "entropy": mean(sum(sample.entropy for sample in samples)),
             "length": mean(sum(len(sample.ids) for sample in samples)),
             "silent": ranks.total(sum(group.silent for group in self.sampled))
@@ -99,11 +126,21 @@ class Roller:
             own = self.ranks.share(len(items))
             groups = self._ask(items[own], step, first_sample=(asked + own.start) * stage.group)
             asked += len(items)
+            batch.parts |= {name for item in items for name in parts_of(item)}
             batch.sampled += groups
             batch.groups += [group for group in groups if not (stage.drop_silent and group.silent)]
             kept = self.ranks.total(len(batch.groups))
             if kept >= stage.prompts:
                 break
+        failed, answers = (
+            self.ranks.total(count)
+            for count in (len(batch.failed), sum(len(group.samples) for group in batch.sampled))
+        )
+        if failed == answers:
+            said = batch.failed[0] if batch.failed else "another process says how"
+            raise UserError(
+                f"step {step + 1}: the reward failed for every answer: {said}; mend it, and run again"
+            )
         return batch, cursor
 
     def _ask(self, items: Sequence[Item], step: int, first_sample: int) -> list[Group]:
@@ -131,7 +168,15 @@ class Roller:
                 for sample in samples
             ]
             verdicts = iter(self.pool.verify(pairs, stage.answer))
-        return [
-            Group(item, prompt, samples, [next(verdicts).outcome_of(s.finish_reason) for s in samples])
-            for item, prompt, samples in zip(items, prompts, answers, strict=True)
-        ]
+        groups: list[Group] = []
+        for item, prompt, samples in zip(items, prompts, answers, strict=True):
+            group = shaped(
+                item,
+                [next(verdicts) for _ in samples],
+                [len(sample.ids) for sample in samples],
+                [sample.finish_reason == "length" for sample in samples],
+                stage.max_new_tokens,
+            )
+            outcomes = [v.outcome_of(s.finish_reason) for v, s in zip(group, samples, strict=True)]
+            groups.append(Group(item, prompt, samples, outcomes, group))
+        return groups

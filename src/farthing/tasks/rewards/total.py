@@ -10,12 +10,18 @@ import functools
 import importlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from farthing.recipe import RewardPart
-from farthing.recipe.rewards import SHAPING, is_own, settings_of
+from farthing.recipe.rewards import SHAPING, Code, Own, is_own, settings_of
 from farthing.tasks.item import Convention, Item, Verdict
+from farthing.tasks.rewards import own
 from farthing.tasks.rewards.part import Part
+
+CLOCK = (
+    2.0  # seconds by the clock for each second of processor time that a reward may take: machines are shared
+)
 
 AFTERWARDS = ("judge", "reward_model", "length", "overlong")
 """Parts that no verifier process can find: they need a model, the network, or more than an answer's text."""
@@ -24,11 +30,40 @@ AFTERWARDS = ("judge", "reward_model", "length", "overlong")
 def judged(item: Item, text: str, convention: Convention) -> Verdict:
     """The verdict on a completion by those of the item's rewards that its text alone decides."""
     found = {
-        name: module(part["use"]).verify(item, text, convention, settings(part))
+        name: _found(part, item, text, convention)
         for name, part in named(item.metadata["rewards"]).items()
         if part["use"] not in AFTERWARDS
     }
     return added(item, Verdict("unparsed"), found)
+
+
+def _found(part: Mapping[str, Any], item: Item, text: str, convention: Convention) -> Part:
+    use = part["use"]
+    if is_own(use):
+        return own.verify(use, item, text, settings(part))
+    found: Part = module(use).verify(item, text, convention, settings(part))
+    return found
+
+
+def prepare(items: Iterable[Item]) -> None:
+    """Import what the items' rewards need, so that the time this takes is no answer's."""
+    for use in {part["use"] for item in items for part in item.metadata.get("rewards", ())}:
+        if is_own(use):
+            own.prepare(use)
+        elif use not in AFTERWARDS:
+            module(use)
+
+
+def own_files(items: Iterable[Item]) -> list[str]:
+    """Names of the files of the user's own that the items' rewards are in."""
+    uses = {part["use"] for item in items for part in item.metadata.get("rewards", ()) if is_own(part["use"])}
+    return sorted({PurePath(use.rpartition(":")[0]).name for use in uses})
+
+
+def patience(item: Item) -> float:
+    """Seconds by the clock that an item's rewards may take beyond the pool's limit."""
+    given = [settings(part) for part in item.metadata.get("rewards", ())]
+    return sum(CLOCK * setting.seconds for setting in given if isinstance(setting, Code | Own))
 
 
 def added(item: Item, verdict: Verdict, found: Mapping[str, Part]) -> Verdict:
@@ -61,8 +96,13 @@ def named(rewards: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     return parts
 
 
+def parts_of(item: Item) -> list[str]:
+    """The names of an item's rewards; none for a generator's."""
+    return list(named(item.metadata.get("rewards", ())))
+
+
 def settings(part: Mapping[str, Any]) -> Any:
-    """The part's settings with their defaults, and where they belong to one's own function, its `use`."""
+    """The part's settings with their defaults."""
     return _settings(part["use"], json.dumps(part.get("settings") or {}))
 
 
@@ -73,4 +113,4 @@ def _settings(use: str, written: str) -> Any:
 
 def module(use: str) -> Any:
     """The module of a verifier."""
-    return importlib.import_module(f"farthing.tasks.rewards.{'own' if is_own(use) else use}")
+    return importlib.import_module(f"farthing.tasks.rewards.{use}")
