@@ -36,6 +36,7 @@ from farthing.base.schema import (
     parse_value,
 )
 from farthing.recipe.kinds import GONE, Stage
+from farthing.recipe.log_to import LogTo
 from farthing.recipe.places import reading_from
 from farthing.recipe.stage import Asks
 from farthing.recipe.tasks import Tasks, TaskSetting
@@ -112,6 +113,9 @@ class Recipe(Strict):
         description="Dtype of products; auto takes the faster one. Folders are bfloat16 either way.",
     )
     rates: dict[str, Positive] = Field(default={}, description="Dollars per device-hour by device name.")
+    log_to: LogTo = Field(
+        default=[], description="wandb, tensorboard, trackio: where curves go besides metrics.jsonl."
+    )
 
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:

@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from farthing.evaluate.score import gain, summarise
 from farthing.evaluate.words import gain_line, score_line
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
+from farthing.recipe.log_to import check_installed
 from farthing.report import write_report
 from farthing.runs import record
 from farthing.runs.folder import (
@@ -54,9 +54,11 @@ from farthing.runs.folder import (
     source_commit,
 )
 from farthing.runs.live import LiveView
+from farthing.runs.loggers import Loggers
 from farthing.runs.memory import within_memory
+from farthing.runs.result import Run
 from farthing.stages import kind
-from farthing.stages.at import UNCHANGED, At, Models
+from farthing.stages.at import UNCHANGED, At, Models, View
 from farthing.stages.subset import Subset
 from farthing.tasks import Item, gym, sandbox
 from farthing.tasks.audit import audit, paid
@@ -68,29 +70,6 @@ from farthing.weights.folder import read_config
 from farthing.weights.sources import Source, model_folder, resolve
 
 _ATTEMPTS = itertools.count()  # in this process
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its directory and its results.json."""
-
-    run_dir: Path
-    results: dict[str, Any]
-
-    @property
-    def model_folder(self) -> Path:
-        """The last stage's model folder."""
-        return (self.run_dir / "model").resolve()
-
-    @property
-    def ledger(self) -> list[ledger.Line]:
-        """Every complete line of the ledger."""
-        return ledger.read(self.run_dir / "ledger.jsonl")[0]
-
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """The model's inputs: base, data, teachers."""
-        return read_json(self.run_dir / "lineage.json", put_back(self.run_dir))
 
 
 @takes(recipe=(str, Path, Recipe, Mapping), run_dir=(str, Path, None), quiet=(bool,))
@@ -114,6 +93,7 @@ def run(
         raise UserError("run_dir is empty; give the path of a folder")
     folder = named(run_dir) if run_dir is not None else Path("runs") / recipe.name
     choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
+    check_installed(recipe.log_to)
     check(recipe)  # nor does a task that does not exist
     console = terminal.console()
     with locked(folder), room_on_disk(folder):
@@ -176,6 +156,7 @@ class _Work:
             started=self.began,
         )
         self.models = Models(self.place)
+        self.loggers = Loggers(recipe, folder, lambda text: self._say(text, aloud=True))
         self.held_out = HeldOut()  # the questions that no stage may train on
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
         self._subset: Subset | None = None
@@ -183,7 +164,7 @@ class _Work:
     def do(self) -> None:
         """Do everything that is not done yet."""
         recipe = self.recipe
-        with self.meter:
+        with self.meter, self.loggers:
             self._record_run()
             with self.meter.span("load"):
                 current = self._base()
@@ -238,9 +219,14 @@ class _Work:
             asks=self.recipe.asks(),
             say=self._say,
             warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),
-            view=lambda steps: LiveView(steps, stage.curves, self.console, self.quiet),
+            view=lambda steps: self._view(folder, stage, steps),
             subset=self._subset,
         )
+
+    def _view(self, folder: Path, stage: StageSpec, steps: int) -> View:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "steps.json", {"steps": steps})  # for `farthing watch`
+        return self.loggers.beside(LiveView(steps, stage.curves, self.console, self.quiet), folder.name)
 
     def _base(self) -> Path | None:
         """The base model's folder; None if the first stage starts from nothing."""
@@ -313,6 +299,7 @@ class _Work:
             write(path, "".join(json.dumps(answer) + "\n" for answer in records))
         summary = summarise(name, records)
         self._say(score_line(summary))
+        self.loggers.evaluation(summary)
         if summary["timeout"]:
             self._say(
                 f"{summary['timeout']} answers could not be judged in time, in two tries, and count as not right; is "
