@@ -299,7 +299,13 @@ def test_a_template_of_ours_trains_a_base_model_and_is_written_with_it(
     model = Model(base_model)
     model.use_template(template_text("plain", model.tokenizer))
     prepared = prepare_sft(
-        stage(), model.tokenizer, tmp_path / "plain", seed=3, asks=ASKS, held_out=HeldOut(), say=lambda _: None
+        stage(),
+        model.tokenizer,
+        tmp_path / "plain",
+        seed=3,
+        asks=ASKS,
+        held_out=HeldOut(),
+        say=lambda _: None,
     )
     assert len(prepared.packer.examples) == 60
     model.save(tmp_path / "saved")
@@ -340,7 +346,13 @@ def test_what_is_kept_for_validation_is_never_trained_on(
 
     def parts(name: str, **keys: Any) -> tuple[set[str], set[str]]:
         prepared = prepare_sft(
-            stage(**keys), tokenizer, tmp_path / name, seed=3, asks=ASKS, held_out=HeldOut(), say=lambda _: None
+            stage(**keys),
+            tokenizer,
+            tmp_path / name,
+            seed=3,
+            asks=ASKS,
+            held_out=HeldOut(),
+            say=lambda _: None,
         )
         assert prepared.validation is not None
         whole, _ = prepared.packer.batch(0, prepared.packer.rows_per_epoch)
