@@ -383,7 +383,7 @@ def said_by_hub(source: str) -> tuple[str | None, str | None]:
 
 
 def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
-    """The rows of a dataset on the hub, streamed. Pictures, sounds and films are not decoded, and left out."""
+    """The rows of a dataset on the hub, streamed. Pictures, sounds and films stay the bytes they are."""
     name = hub_name(source)
     try:
         import datasets
@@ -393,8 +393,7 @@ def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
         rows = datasets.load_dataset(
             name.name, name.config, split=name.split, revision=name.revision, streaming=True
         )
-        media = [column for column, kind in (rows.features or {}).items() if hasattr(kind, "decode_example")]
-        rows = rows.remove_columns(media) if media else rows
+        rows = rows.decode(False)
         for number, row in enumerate(rows, 1):
             yield {key: _without_gaps(value) for key, value in row.items()}, f"{source}:{number}"
     except Exception as error:  # the library raises what its file systems and formats raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
 from farthing.base.files import new_folder, read_json, require_file, write_json
+from farthing.weights.chat_template import give_template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -217,11 +218,13 @@ def write_folder(
     tensors: "Mapping[str, Tensor]",
     config: dict[str, Any],
     tokenizer_from: Path | None = None,
+    chat_template: tuple[str, list[int]] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
     """Write a model folder; returns its path once every byte is on disk.
 
     `tokenizer_from` is a model folder whose tokenizer, chat template and generation_config.json are copied.
+    `chat_template` is one to have instead, and the ids on which generation stops with it.
     An older model folder of that path is replaced. Raises UserError when there is no room on the disk, when
     `tokenizer_from` has no tokenizer, or when the path holds something that is not a model folder.
     """
@@ -229,6 +232,8 @@ def write_folder(
     with new_folder(folder, needed) as temporary:
         if tokenizer_from is not None:
             copy_tokenizer(tokenizer_from, temporary)
+        if chat_template is not None:
+            give_template(temporary, *chat_template)
         write_tensors(temporary, tensors.items(), max_shard_bytes)
         write_json(temporary / "config.json", config)
     return Path(folder)
