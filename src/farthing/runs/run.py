@@ -258,11 +258,12 @@ class _Work:
         return rewarded[-1] if rewarded else None
 
     def _held_out(self) -> list[Item]:
+        asked = data_tasks(self.recipe).values()
+        for line in dict.fromkeys(line for task in asked for line in task.said):
+            self._say(line, aloud=True)
         if self.recipe.evaluate is None:
             return []
         mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
-        for line in mixture.said:
-            self._say(line, aloud=True)
         items = mixture.held_out(self.recipe.evaluate.held_out)
         apart = mixture.never_trained(tasks for stage in self.recipe.stages for tasks in stage.mixtures)
         self.held_out = HeldOut(dict.fromkeys([*(item.question for item in items), *sorted(apart)]))
