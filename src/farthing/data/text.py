@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from farthing.base.errors import UserError
+from farthing.base.files import strange
 from farthing.base.limits import named
 from farthing.base.schema import given
 
@@ -158,6 +159,8 @@ def columns(source: str) -> list[str]:
 def files(source: str) -> list[tuple[Path, str]]:
     """Every file of a source, with the name it goes by in messages."""
     path = named(source)
+    if what := strange(path):
+        raise UserError(f"{source} is {what}; give a file, a folder of files or hf:owner/name")
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{source} is of no kind Farthing reads; give one of {', '.join(SUFFIXES)}")

@@ -47,6 +47,8 @@ from farthing.runs.folder import (
     locked,
     place_of,
     put_back,
+    reward_files,
+    rewards_used,
     room_on_disk,
     source_commit,
 )
@@ -54,8 +56,8 @@ from farthing.runs.live import LiveView
 from farthing.runs.memory import within_memory
 from farthing.stages import kind
 from farthing.stages.at import UNCHANGED, At, Models
-from farthing.tasks import Item, gym
-from farthing.tasks.audit import audit
+from farthing.tasks import Item, gym, sandbox
+from farthing.tasks.audit import audit, paid
 from farthing.tasks.check import check
 from farthing.tasks.data import is_data
 from farthing.tasks.mixture import Mixture
@@ -316,12 +318,18 @@ class _Work:
                     },
                 )
         found = record.audited(path)
-        failed = [case["case"] for case in found["cases"] if not case["passed"]]
+        own = [case for case in found["cases"] if "own" in case]
+        failed = [case["case"] for case in found["cases"] if not case["passed"] and "own" not in case]
         if failed:
             raise UserError(f"the reward audit failed on {', '.join(sorted(set(failed)))}; see {path}")
-        self._say(
-            f"reward audit: {len(found['cases'])} cases, none of which earned a reward, ran code or hung"
-        )
+        if held := len(found["cases"]) - len(own):
+            self._say(f"reward audit: {held} cases, none of which earned a reward, ran code or hung")
+        if own and all(case["passed"] for case in own):
+            self._say(f"reward audit of your own rewards: {len(own)} cases, none of which earned anything")
+        for line in paid(own):
+            self._say(f"warning: {line}; see {path}", aloud=True)
+        if "code" in rewards_used(self.recipe) and sandbox.protection() == "limits":
+            self._say(f"warning: {sandbox.WEAK}", aloud=True)
 
     def _conclude(self) -> None:
         lines, _ = ledger.read(self.folder / "ledger.jsonl")
@@ -385,6 +393,7 @@ class _Work:
             "kernels": "reference" if reference_only() else "auto",
             "memory_gb_of_stages": [getattr(stage, "memory_gb", None) for stage in self.recipe.stages],
             "seed": self.recipe.seed,
+            "rewards": reward_files(self.recipe),
             "commit": source_commit(),
             "started": earlier.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "attempts": earlier.get("attempts", 0) + 1,
