@@ -88,7 +88,12 @@ def claim(folder: Path, recipe: Recipe) -> None:
         return
     # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out, and what
     # does not change the weights.
-    free: Any = {"device": True, "dtype": True, "stages": {"__all__": {"memory_gb", "stop_silent"}}}
+    free: Any = {
+        "device": True,
+        "dtype": True,
+        "log_to": True,
+        "stages": {"__all__": {"memory_gb", "stop_silent"}},
+    }
     ours, theirs = (r.model_dump(mode="json", exclude=free) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from farthing.base.errors import UserError
 from farthing.base.files import write
+from farthing.data.copies import NearCopies
+from farthing.data.left_out import MARK
 from farthing.data.overlap import HeldOut
 from farthing.data.text import Document, documents
 from farthing.recipe import Asks, Source
@@ -24,8 +26,6 @@ from farthing.tasks.mixture import Mixture
 from farthing.tasks.solutions import solution_conversation, solution_text
 
 LESSONS = "lessons-{}.jsonl"
-LEFT_OUT = Path("data") / "left-out.txt"
-"""Lists the rows that cannot be used, in the stage's folder, if there are more than a few."""
 _AT_ONCE = 1000  # questions
 _SEEDS = 2**32  # a recipe's seeds lie below it, so that no two stages draw the same questions
 
@@ -122,26 +122,40 @@ def training_documents(
     share: float,
     policy: str,
     say: Say,
-    excluded: frozenset[bytes] = frozenset(),
+    held_out: HeldOut,
+    validation: NearCopies,
 ) -> Iterator[Document]:
     """Every document to train on, as often as its source's weight says.
 
+    Worked solutions are not looked at again: their questions are not held out, and one of another question is no copy,
+    however alike they are.
+
     Args:
         share: of the documents, kept for validation.
-        excluded: digests (`validation_digests`) of further documents kept for validation.
+        held_out: questions; a document that holds one is left out.
+        validation: the documents kept for validation; one that nearly equals any of them is left out.
     """
-    for document, times in _all(paths, policy, say):
-        if not is_validation(document.text, share) and _digest(document.text) not in excluded:
-            for _ in range(times):
+    for source, path in paths:
+        for number, document in enumerate(_of(source, path, policy, say)):
+            if is_validation(document.text, share):
+                continue
+            if source.path is not None and (why := _repeats(document.text, held_out, validation)):
+                say(f"{document.place}: {why}{MARK}")
+                continue
+            for _ in range(copies(number, source.weight)):
                 yield document
 
 
-def validation_digests(validation: float | str, field: str | None, policy: str) -> frozenset[bytes]:
-    """Digests of the documents in a validation path, so that none of them trains though a source holds it too."""
-    if not isinstance(validation, str):
-        return frozenset()
-    source = Source(path=validation, field=field)
-    return frozenset(_digest(d.text) for d in training_documents([(source, validation)], 0.0, policy, silent))
+def _repeats(text: str, held_out: HeldOut, validation: NearCopies) -> str | None:
+    """What a document repeats that must not be trained on, in a sentence; None if nothing."""
+    if found := held_out.match(text):
+        return found.sentence
+    return "it is a validation document, or nearly" if validation.holds(text) else None
+
+
+def all_documents(path: str, field: str | None, policy: str, say: Say) -> Iterator[Document]:
+    """Every document of a path, once."""
+    return _of(Source(path=path, field=field), path, policy, say)
 
 
 def validation_documents(
@@ -149,7 +163,7 @@ def validation_documents(
 ) -> Iterator[Document]:
     """Every document kept for validation, once."""
     seen: set[bytes] = set()
-    for document, _ in _all(paths, policy, say):
+    for document in (found for source, path in paths for found in _of(source, path, policy, say)):
         if is_validation(document.text, share):
             key = _digest(document.text)
             if key not in seen:
@@ -157,11 +171,8 @@ def validation_documents(
                 yield document
 
 
-def _all(paths: Sequence[tuple[Source, str]], policy: str, say: Say) -> Iterator[tuple[Document, int]]:
-    for source, path in paths:
-        found = documents(path, field=source.field or "text", policy=policy, on_problem=say)  # type: ignore[arg-type]
-        for number, document in enumerate(found):
-            yield document, copies(number, source.weight)
+def _of(source: Source, path: str, policy: str, say: Say) -> Iterator[Document]:
+    return documents(path, field=source.field or "text", policy=policy, on_problem=say)  # type: ignore[arg-type]
 
 
 def silent(_: str) -> None:
