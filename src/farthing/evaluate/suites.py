@@ -189,7 +189,7 @@ def _questions(sources: Sequence[str], suites: Sequence[Suite], seed: int, say: 
         check_tasks(suite.asks.tasks)
     with Waiting("choosing questions", say):
         mixtures = [Mixture(suite.asks.tasks, seed) for suite in suites]
-        trained = set().union(*(trained_questions(Path(source)) for source in sources))
+        trained = set().union(*(trained_questions(Path(source), say) for source in sources))
         found = [mixture.held_out(suite.n, trained) for suite, mixture in zip(suites, mixtures, strict=True)]
     for line in (line for mixture in mixtures for line in mixture.said):
         say(line)

@@ -250,11 +250,12 @@ class _Work:
         return rewarded[-1] if rewarded else None
 
     def _held_out(self) -> list[Item]:
+        asked = data_tasks(self.recipe).values()
+        for line in dict.fromkeys(line for task in asked for line in task.said):
+            self._say(line, aloud=True)
         if self.recipe.evaluate is None:
             return []
         mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
-        for line in mixture.said:
-            self._say(line, aloud=True)
         items = mixture.held_out(self.recipe.evaluate.held_out)
         settings, between = self.recipe.evaluate, list[Item]()
         if settings.every is not None:
