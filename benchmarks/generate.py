@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from farthing.base.device import choose
 from farthing.cost.flops import causal_pairs, forward_flops
 from farthing.engine import Engine, Model, Request, Sampling, at_place
-from farthing.tasks import Mixture
+from farthing.tasks.mixture import Mixture
 from farthing.weights.sources import model_folder
 
 PROMPT = 42

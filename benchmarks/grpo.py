@@ -33,7 +33,9 @@ from farthing.cost.meter import Meter
 from farthing.data.tokenizer import question_ids
 from farthing.engine import at_place
 from farthing.recipe import Grpo, TaskSetting
-from farthing.tasks import Item, Mixture, VerifierPool
+from farthing.tasks import Item
+from farthing.tasks.mixture import Mixture
+from farthing.tasks.pool import VerifierPool
 from farthing.train.grpo import Learner
 from farthing.train.optim import MasterWeights
 from farthing.train.rollout import Batch, Roller

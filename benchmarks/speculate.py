@@ -19,7 +19,7 @@ from farthing.data.tokenizer import question_ids
 from farthing.engine import Engine, Request, Sampling, load
 from farthing.model import Decoder
 from farthing.recipe import parse_tasks
-from farthing.tasks import Mixture
+from farthing.tasks.mixture import Mixture
 from farthing.weights import decoder_config
 
 RANDOM = {

@@ -30,6 +30,7 @@ import farthing
 from farthing.base.errors import UserError
 from farthing.base.figures import parse_amount, plural
 from farthing.base.files import new_folder, read_json, write, write_json
+from farthing.base.terminal import guard
 from farthing.cost.flops import parameters
 from farthing.data.bpe import SPECIAL, train_tokenizer
 from farthing.data.text import Document, documents
@@ -449,4 +450,5 @@ def command_line(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(command_line(sys.argv[1:]))

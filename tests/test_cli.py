@@ -19,8 +19,7 @@ import farthing
 from farthing import cli
 from farthing.base.errors import UserError
 from farthing.base.terminal import harmless
-from farthing.cli.shared import log
-from farthing.recipe import Asks, load
+from farthing.recipe import load
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -99,7 +98,7 @@ def test_help_lists_the_commands(run: Run) -> None:
         (["eval", "x"], "needs either --tasks"),
         (["eval", "x", "--tasks", "a", "--recipe", "quickstart"], "needs either --tasks"),
         (["eval", "x", "--tasks", ","], "tasks: must not be empty"),
-        (["eval", "", "--tasks", "a"], "the source is empty"),
+        (["eval", "", "--tasks", "chain_sum"], "the source is empty"),
         (["eval", "x", "--tasks", "a=-1"], "tasks.a: must be above 0"),
         (["chat"], "no finished run under runs/"),
     ],
@@ -324,67 +323,6 @@ def test_a_pipe_that_breaks_elsewhere_is_a_bug(run: Run, monkeypatch: pytest.Mon
     module(monkeypatch, "farthing.runs", run=broken)
     with pytest.raises(BrokenPipeError, match="a worker"):
         run("run", "quickstart")
-
-
-# ---- eval ----
-
-
-@pytest.fixture
-def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    seen: list[Any] = []
-
-    def evaluate_source(source: str, asks: Asks, n: int, **settings: Any) -> dict[str, Any]:
-        said = {name: value for name, value in asks._asdict().items() if name != "tasks"}
-        weights = {name: setting.weight for name, setting in asks.tasks.items()}
-        seen.append((source, weights, n, said | settings))
-        counts: dict[str, Any] = {"n": n, "right": 1, "wrong": 2, "unparsed": 3, "cut_off": 4}
-        if settings["speculate"]:
-            counts["acceptance"] = [0.9, 0.25]
-        return {**counts, "accuracy": 0.1, "ci95": [0.05, 0.2]}
-
-    module(monkeypatch, "farthing.evaluate.ask", evaluate_source=evaluate_source)
-    return seen
-
-
-def test_eval_with_tasks_asks_plainly(run: Run, evaluations: list[Any]) -> None:
-    code, out, err = run("eval", "some/folder", "--tasks", "chain_sum=2, gcd", "--n", "10")
-    assert (code, err) == (0, "")
-    assert out == (
-        "some/folder: 10.0% right of 10 (95% interval 5.0% to 20.0%); 2 wrong, 3 unparsed, 4 cut off\n"
-    )
-    source, tasks, n, settings = evaluations[0]
-    assert (source, tasks, n) == ("some/folder", {"chain_sum": 2.0, "gcd": 1.0}, 10)
-    assert settings["prompt"] == "{question}"
-    assert (settings["answer"], settings["temperature"], settings["seed"]) == ("final", 0.0, 0)
-
-
-def test_eval_with_a_recipe_asks_as_it_does(run: Run, evaluations: list[Any]) -> None:
-    code, out, _ = run("eval", "some/folder", "--recipe", "r1-zero", "--seed", "5", "--json")
-    assert code == 0
-    assert json.loads(out)["accuracy"] == 0.1
-    _, tasks, n, settings = evaluations[0]
-    assert set(tasks) == {"gsm_symbolic", "countdown"}
-    assert n == 500
-    stage = load("r1-zero").stages[0]
-    assert settings.pop("say") is log  # what takes long is said
-    assert settings == {
-        "answer": "tag",
-        "prompt": stage.prompt,
-        "system": stage.system,
-        "max_new_tokens": stage.max_new_tokens,
-        "temperature": 0.0,
-        "seed": 5,
-        "speculate": 0,
-        "device": "auto",
-        "dtype": "auto",
-    }
-
-
-def test_eval_says_how_often_guesses_were_right(run: Run, evaluations: list[Any]) -> None:
-    code, out, _ = run("eval", "some/folder", "--tasks", "chain_sum", "--n", "10", "--speculate", "2")
-    assert code == 0
-    assert out.endswith("4 cut off; guesses right 90%, 25%\n")
-    assert evaluations[0][3]["speculate"] == 2
 
 
 # ---- recipes ----

@@ -37,7 +37,9 @@ def shown_commands() -> list[str]:
         for block in re.findall(r"```(?:console|bash)\n(.*?)```", page(name), flags=re.S)
     ]
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    lines = [line for line in lines if not line.startswith("docker ")]  # tests/test_shown.py checks those
+    lines = [
+        line for line in lines if not line.startswith(("docker ", "python "))
+    ]  # tests/test_shown.py checks those
     return [line.split("| ")[-1] for line in lines if "farthing " in line]
 
 

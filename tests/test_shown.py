@@ -139,6 +139,12 @@ def check(words: list[str], folder: Path) -> str | None:
     program = program.removeprefix(".venv/bin/")
     if program in ("python", "python3") and arguments[:1] == ["-m"]:
         program, *arguments = arguments[1:]
+    if program == "farthing.evaluate.lm_eval":
+        assert (ROOT / "src" / "farthing" / "evaluate" / "lm_eval.py").is_file()
+        options = dict(itertools.pairwise(arguments))
+        assert options["--model"] == "farthing"
+        assert is_source(options["--model_args"].removeprefix("path=")), "no such model"
+        return None
     if program == "farthing":
         return check_farthing(arguments, folder)
     if program == "make":
@@ -172,12 +178,17 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
     if name in ("chat", "eval") and "--help" not in rest:
         context = COMMANDS[name].make_context(name, list(rest))  # raises on what the command does not know
         asked = context.params
+        for suite in asked.get("suite") or ():
+            assert suite in SCORERS, "no such suite"
         if asked.get("tasks"):
             assert recipe.parse_tasks(asked["tasks"]).keys() <= SCORERS.keys(), "no such task"
         if asked.get("recipe"):
             recipe.load(asked["recipe"])
-        assert asked["source"] is None or is_source(asked["source"]), "no such model"
-        assert name == "chat" or (asked["tasks"] is None) != (asked["recipe"] is None), "tasks or recipe"
+        sources = asked["sources"] if name == "eval" else [asked["source"] or "runs/quickstart"]
+        assert all(map(is_source, sources)), "no such model"
+        if name == "eval":
+            given = [asked[key] for key in ("tasks", "recipe", "suite") if asked[key]]
+            assert len(given) == 1, "tasks or recipe"
         return None
     if name in ("plan", "calibrate") and not {"--help", "--validate", "--budget"} & set(rest):
         asked = (
@@ -429,9 +440,10 @@ def talking() -> list[list[str]]:
 @pytest.mark.parametrize("words", talking(), ids=shlex.join)
 def test_chat_and_eval_as_shown_but_shorter(words: list[str], smollm2: Path, tmp_path: Path) -> None:
     _, name, *rest = words
-    source = COMMANDS[name].make_context(name, list(rest)).params["source"]
-    given = [str(smollm2) if word == source else word for word in rest]
-    given = [str(smollm2), *given] if source is None else given
+    asked = COMMANDS[name].make_context(name, list(rest)).params
+    sources = asked["sources"] if name == "eval" else [asked["source"]]
+    given = [str(smollm2) if word in sources else word for word in rest]
+    given = [str(smollm2), *given] if sources == [None] else given
     short = ["--max-new-tokens", "4"] if name == "chat" else ["--n", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "farthing", name, *given, *short],

@@ -2,6 +2,8 @@
 
 import ast
 import io
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -76,6 +78,40 @@ def test_a_traceback_is_shown_without_them(capsys: pytest.CaptureFixture[str]) -
     assert said.startswith("ValueError: ]52;c;")
     assert "Traceback (most recent call last)" in said
     assert terminal.harmless(said) == said
+
+
+def test_what_libraries_warn_and_log_is_stripped_too() -> None:
+    """In a process of its own: warnings, a logger with its own handler, tracebacks of threads, and what is printed."""
+    code = """
+import logging, sys, threading, warnings
+from farthing.base.terminal import console, guard, say
+guard()
+guard()
+evil = "\\x1b]52;c;x\\x07 \\x1b[2J\\x1b[31mred\\x9b31m\\u202egni\\rkept"
+handler = logging.StreamHandler()
+logging.getLogger("library").addHandler(handler)
+logging.getLogger("library").warning(evil)
+warnings.warn(evil)
+def fail():
+    raise KeyError(evil) from ValueError(evil)
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+sys.stderr.writelines([evil + "\\n"])
+sys.stderr.write("\\r 50%")
+sys.stderr.write("\\r100%\\n")
+say(evil, sys.stderr)
+console(force_terminal=True, color_system="standard").print("[bold]ours[/]")
+raise RuntimeError(evil)
+"""
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, check=False)
+    said = done.stderr.decode().replace("\x1b[1mours\x1b[0m", "ours")
+    assert done.returncode == 1
+    assert said.count("]52;c;x") == 7
+    assert "\r 50%\r100%" in said, "a bar is drawn anew"
+    assert terminal.harmless(said.replace("\r", "")) == said.replace("\r", "")
+    assert "gnikept" in said
+    assert said.count("ours") == 1
 
 
 def test_nothing_prints_past_it() -> None:

@@ -41,6 +41,8 @@ OURS = {
     "latent": LATENT,
     "latent, no query rank": LATENT | {"q_lora_rank": None},
     "experts": LATENT | {"first_k_dense_replace": 0},
+    "windows": SMALL | {"model_type": "mistral", "sliding_window": 40},
+    "norms behind": SMALL | {"model_type": "olmo2"},
 }
 
 

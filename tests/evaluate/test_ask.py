@@ -1,6 +1,7 @@
 """Evaluations: outcomes kept apart, and gains split into what was learnt and what was only form."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,16 @@ import pytest
 
 from farthing.base.errors import UserError
 from farthing.data.tokenizer import question_ids
+from farthing.data.words import question_key
 from farthing.engine import Model, Request, Sample, Sampling
-from farthing.evaluate.ask import evaluate_source, judge, trained_questions
-from farthing.evaluate.score import Record, gain, mcnemar, paired_difference, summarise, wilson
-from farthing.recipe import dump, validate
+from farthing.evaluate.ask import evaluate, judge, trained_questions
+from farthing.evaluate.intervals import mcnemar, paired_difference, wilson
+from farthing.evaluate.score import Record, gain, summarise
+from farthing.evaluate.suites import Suite, evaluate_sources
+from farthing.recipe import Asks, dump, validate
 from farthing.tasks import Item, Verdict
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
+from farthing.tasks.pool import VerifierPool
 from farthing.weights import save_decoder
 
 DIGITS = {"weight": 1, "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
@@ -99,6 +104,11 @@ def test_an_answer_that_ran_out_of_tokens_is_cut_off_even_if_right() -> None:
     }  # fmt: skip
 
 
+def evaluate_source(source: Path, asks: Asks, n: int, seed: int, **how: Any) -> dict[str, Any]:
+    suite = Suite("sums", asks, n, temperature=how.pop("temperature", 0.0), samples=how.pop("samples", 1))
+    return evaluate_sources([str(source)], [suite], seed=seed, **how)
+
+
 @pytest.fixture
 def setting(tiny_recipe: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     recipe = validate(tiny_recipe())
@@ -127,6 +137,40 @@ def test_a_model_is_asked_and_judged_as_by_hand(
     assert evaluate_source(tiny_model, **how) == found
     warm = setting(temperature=1.5)
     assert evaluate_source(tiny_model, **warm) == evaluate_source(tiny_model, **warm)
+
+
+def test_samples_differ_and_the_first_is_what_one_would_be(
+    tiny_model: Path, setting: Callable[..., dict[str, Any]]
+) -> None:
+    how = setting(4)
+    items = Mixture(how["asks"].tasks, 3).held_out(4)
+    seen: list[Record] = []
+    with VerifierPool(1) as pool:
+        records, _ = evaluate(
+            Model(tiny_model), items, how["asks"], pool, temperature=1.5, seed=3, samples=5, kept=seen.extend
+        )
+    assert [(r["index"], r["sample"]) for r in records] == [(i, s) for i in range(4) for s in range(5)]
+    assert sorted(seen, key=lambda r: (r["index"], r["sample"])) == records
+    assert len({r["text"] for r in records}) > 4
+    assert all(r["question"] == items[r["index"]].question for r in records)
+    found = evaluate_source(tiny_model, **setting(4, temperature=1.5, samples=5))
+    assert (found["n"], found["samples"]) == (4, 5)
+    assert found["accuracy"] == pytest.approx(sum(r["outcome"] == "right" for r in records) / 20)
+
+
+def test_an_answer_ends_where_its_question_says(
+    tiny_model: Path, setting: Callable[..., dict[str, Any]]
+) -> None:
+    how = setting(6)
+    items = Mixture(how["asks"].tasks, 3).held_out(6)
+    with VerifierPool(1) as pool:
+        whole, _ = evaluate(Model(tiny_model), items, how["asks"], pool, temperature=0, seed=3)
+        place = next(at for at, record in enumerate(whole) if len(record["text"]) > 1)
+        last = whole[place]["text"][-1]
+        cut = [replace(item, metadata={**item.metadata, "until": [last]}) for item in items]
+        found, _ = evaluate(Model(tiny_model), cut, how["asks"], pool, temperature=0, seed=3)
+    assert found[place]["text"] == whole[place]["text"].partition(last)[0]
+    assert last not in "".join(record["text"] for record in found)
 
 
 def test_guessing_changes_no_answer_and_is_counted(

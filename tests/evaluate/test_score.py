@@ -1,112 +1,75 @@
-"""Intervals and tests against known values, and by how often they hold the truth."""
+"""Scores over several answers to a question: pass@1, pass@k, maj@k, and their paired difference."""
 
-from math import sqrt
+from itertools import combinations
+from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.evaluate.score import mcnemar, paired_difference, wilson
+from farthing.evaluate.intervals import mean, paired_difference
+from farthing.evaluate.score import gain, majority, pass_at, summarise
 
-answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"),
-    [
-        # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_gives_the_published_intervals(right: int, n: int, low: float, high: float) -> None:
-    assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
-    mirrored = wilson(n - right, n)
-    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+GOLD = "7"
 
 
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_solves_the_score_equation(case: tuple[int, int]) -> None:
-    right, n = case
-    share = right / n
-    low, high = wilson(right, n)
-    assert 0 <= low <= share + 1e-12
-    assert share - 1e-12 <= high <= 1
-    for bound in (low, high):
-        if 1e-12 < bound < 1 - 1e-12:  # |share - p| is 1.96 standard errors *at p*
-            assert abs(share - bound) == pytest.approx(1.959963985 * sqrt(bound * (1 - bound) / n), abs=1e-7)
+def answered(*questions: str) -> list[dict[str, Any]]:
+    """A word for each question, a letter for each answer: a digit is read as said, c is cut off, u unparsed."""
+    outcome = {"c": "cut_off", "u": "unparsed", GOLD: "right"}
+    return [
+        {
+            "index": index, "sample": sample, "task": "t", "question": f"q{index}", "gold": GOLD, "tokens": 3,
+            "outcome": outcome.get(letter, "wrong"), "answer": None if letter in "cu" else letter,
+        }
+        for index, word in enumerate(questions)
+        for sample, letter in enumerate(word)
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("right", "n"), [(0, 0), (-1, 3), (4, 3), (0, -1)])
-def test_wilson_refuses_what_is_no_proportion(right: int, n: int) -> None:
-    with pytest.raises(ValueError, match="no proportion"):
-        wilson(right, n)
-
-
-@pytest.mark.parametrize("shares", [(0.3, 0.15), (0.12, 0.1)], ids=["gain", "hardly any gain"])
-def test_the_paired_interval_holds_the_truth_nineteen_times_in_twenty(shares: tuple[float, float]) -> None:
-    fixed, broken = shares
-    draw = np.random.default_rng(7)
-    held = 0
-    for _ in range(300):
-        kind = draw.choice(4, size=150, p=[fixed, broken, 0.3, 0.7 - fixed - broken])
-        before = [bool(k in (1, 2)) for k in kind]
-        after = [bool(k in (0, 2)) for k in kind]
-        difference, low, high = paired_difference(before, after, draws=1000)
-        assert low <= difference <= high
-        held += low <= fixed - broken <= high
-    assert 0.90 <= held / 300 <= 0.99
-
-
-@given(answers)
-def test_the_paired_interval_is_antisymmetric_and_repeatable(pairs: list[tuple[bool, bool]]) -> None:
-    before, after = [b for b, _ in pairs], [a for _, a in pairs]
-    difference, low, high = paired_difference(before, after, draws=200)
-    assert difference == pytest.approx((sum(after) - sum(before)) / len(pairs))
-    assert -1 <= low <= high <= 1
-    assert paired_difference(before, after, draws=200) == (difference, low, high)
-    assert paired_difference(before, before, draws=200) == (0, 0, 0)
-    assert paired_difference(after, before, draws=200)[0] == pytest.approx(-difference)
-
-
-def test_pairing_narrows_the_interval() -> None:
-    before = [True, False] * 100
-    after = [True, False] * 95 + [True, True] * 5  # the same answers but five
-    _, low, high = paired_difference(before, after)
-    assert high - low < 0.06
-    shuffled = [False] * 95 + [True] * 105  # as many right, on other questions
-    _, low, high = paired_difference(before, shuffled)
-    assert high - low > 0.15
-
-
-def test_pairs_must_be_pairs() -> None:
-    for before, after in (([True], []), ([], []), ([True], [True, False])):
-        with pytest.raises(ValueError, match="are not pairs"):
-            paired_difference(before, after)
+@given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(1, 8))
+def test_pass_at_k_is_the_share_of_draws_with_a_right_answer(right: list[bool], k: int) -> None:
+    k = min(k, len(right))
+    draws = list(combinations(right, k))
+    assert pass_at(k, len(right), sum(right)) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
 @pytest.mark.parametrize(
-    ("fixed", "broken", "p"),
+    ("letters", "worth"),
     [
-        (0, 0, 1.0),
-        (1, 0, 1.0),
-        (5, 0, 0.0625),  # 2 / 2^5
-        (0, 6, 0.03125),
-        (8, 2, 0.109375),  # 2 (1 + 10 + 45) / 1024
-        (2, 8, 0.109375),
-        (7, 7, 1.0),
-        (15, 5, 0.04138946533203125),  # 2 * 21700 / 2^20
+        ("7", 1), ("3", 0), ("773", 1), ("337", 0), ("7737", 1),
+        ("73", 1 / 2), ("7351", 1 / 4), ("7733u1", 1 / 2),
+        ("7cccc", 1),  # what was not read does not vote
+        ("cu", 0),
     ],
-)
-def test_mcnemar_is_the_exact_binomial(fixed: int, broken: int, p: float) -> None:
-    before = [False] * fixed + [True] * broken + [True] * 9 + [False] * 4
-    after = [True] * fixed + [False] * broken + [True] * 9 + [False] * 4
-    assert mcnemar(before, after) == pytest.approx(p, rel=1e-12)
+)  # fmt: skip
+def test_the_majority_decides_and_a_tie_is_drawn(letters: str, worth: float) -> None:
+    assert majority(answered(letters)) == worth
 
 
-def test_mcnemar_needs_pairs() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        mcnemar([True], [True, False])
+def test_several_answers_to_a_question_count_it_once() -> None:
+    records = answered("7773", "3337", "7u7c", "1111")
+    found = summarise("after", records)
+    assert (found["n"], found["samples"]) == (4, 4)
+    assert found["right"] == 6  # of 16 answers
+    assert found["accuracy"] == pytest.approx(6 / 16)
+    assert found["ci95"] == list(mean([3 / 4, 1 / 4, 2 / 4, 0], 4)[1:])
+    assert list(found["pass_at"]) == ["2", "4"]
+    assert found["pass_at"]["4"]["accuracy"] == 3 / 4
+    assert found["pass_at"]["2"]["accuracy"] == pytest.approx((1 + 1 / 2 + 5 / 6 + 0) / 4)
+    assert found["maj_at"] == {"4": {"accuracy": 1 / 2, "ci95": list(mean([1, 0, 1, 0], 4)[1:])}}
+    assert found["by_task"]["t"]["pass_at"] == found["pass_at"]
+    once = summarise("after", answered("7", "3"))
+    assert "pass_at" not in once
+    assert "samples" not in once
+
+
+def test_the_gain_over_samples_is_by_question() -> None:
+    before, after = answered("73", "33", "uu", "7u"), answered("77", "37", "77", "3u")
+    found = gain(before, after)
+    values = [1 / 2, 0, 0, 1 / 2], [1, 1 / 2, 1, 0]
+    assert found["difference"] == pytest.approx(6 / 16)
+    assert found["ci95"] == list(paired_difference(*values, 2)[1:])
+    assert "mcnemar_p" not in found  # it is of one answer each
+    assert found["on_parseable"]["n"] == 2
+    whole = found["on_parseable"]["difference"] * 2 / 4 + found["format"]["share_of_all"]
+    assert found["difference"] == pytest.approx(whole)

@@ -24,8 +24,8 @@ from farthing.claims.text import data as claim_data
 from farthing.claims.text import text as claim_text
 from farthing.cost import ledger, spend
 from farthing.cost.bill import bill_text
-from farthing.data.conversations import conversations
-from farthing.data.text import documents
+from farthing.data.shapes import placed_conversations
+from farthing.data.text import Problems, documents
 from farthing.data.tokenizer import Tokenizer
 from farthing.plans.inspect import inspect
 from farthing.recipe import builtin, dump, load
@@ -231,8 +231,8 @@ def test_rows_of_data(place: Path, changes: Edits) -> None:
     said: list[str] = []
     for document in documents(str(path), policy="skip", on_problem=said.append):
         document.text.encode()
-    for messages in conversations(str(path), policy="skip", on_problem=said.append):
-        json.dumps(messages, ensure_ascii=False).encode()
+    for conversation, _ in placed_conversations(str(path), Problems("skip", said.append)):
+        json.dumps(conversation.texts, ensure_ascii=False).encode()
     for sentence in said:
         sentence.encode()
         assert "\n" not in sentence

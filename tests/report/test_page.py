@@ -448,3 +448,23 @@ def test_no_content_of_the_files_stops_the_report(build_run, data):
     (run / name).write_text(json.dumps(document) + "\n")
     page = Page(write_report(run))
     assert not page.all("script", "img")
+
+
+def test_the_parts_of_a_reward_have_curves_of_their_own_and_are_never_markup(build_run):
+    run = build_run()
+    path = run / "stages" / "01-grpo" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["reward_parts"] = {"format": 0.5, HOSTILE: 0.1, "odd": "x"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report(run))
+    assert "Reward: format" in page.words
+    assert "Reward: odd" not in page.words
+    assert not page.all("script", "img")
+
+
+def test_a_stage_that_changed_no_weight_says_so(build_run):
+    run = build_run()
+    assert "changed no weight" not in Page(write_report(run)).words
+    edit(run, "results.json", stages=[{"name": "01-grpo", "kind": "grpo", "steps": 5, "unchanged": True}])
+    assert "Training changed no weight" in Page(write_report(run)).words

@@ -17,10 +17,10 @@ import torch
 
 from farthing.base.errors import UserError
 from farthing.cost import ledger
+from farthing.data.words import question_key
 from farthing.evaluate.ask import trained_questions
 from farthing.recipe import load, validate
 from farthing.runs import run
-from farthing.tasks.mixture import question_key
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
 Make = Callable[..., dict[str, Any]]

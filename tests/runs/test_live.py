@@ -18,6 +18,7 @@ def metrics(step: int, **changes: Any) -> dict[str, Any]:
         "right": 0.5,
         "unparsed": 0.1,
         "cut_off": 0.0,
+        "silent": 0.25,
         "entropy": 1.5,
         "kl": None,
         "length": 12.0,
@@ -46,7 +47,7 @@ def test_without_a_terminal_each_step_is_one_plain_line() -> None:
     lines = output.getvalue().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith(
-        "step 1/5  reward 0.25  right 50.0%  entropy 1.5  KL –  length 12  tokens/s 812"
+        "step 1/5  reward 0.25  right 50.0%  silent 25.0%  entropy 1.5  KL –  length 12  tokens/s 812"
     )
     assert lines[0].endswith("spent $0.0012  left –")
     assert lines[2].endswith("left 8.0 s")
@@ -116,7 +117,7 @@ def test_missing_and_odd_numbers_are_dashes() -> None:
     to, output = console(terminal=False)
     with LiveView(5, Grpo.curves, to) as view:
         view.update({"step": 1, "reward": None, "right": float("nan"), "entropy": float("inf")})
-    assert "reward –  right –  entropy –" in output.getvalue()
+    assert "reward –  right –  silent –  entropy –" in output.getvalue()
 
 
 def test_an_ascii_log_does_not_end_the_run() -> None:
@@ -161,3 +162,12 @@ def test_a_terminal_draws_the_loss() -> None:
         view.update({"step": 2, "loss": 1.5})
     assert "loss" in out.getvalue()
     assert "reward" not in out.getvalue()
+
+
+def test_the_parts_of_a_reward_are_shown_beside_it() -> None:
+    for terminal in (False, True):
+        to, output = console(terminal, width=200)
+        with LiveView(5, Grpo.curves, to) as view:
+            view.update(metrics(1, reward_parts={"format": 0.5, "[b]length[/b]": -0.25}))
+        assert "format 0.5" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
+        assert "[b]length[/b]" in output.getvalue()

@@ -19,10 +19,11 @@ import yaml
 
 from farthing.base.errors import UserError
 from farthing.cost import ledger
+from farthing.data.words import question_key
 from farthing.engine import load as load_model
 from farthing.recipe import Recipe, validate
 from farthing.runs import Run, run
-from farthing.tasks.mixture import Mixture, Stream, question_key
+from farthing.tasks.mixture import Mixture, Stream
 
 Make = Callable[..., dict[str, Any]]
 MODULE = importlib.import_module("farthing.runs.run")

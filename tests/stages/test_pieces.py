@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from farthing.base.seal import hashes
+from farthing.data.overlap import HeldOut
 from farthing.recipe import Pretrain, validate
 from farthing.stages.pieces import Pieces
 from farthing.stages.pretrain import prepare_pretrain
@@ -33,7 +34,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Pretrain:
 
 def prepare(stage: Pretrain, folder: Path) -> list[str]:
     said: list[str] = []
-    prepare_pretrain(stage, folder, seed=3, held_out=set(), say=said.append)
+    prepare_pretrain(stage, folder, seed=3, held_out=HeldOut(), say=said.append)
     return said
 
 

@@ -11,13 +11,15 @@ import torch
 from farthing.base.device import Alone
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.data.tokenizer import Tokenizer
+from farthing.data.words import question_key
 from farthing.engine import Model
 from farthing.model.moe import routers
 from farthing.recipe import Pretrain, validate
 from farthing.stages.pretrain import Prepared, prepare_pretrain, train_pretrain
 from farthing.stages.sources import copies, is_validation
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
 from farthing.train.loop import Progress
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
@@ -54,9 +56,9 @@ def stage(text: Path) -> Callable[..., Pretrain]:
     return make
 
 
-def prepare(stage: Pretrain, folder: Path, held_out: set[str] | None = None) -> tuple[Prepared, list[str]]:
+def prepare(stage: Pretrain, folder: Path, held_out: HeldOut | None = None) -> tuple[Prepared, list[str]]:
     said: list[str] = []
-    return prepare_pretrain(stage, folder, seed=3, held_out=held_out or set(), say=said.append), said
+    return prepare_pretrain(stage, folder, seed=3, held_out=held_out or HeldOut(), say=said.append), said
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ def test_the_documents_are_split_and_the_start_is_a_model_folder(
 def test_worked_solutions_leave_out_what_is_held_out(stage: Callable[..., Pretrain], tmp_path: Path) -> None:
     held_out = {question_key(item.question) for item in Mixture(SUMS, 3).held_out(80)}
     source = {"tasks": SUMS, "items": 150}
-    prepare(stage(data=[source], validation=0.2, vocab_size=270), tmp_path, held_out)
+    prepare(stage(data=[source], validation=0.2, vocab_size=270), tmp_path, HeldOut(held_out))
     lines = [json.loads(line) for line in (tmp_path / "data" / "lessons-1.jsonl").read_text().splitlines()]
     assert len(lines) == 150
     assert not {question_key(line["question"]) for line in lines} & held_out
@@ -261,6 +263,6 @@ def test_an_error_comes_after_what_led_to_it(stage: Callable[..., Pretrain], tmp
     with pytest.raises(UserError):
         prepare_pretrain(
             stage(data=[str(tmp_path / "rows.jsonl")], vocab_size=270, policy="skip"),
-            tmp_path / "stage", seed=3, held_out=set(), say=said.append,
+            tmp_path / "stage", seed=3, held_out=HeldOut(), say=said.append,
         )  # fmt: skip
     assert said[0].startswith("30 rows left out")

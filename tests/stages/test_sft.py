@@ -13,12 +13,12 @@ import torch
 from farthing.base.device import Alone
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.data.packing import NO_LOSS
 from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, TaskSetting, validate
 from farthing.stages.sft import prepare_sft, train_sft
-from farthing.tasks.mixture import question_key
 from farthing.train.loop import Progress
 
 SUMS = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}}
@@ -55,10 +55,10 @@ def stage(chats: Path) -> Callable[..., Sft]:
     return make
 
 
-def prepare(made: Sft, folder: Path, model: Path, held_out: set[str] | None = None) -> Any:
+def prepare(made: Sft, folder: Path, model: Path, held_out: HeldOut | None = None) -> Any:
     said: list[str] = []
     packer, steps = prepare_sft(
-        made, Tokenizer(model), folder, seed=3, asks=ASKS, held_out=held_out or set(), say=said.append
+        made, Tokenizer(model), folder, seed=3, asks=ASKS, held_out=held_out or HeldOut(), say=said.append
     )
     return packer, steps, said
 
@@ -145,11 +145,43 @@ def test_a_held_out_question_is_left_out(
     stage: Callable[..., Sft], tiny_model: Path, chats: Path, tmp_path: Path
 ) -> None:
     every = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
-    held_out = {question_key(every[0][0]["content"])}
-    left = [m for m in every if not held_out & {question_key(turn["content"]) for turn in m}]
+    question = every[0][0]["content"]
+    left = [m for m in every if all(turn["content"] != question for turn in m)]
     assert 0 < len(left) < len(every)
-    packer, _, _ = prepare(stage(), tmp_path, tiny_model, held_out)
+    packer, _, said = prepare(stage(), tmp_path, tiny_model, HeldOut([question]))
     assert len(packer.examples) == len(left)
+    assert f'{chats.name}:1: it is a held-out question ("{question}"); left out' in said
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        ["What is 12 + 30? Think step by step.", "42"],
+        ["Calculate **12 + 30**.", "42"],
+        ["Make up an exercise.", "Gladly: what is 12 + 30?"],
+        ["Hello!", "Hello.", "### Task 3\nWhat is 12 \u2212 -30? No: what is 12\u00a0+ 30?", "42"],
+    ],
+)
+def test_a_wrapped_question_is_left_out_whoever_says_it(
+    stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path, turns: list[str]
+) -> None:
+    other = [
+        ["What is 12 + 31?", "43"],
+        ["What is 12 + 30 + 5?", "47"],
+        ["Is 12 a number?", "Yes, as is 30."],
+    ]
+    rows = [
+        {"messages": [{"role": ("user", "assistant")[n % 2], "content": c} for n, c in enumerate(turn)]}
+        for turn in [*other, turns]
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    packer, _, said = prepare(
+        stage(data=[{"path": str(path)}]), tmp_path, tiny_model, HeldOut(["What is 12 + 30?"])
+    )
+    assert len(packer.examples) == 3
+    (line,) = (line for line in said if 'held-out question ("What is 12 + 30?"); left out' in line)
+    assert line.startswith("chats.jsonl:4")
 
 
 def test_worked_solutions_are_asked_and_answered_as_the_recipe_does(
@@ -181,16 +213,31 @@ def test_conversations_that_cannot_be_used_are_said(
     assert len(said) == 2
 
 
-def test_a_template_that_drops_thoughts_is_refused(
+def with_template(model: Path, folder: Path, cut: Callable[[str], str]) -> Path:
+    """A copy of the model whose template is changed."""
+    shutil.copytree(model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    assert cut(template) != template
+    (folder / "chat_template.jinja").write_text(cut(template))
+    return folder
+
+
+def test_a_template_that_cannot_show_reasoning_is_refused_with_the_turn(
     stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
-    template = (folder / "chat_template.jinja").read_text()
-    cut = template.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
-    assert cut != template
-    (folder / "chat_template.jinja").write_text(cut)
-    with pytest.raises(UserError, match=r"chat template cannot be trained with: .*<think>"):
-        prepare(stage(), tmp_path, folder)
+    folder = with_template(
+        tiny_model,
+        tmp_path / "model",
+        lambda text: text.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}"),
+    )
+    assert len(prepare(stage(), tmp_path / "plain", folder)[0].examples) == 60
+    thought = {"role": "assistant", "reasoning_content": "1", "content": "2"}
+    row = {"messages": [{"role": "user", "content": "1 + 1"}, thought]}
+    (tmp_path / "thought.jsonl").write_text(json.dumps(row))
+    with pytest.raises(
+        UserError, match=r"^thought\.jsonl:1: the chat template leaves out the reasoning of message 2"
+    ):
+        prepare(stage(data=[str(tmp_path / "thought.jsonl")]), tmp_path / "thought", folder)
 
 
 @pytest.fixture
@@ -218,11 +265,11 @@ def test_many_that_cannot_be_used_are_a_count_and_a_file(
 def test_none_left_says_why(
     stage: Callable[..., Sft], flood: dict[str, list[str]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    rows = (tmp_path / "rows.jsonl").read_text().replace("messages", "dialogue")
+    rows = (tmp_path / "rows.jsonl").read_text().replace("messages", "talk")
     (tmp_path / "rows.jsonl").write_text(rows)
     with pytest.raises(UserError) as error:
         prepare(stage(policy="skip", **flood), tmp_path / "stage", tiny_model)
     assert str(error.value) == (
-        "no conversation is left to train on: all 100 were left out, first rows.jsonl:1: the row has no 'messages' "
-        "(it has 'dialogue')"
+        "no conversation is left to train on: all 100 were left out, first rows.jsonl:1: the row has no conversation "
+        "that is recognised (it has 'talk')"
     )

@@ -12,11 +12,14 @@ import torch
 import farthing.engine.engine
 import farthing.train.grpo
 from farthing.base.device import Alone
+from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Engine, Model
 from farthing.recipe import Grpo
 from farthing.stages.grpo import train_grpo
 from farthing.tasks.pool import VerifierPool
+from farthing.train.alarms import NothingToLearn
 from farthing.train.loop import Diverged, Progress
 from farthing.weights import load_decoder
 
@@ -36,7 +39,11 @@ def train(tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, 
     metrics."""
 
     def run(
-        name: str = "run", dtype: torch.dtype = torch.bfloat16, stop_at: int | None = None, **settings: Any
+        name: str = "run",
+        dtype: torch.dtype = torch.bfloat16,
+        stop_at: int | None = None,
+        say: Callable[[str], None] = print,
+        **settings: Any,
     ) -> tuple[Model, list[dict[str, Any]]]:
         model = Model(tiny_model, dtype=dtype)
 
@@ -49,11 +56,11 @@ def train(tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, 
             model,
             tmp_path / name,
             seed=3,
-            held_out=set(),
+            held_out=HeldOut(),
             pool=pool,
             meter=meter,
             ranks=Alone("cpu"),
-            progress=Progress(watch, watch),
+            progress=Progress(watch, watch, warn=say),
         )
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return model, [json.loads(line) for line in lines]
@@ -118,6 +125,41 @@ def test_the_divergence_is_measured_from_the_stages_start(train: Train) -> None:
     assert len(measured) >= 2
     assert measured[0] == pytest.approx(0, abs=1e-6)
     assert measured[-1] > 1e-5
+
+
+# ---- nothing to learn ----
+
+UNREADABLE = {"answer": "boxed", "stop_silent": 4, "steps": 20}  # the tiny model never writes a box
+
+
+def test_a_stage_that_learns_nothing_says_why_and_stops_before_the_next_step(
+    train: Train, tmp_path: Path, tiny_model: Path
+) -> None:
+    said: list[str] = []
+    with pytest.raises(NothingToLearn, match=r"none of the first 4 steps .* can be read: .*\(answer\)"):
+        train(say=said.append, **UNREADABLE)
+    assert len(said) == 1
+    assert "none of the first 3 steps" in said[0]
+    path = tmp_path / "run" / "metrics.jsonl"
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    said.clear()
+    with pytest.raises(NothingToLearn, match="none of the first 4 steps"):  # at once, and without a step
+        train(say=said.append, **UNREADABLE)
+    assert said == []
+    model, lines = train(say=said.append, **UNREADABLE | {"stop_silent": None, "steps": 6})
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["signal"] == 0 and line["silent"] == 1 and line["grad_norm"] is None for line in lines)
+    assert not any(changed(model, tiny_model).values())
+
+
+def test_a_stage_that_learns_is_left_alone(train: Train) -> None:
+    said: list[str] = []
+    _, lines = train(say=said.append, stop_silent=1, steps=4)
+    assert said == []
+    assert lines[0]["signal"] > 0
+    for line in lines:
+        silent = line["silent"] * line["groups_sampled"]
+        assert line["groups_kept"] == pytest.approx(line["groups_sampled"] - silent)
 
 
 # ---- LoRA ----
@@ -208,3 +250,37 @@ def test_an_exploding_gradient_stops_the_run(train: Train, tmp_path: Path) -> No
         train(max_grad_norm=1e-3)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["grad_norm"] is None for line in lines)
+
+
+# ---- questions of one's own ----
+
+
+@pytest.mark.parametrize("too_long", [3, 40])
+def test_questions_without_room_for_an_answer_are_skipped_and_said(
+    tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, tmp_path: Path, too_long: int
+) -> None:
+    rows = [
+        {"question": f"State the final answer: {n % 10} + {n // 10} =", "answer": f"{n % 10 + n // 10}"}
+        for n in range(40)
+    ]
+    for row in rows[:too_long]:
+        row["question"] = "so very many " * 400 + row["question"]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    warned: list[str] = []
+    stage = make_stage(tasks={"own": {"path": str(tmp_path / "own.jsonl")}}, steps=12, prompts=4, group=2)
+    model = Model(tiny_model, dtype=torch.float32)
+
+    def train() -> None:
+        train_grpo(
+            stage, model, tmp_path / "run", seed=3, held_out=set(), pool=pool, meter=meter, ranks=Alone("cpu"),
+            progress=Progress(warn=warned.append),
+        )  # fmt: skip
+
+    if too_long == len(rows):
+        with pytest.raises(UserError, match="tasks: own: hardly any question leaves room for an answer"):
+            train()
+    else:
+        train()
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert 48 + too_long <= lines[-1]["cursor"] <= 48 + 2 * too_long  # an epoch and a part of the next
+    assert len([line for line in warned if "such questions are skipped" in line]) == 1

@@ -99,7 +99,7 @@ def told(code: str) -> str:
 
 TRIED = """
 from farthing.base.errors import UserError
-from farthing.tasks import load_task
+from farthing.tasks.gym import load_task
 def tried(name):
     try:
         item = load_task(name).item(1, 2)

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
 from farthing.base.files import sha256
+from farthing.data.overlap import HeldOut
 from farthing.recipe import TaskSetting, dump, load, validate
+from farthing.tasks.audit import audit
 from farthing.tasks.data import DataTask
 from farthing.tasks.mixture import Mixture
+from farthing.tasks.pool import VerifierPool
 from farthing.tasks.solutions import solution_conversation, solution_text
 from farthing.tasks.table import Columns, table
 
@@ -174,9 +177,9 @@ def test_data_smaller_than_what_was_asked_for_is_asked_whole(pens: Path) -> None
 
 def test_holding_out_everything_leaves_nothing_to_train_on(pens: Path) -> None:
     mixture = Mixture({"a": {"path": str(pens)}}, 0)
-    keys = {" ".join(item.question.casefold().split()) for item in mixture.held_out(200)}
+    held_out = HeldOut(item.question for item in mixture.held_out(200))
     with pytest.raises(UserError, match=r"a has so few different questions .* hold out fewer"):
-        mixture.stream(keys)
+        mixture.stream(held_out)
 
 
 def test_questions_of_an_evaluation_file_never_train(tmp_path: Path, pens: Path) -> None:
@@ -271,3 +274,13 @@ def test_a_recipe_names_its_data_in_full(tmp_path: Path, pens: Path, monkeypatch
     monkeypatch.chdir("/")
     assert load(tmp_path / "recipe.yaml") == recipe
     assert f"path: {pens}" in dump(recipe)
+
+
+@pytest.mark.parametrize("name", ["mine", "aime24", "gsm8k"])
+def test_the_rewards_of_data_withstand_the_audit(tmp_path: Path, pens: Path, name: str) -> None:
+    if name == "aime24":
+        write(pens, [{"problem": f"What is {n} + 2?", "answer": n + 2} for n in range(30)])
+    tasks = {name: {"path": str(pens)}}
+    with VerifierPool(workers=1) as pool:
+        found = audit(Mixture(tasks, 0), "final", pool)
+    assert [case["case"] for case in found["cases"] if not case["passed"]] == []

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.tasks import load_task, verify
+from farthing.tasks.gym import load_task
 from farthing.tasks.item import CONVENTIONS, Convention, Item
 from farthing.tasks.solutions import SOLVABLE, solution_conversation, solution_text, solve
+from farthing.tasks.verify import verify
 
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("chain_sum", {}),

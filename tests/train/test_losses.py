@@ -33,21 +33,27 @@ def problem(tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
     )
 
 
-def plain(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    logits = hidden @ head.T / temperature
+def plain(
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, softcap: float | None = None
+) -> Tensor:
+    logits = hidden @ head.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits / temperature
     return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("rows_a_chunk", [1, 3, 7, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+@pytest.mark.parametrize("softcap", [None, 2.0])
 def test_token_logprobs_and_gradients_equal_log_softmax(
-    monkeypatch: pytest.MonkeyPatch, rows_a_chunk: int, temperature: float
+    monkeypatch: pytest.MonkeyPatch, rows_a_chunk: int, temperature: float, softcap: float | None
 ) -> None:
     monkeypatch.setattr(losses, "LOGIT_BYTES", rows_a_chunk * 4 * VOCAB)
     hidden, head, targets, above = problem(17)
-    expected = plain(hidden, head, targets, temperature)
+    expected = plain(hidden, head, targets, temperature, softcap)
     want = torch.autograd.grad(expected, (hidden, head), above)
-    got = token_logprobs(hidden, head, targets, temperature)
+    got = token_logprobs(hidden, head, targets, temperature, softcap)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     for mine, theirs in zip(torch.autograd.grad(got, (hidden, head), above), want, strict=True):

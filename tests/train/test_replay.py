@@ -13,6 +13,7 @@ from torch import Tensor
 
 from farthing.base.device import Alone
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Engine, Model, Request, Sampling
 from farthing.model import Decoder, ModelConfig
 from farthing.model.moe import Routing, routers
@@ -183,7 +184,7 @@ def test_a_stage_on_a_mixture_of_experts(
     before = {name: p.detach().clone() for name, p in model.decoder.named_parameters()}
     stage = make_stage(steps=3, prompts=2, group=4, drop_silent=False, optimizer="muon", max_new_tokens=12)
     train_grpo(
-        stage, model, tmp_path / "run", seed=3, held_out=set(), pool=Judge(), meter=meter, ranks=Alone("cpu"),  # type: ignore[arg-type]
+        stage, model, tmp_path / "run", seed=3, held_out=HeldOut(), pool=Judge(), meter=meter, ranks=Alone("cpu"),  # type: ignore[arg-type]
         progress=Progress(),
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

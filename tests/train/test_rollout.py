@@ -11,6 +11,7 @@ from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.cost.devices import Device
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Model, Sample
 from farthing.recipe import Grpo
 from farthing.tasks import Item, Verdict
@@ -43,7 +44,7 @@ def model(tiny_model: Path) -> Model:
 def roll(model: Model, meter: Meter) -> Callable[..., Roller]:
     def make(stage: Grpo, script: str = "", seed: int = 3) -> Roller:
         tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
-        stream, pool = Mixture(tasks, seed).stream(set()), Judge(script)
+        stream, pool = Mixture(tasks, seed).stream(HeldOut()), Judge(script)
         return Roller(
             stage, model, model.engine(), stream, pool, meter, seed, Alone("cpu")  # type: ignore[arg-type]
         )  # fmt: skip
@@ -151,7 +152,7 @@ def test_two_ranks_ask_what_one_asks(
 
     def work(rank: Any, _: None) -> tuple[Batch, int, dict[str, Any], Any]:
         tasks = {name: setting.model_dump() for name, setting in stage.tasks.items()}
-        stream, judge = Mixture(tasks, 3).stream(set()), Judge(scripts[rank.count][rank.index])
+        stream, judge = Mixture(tasks, 3).stream(HeldOut()), Judge(scripts[rank.count][rank.index])
         path = tmp_path / f"{rank.count}-{rank.index}.jsonl"
         with Meter(path, stage="01-grpo", device=Device("test", "cpu"), rate=(0.0, "test")) as meter:
             roller = Roller(stage, model, model.engine(), stream, judge, meter, 3, rank)  # type: ignore[arg-type]

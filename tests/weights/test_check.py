@@ -47,6 +47,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "mixtral": {**PLAIN, "num_local_experts": 8, "num_experts_per_tok": 3},
     "phi3": {**PLAIN, "pad_token_id": 2},
+    "gemma2": {
+        **PLAIN, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 9, "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": {
+        **PLAIN, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 9, "sliding_window_pattern": 2,
+    },
+    "olmo2": {**PLAIN, "pad_token_id": 2},
+    "olmo3": {**PLAIN, "pad_token_id": 2, "sliding_window": 9, "num_hidden_layers": 4},
     "deepseek_v3": {**PLAIN, **LATENT, **MIXTURE},
     "deepseek_v2": {
         **PLAIN, **LATENT, **MIXTURE, "norm_topk_prob": False, "topk_method": "group_limited_greedy",
@@ -67,6 +76,7 @@ PASSED = (
     "head_dim=None",
     "layer_types=",
     "pad_token_id",
+    "logit_softcapping=",
 )
 ODD: tuple[Any, ...] = (None, -1, "64", True, [], 1.5, 10**12, float("inf"))
 SCALINGS: list[Any] = [

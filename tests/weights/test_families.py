@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MixtralConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from farthing.base.errors import UserError
 from farthing.cost.flops import flops, forward_flops
@@ -23,6 +34,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": None,
 }  # fmt: skip
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "head_dim": 12}
+DEEP = {**SMALL, "num_hidden_layers": 3}
 CONFIGS: dict[str, Any] = {
     "qwen3_moe": Qwen3MoeConfig(**SMALL, **EXPERTS, norm_topk_prob=True),
     "qwen3_moe, gates as they are": Qwen3MoeConfig(
@@ -41,6 +53,28 @@ CONFIGS: dict[str, Any] = {
         layer_types=["sliding_attention", "full_attention"],
     ),
     "qwen3_moe, sliding": Qwen3MoeConfig(**SMALL, **EXPERTS, sliding_window=11, use_sliding_window=True),
+    "gemma2": Gemma2Config(
+        **DEEP, head_dim=12, query_pre_attn_scalar=20, sliding_window=11, attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3_text": Gemma3TextConfig(
+        **DEEP, head_dim=12, query_pre_attn_scalar=20, sliding_window=11,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "olmo2": Olmo2Config(**SMALL),
+    "olmo3": Olmo3Config(
+        **{**SMALL, "num_hidden_layers": 4}, sliding_window=11,
+        rope_parameters={
+            "full_attention": {
+                "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 500.0,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
 }  # fmt: skip
 
 

@@ -286,3 +286,18 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), folders.new_folder(tmp_path / "file" / "model"):
         pass
+
+
+def test_the_same_weights_are_told_in_any_shards_and_one_other_number_is_found(
+    model: Path, sharded: Path, tmp_path: Path
+) -> None:
+    assert folders.same_weights(model, sharded)
+    assert folders.same_weights(sharded, model)
+    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in tensors().items()}
+    assert folders.same_weights(model, folders.write_folder(tmp_path / "narrow", narrow, CONFIG))
+    for name in tensors():
+        changed = tensors()
+        changed[name].view(-1)[-1] += 1
+        assert not folders.same_weights(model, folders.write_folder(tmp_path / name, changed, CONFIG))
+    others = folders.write_folder(tmp_path / "others", {"d": torch.ones(2)}, CONFIG)
+    assert not folders.same_weights(model, others)

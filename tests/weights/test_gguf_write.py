@@ -110,11 +110,8 @@ def test_llama_cpp_computes_what_we_compute(make_folder: Make, tmp_path: Path, l
 def test_each_type_is_as_near_as_its_bits_allow(
     make_folder: Make, tmp_path: Path, llama_cpp: LlamaCpp
 ) -> None:
-    wide = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}  # rows of super-blocks
-    folder, ids = make_folder("llama", **wide), prompts()[1]
-    allowed = {
-        "f16": 2e-3, "bf16": 2e-2, "q8_0": 0.1, "q5_1": 0.3, "q5_0": 0.4, "q4_k": 0.5, "q4_1": 0.5, "q4_0": 0.6,
-    }  # fmt: skip
+    folder, ids = make_folder("llama"), prompts()[1]
+    allowed = {"f16": 2e-3, "bf16": 2e-2, "q8_0": 0.1, "q5_1": 0.3, "q5_0": 0.4, "q4_1": 0.5, "q4_0": 0.6}
     for kind in allowed:
         export_gguf(folder, tmp_path / f"{kind}.gguf", kind)
     files = llama_cpp([tmp_path / f"{kind}.gguf" for kind in allowed], [ids])
@@ -123,6 +120,20 @@ def test_each_type_is_as_near_as_its_bits_allow(
     for kind, file in zip(allowed, files, strict=True):
         difference = (file["answers"][0]["logits"] - ours).std() / ours.std()
         assert allowed[kind] / 100 < difference < allowed[kind], kind
+
+
+def test_super_blocks_are_computed_as_we_read_them(
+    make_folder: Make, tmp_path: Path, llama_cpp: LlamaCpp
+) -> None:
+    """llama.cpp rounds what it multiplies them with to 8 bits, so the two are near and not equal."""
+    folder = make_folder("llama", hidden_size=256, head_dim=64, intermediate_size=512, num_hidden_layers=1)
+    export_gguf(folder, tmp_path / "m.gguf", "q4_k")
+    back, ids = import_gguf(tmp_path / "m.gguf", tmp_path / "back"), prompts()[1]
+    [file] = llama_cpp([tmp_path / "m.gguf"], [ids])
+    with torch.no_grad():
+        whole, read = (load_decoder(one, torch.float32)(torch.tensor([ids]))[0] for one in (folder, back))
+    theirs = file["answers"][0]["logits"]
+    assert (theirs - read).std() < 0.25 * (read - whole).std()
 
 
 def test_the_latent_tensors_are_split_and_stacked_as_llama_cpp_wants_them(

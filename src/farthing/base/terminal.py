@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # C0 and C1 controls except newline and tab, and the marks that reverse the direction of the text around them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def harmless(text: str) -> str:
@@ -54,8 +55,39 @@ def console(**options: Any) -> Console:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else segment._replace(text=harmless(segment.text))
 
-    options.setdefault("stderr", "file" not in options)
+    options.setdefault("file", getattr(sys.stderr, "raw", sys.stderr))
     return Harmless(**options)
+
+
+class HarmlessStream:
+    """A text stream that takes what could control a terminal out of all that is written to it, by whomever.
+
+    A carriage return may stand first: with one, libraries draw a progress bar anew.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.raw = stream
+
+    def write(self, text: str) -> int:
+        """Write what is left of a text."""
+        again = "\r" if text.startswith("\r") else ""
+        self.raw.write(again + harmless(_COLOURS.sub("", text)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write what is left of each."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+def guard() -> None:
+    """Let nothing reach stderr but through here: libraries' warnings and logs, and every traceback."""
+    sys.excepthook = show_traceback
+    if not isinstance(sys.stderr, HarmlessStream):
+        sys.stderr = HarmlessStream(sys.stderr)
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

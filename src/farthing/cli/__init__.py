@@ -23,10 +23,10 @@ import typer
 from farthing.base import processor
 from farthing.base.device import reference_only
 from farthing.base.errors import UserError
-from farthing.base.figures import interval, percent
 from farthing.base.limits import refusal
-from farthing.base.terminal import show_traceback
+from farthing.base.terminal import guard
 from farthing.cli import doctor, folders, help, money, recipes
+from farthing.cli.evaluate import evaluate
 from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
     DeviceName,
@@ -155,7 +155,10 @@ def chat(
         )
 
     output = sys.stderr if as_json else sys.stdout
-    for stream in (sys.stdin, output):  # stray bytes, or characters the terminal lacks, must not end the chat
+    for stream in (
+        sys.stdin,
+        getattr(output, "raw", output),
+    ):  # stray bytes, or characters the terminal lacks, must not end the chat
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if terminal:
@@ -167,61 +170,7 @@ def chat(
         print_result({"source": chosen, "messages": messages}, "", as_json)
 
 
-@app.command(name="eval")
-def evaluate(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A run, model folder, .gguf, hf:owner/name or pypi:name.", autocompletion=run_names
-        ),
-    ],
-    tasks: Annotated[
-        str | None, typer.Option(help='Tasks: "chain_sum", "chain_sum=2,gcd=1", or YAML.')
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Ask this recipe's questions, in its way.", autocompletion=recipe_names)
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Questions; the recipe's number, or 200.")
-    ] = None,
-    seed: Seed = None,
-    speculate: Annotated[
-        int, typer.Option(min=0, help="Tokens to guess a step with the model's prediction modules.")
-    ] = 0,
-    device: DeviceOr = None,
-    dtype: DtypeOr = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a model on held-out questions."""
-    from farthing.recipe import load, parse_tasks, plain_asks
-
-    if (recipe is None) == (tasks is None):
-        raise UserError('farthing eval needs either --tasks "chain_sum" or --recipe RECIPE')
-    asked = load(recipe, seed=seed) if recipe is not None else None
-    settings = asked.evaluate if asked else None
-    asks = asked.asks() if asked else plain_asks(parse_tasks(tasks or ""))
-    with only_results_on_stdout():
-        with starting():
-            from farthing.evaluate.ask import evaluate_source
-
-        card = evaluate_source(
-            model_source(source),
-            asks,
-            n or (settings.held_out if settings else 200),
-            temperature=settings.temperature if settings else 0.0,
-            seed=asked.seed if asked else seed or 0,
-            speculate=speculate,
-            device=device or (asked.device if asked else "auto"),
-            dtype=dtype or (asked.dtype if asked else "auto"),
-            say=log,
-        )
-    sentence = (
-        f"{source}: {percent(card['accuracy'])} right of {card['n']} (95% interval {interval(card['ci95'])}); "
-        f"{card['wrong']} wrong, {card['unparsed']} unparsed, {card['cut_off']} cut off"
-    )
-    if speculate:
-        sentence += "; guesses right " + ", ".join(percent(share, 0) for share in card["acceptance"])
-    print_result(card, sentence, as_json)
+app.command(name="eval")(evaluate)
 
 
 app.add_typer(recipes.recipes, name="recipes")
@@ -234,7 +183,7 @@ for _command in (*recipes.COMMANDS, *money.COMMANDS, *folders.COMMANDS, *doctor.
 def main() -> NoReturn:
     """The console entry point: runs one command and exits with its code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.excepthook = show_traceback
+    guard()
     command = typer.main.get_command(app)
     usage_error: type[Exception] = typer.BadParameter.__mro__[
         1

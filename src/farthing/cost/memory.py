@@ -375,8 +375,11 @@ def layer_bytes(
         return s.width * b
     again = recompute == "selective"
     inside, outputs = _norm(code, b, trained)
-    kept = 2 * s.width * (inside * b + (not again) * outputs * narrow)
-    short = is_short(code, precision, seq_len)
+    kept = s.width * (layer.norms * inside * b + 2 * (not again) * outputs * narrow)
+    # a window cuts a longer row into blocks, whose results are kept beside all of them together
+    blocks = code != "usual" and layer.window is not None and layer.window < seq_len
+    short = is_short(code, precision, SHORT_LENGTH if blocks else seq_len)
+    kept += (blocks and not short) * s.heads * s.v * b
     kept += _latent(s, code, b, again, inside, short) if s.mla else _grouped(s, code, b, inside, short)
     return kept + _feedforward(s, layer, code, b, narrow, again, trained)
 

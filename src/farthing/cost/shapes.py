@@ -61,6 +61,8 @@ class Layer:
     matrices: tuple[Matrix, ...]
     vectors: int
     """Parameters in biases and norms."""
+    norms: int = 2
+    """Norms as wide as the model."""
     window: int | None = None
     """Tokens that a token sees, itself included; None for all before it."""
     inner: int = 0
@@ -138,7 +140,8 @@ def shapes(config: Config) -> Shapes:
     if count > _MOST_LAYERS:
         raise UserError(f"the model's config gives {count} layers; correct num_hidden_layers")
     attention = _mla_matrices(d, h, mla) if mla else _matrices(config, family, d, h, k, c)
-    vectors = _norms(config, family) * family.norm * d + _attention_vectors(config, family, d, h, k, c, mla)
+    norms = _norms(config, family)
+    vectors = norms * family.norm * d + _attention_vectors(config, family, d, h, k, c, mla)
     # A layer is dense or sparse, and slides or not: the few kinds are made once and shared.
     kinds: dict[tuple[bool, int | None], Layer] = {}
     layers: list[Layer] = []
@@ -146,7 +149,7 @@ def shapes(config: Config) -> Shapes:
         kind = _is_sparse(config, family, index), _window(config, family, index)
         if kind not in kinds:
             feed, biases, inner = (_experts if kind[0] else _dense)(config, family, d)
-            kinds[kind] = Layer(attention + feed, vectors + biases, kind[1], inner, kind[0])
+            kinds[kind] = Layer(attention + feed, vectors + biases, norms, kind[1], inner, kind[0])
         layers.append(kinds[kind])
     last = layers[-1]
     # The projection of [hidden state; embedding], their two norms, a layer, and a norm before the head.
@@ -344,7 +347,8 @@ def _window(config: Config, family: Family, index: int) -> int | None:
     elif where == "if_used":
         slides = bool(config.get("use_sliding_window", False))
     elif where.startswith("but_last_of_"):
-        slides = (index + 1) % int(where.rpartition("_")[2]) != 0
+        every = _size(config, "sliding_window_pattern", default=int(where.rpartition("_")[2]))
+        slides = (index + 1) % every != 0
     else:
         slides = where == "all"
     if not slides or config.get("sliding_window", family.window) is None:

@@ -56,7 +56,12 @@ class ChatTemplate:
         self._worker: _Worker | None = _Worker(text)
 
     def render(self, variables: dict[str, Any]) -> str:
-        """The text of one conversation; `variables` are what JSON can hold.
+        """The text of one conversation, as `marked`."""
+        return self.marked(variables)[0]
+
+    def marked(self, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]] | None]:
+        """The text of one conversation, and the ranges of it between `{% generation %}` and its end; None if the
+        template has no such marks. `variables` are what JSON can hold.
 
         Raises:
             Unrenderable: for a template that is broken or goes beyond its limits.
@@ -72,7 +77,7 @@ class ChatTemplate:
             for _ in range(_ATTEMPTS):
                 self._worker = self._worker or _Worker(self._text)
                 try:
-                    kind, said = self._worker.ask(request)
+                    kind, said, ranges = self._worker.ask(request)
                 except _Silent:
                     continue
                 except BaseException:  # an interrupted exchange cannot be resumed
@@ -82,7 +87,7 @@ class ChatTemplate:
                     if self._worker and self._worker.ended:
                         self._end()
                 if kind == "text":
-                    return said
+                    return said, ranges and [(start, end) for start, end in ranges]
                 if kind == "refused":
                     raise UserError(f"cannot render this conversation: {said}")
                 raise Unrenderable(
@@ -117,20 +122,20 @@ class _Worker:
         )
         self._close = weakref.finalize(self, _finish, self._process, self.owner)
 
-    def ask(self, request: bytes) -> tuple[str, str]:
-        """(kind, text) as in `template_worker`, of the compilation if that fails."""
+    def ask(self, request: bytes) -> tuple[str, str, Any]:
+        """(kind, text, marked) as in `template_worker`, of the compilation if that fails."""
         if not self._compiled:
-            kind, said = self._exchange(json.dumps(self._text).encode())
+            kind, said, _ = self._exchange(json.dumps(self._text).encode())
             if kind != "text":
                 self.ended = True
-                return kind, said
+                return kind, said, None
             self._compiled = True
         return self._exchange(request)
 
     def end(self) -> None:
         self._close()
 
-    def _exchange(self, request: bytes) -> tuple[str, str]:
+    def _exchange(self, request: bytes) -> tuple[str, str, Any]:
         requests, replies = self._process.stdin, self._process.stdout
         assert requests
         assert replies
@@ -144,9 +149,9 @@ class _Worker:
         reply = read(replies, _ANSWER)  # type: ignore[arg-type]
         if reply is None:
             self.ended = True
-            return "limit", self._how_it_went()
-        kind, said = json.loads(reply)
-        return kind, said
+            return "limit", self._how_it_went(), None
+        kind, said, ranges = json.loads(reply)
+        return kind, said, ranges
 
     def _how_it_went(self) -> str:
         with suppress(subprocess.TimeoutExpired):

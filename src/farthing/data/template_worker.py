@@ -1,7 +1,8 @@
 """The process that renders one chat template, which is untrusted: in a sandbox, and within limits.
 
 The first request is the template's text and is answered when it is compiled; each further one is an object of the
-template's variables. A reply is [kind, text], with kind one of `text`, `refused`, `broken` and `limit`. A template that
+template's variables. A reply is [kind, text, marked], with kind one of `text`, `refused`, `broken` and `limit`, and the
+ranges of the text that the template marks as generated; null for a template without such marks. A template that
 computes longer than `SECONDS` ends the process by SIGPROF.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 from contextlib import suppress
@@ -17,13 +19,15 @@ from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
+from jinja2.nodes import Node, Output, TemplateData
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
 from farthing.data.template_pipe import CHARACTERS, MEMORY, SECONDS, read, write
 
+_BEGIN, _END = "\udffe", "\udfff"  # halves of characters, which no text that can be tokenised holds
+_MARKS = re.compile(f"[{_BEGIN}{_END}]")
 _SAID = 300  # characters of what a template says when it refuses
 
 
@@ -53,35 +57,51 @@ def _limit(what: int, soft: int) -> None:
         resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
-def _compile(text: str) -> tuple[jinja2.Template | None, list[str]]:
+def _compile(text: str) -> tuple[jinja2.Template | None, list[Any]]:
     try:
-        return _environment().from_string(text), ["text", ""]
+        return _environment().from_string(text), ["text", "", None]
     except Exception as error:  # jinja2's own, or Python's on what jinja2 made of it: too deep, too large
         return None, _failure(error, "broken")
 
 
-def _render(template: jinja2.Template, request: bytes) -> list[str]:
+def _render(template: jinja2.Template, request: bytes) -> list[Any]:
     """Through JSON, so that the template only ever holds plain values."""
     try:
-        pieces, length = [], 0
-        for piece in template.generate(**json.loads(request)):
+        pieces, length, variables = [], 0, json.loads(request)
+        marks = template.environment.extensions[_Generation.identifier].used  # type: ignore[attr-defined]
+        if marks and b"\\udff" in request and _MARKS.search(json.dumps(variables, ensure_ascii=False)):
+            return ["refused", "a text holds half a character (a lone surrogate)", None]
+        for piece in template.generate(**variables):
             pieces.append(piece)
             length += len(piece)
             if length > CHARACTERS:
-                return ["limit", f"it writes more than {CHARACTERS:,} characters"]
-        return ["text", "".join(pieces)]
+                return ["limit", f"it writes more than {CHARACTERS:,} characters", None]
+        return ["text", *(_without_marks("".join(pieces)) if marks else ("".join(pieces), None))]
     except Exception as error:  # a template can fail in any way that Python can
         return _failure(error, "refused")
 
 
-def _failure(error: Exception, kind: str) -> list[str]:
+def _without_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text, and the ranges in it that stood between marks."""
+    begun, ranges, pieces, length, at = 0, [], [], 0, 0
+    for mark in _MARKS.finditer(text):
+        pieces.append(text[at : mark.start()])
+        length, at = length + mark.start() - at, mark.end()
+        if mark[0] == _BEGIN:
+            begun = length
+        else:
+            ranges.append((begun, length))
+    return "".join([*pieces, text[at:]]), ranges
+
+
+def _failure(error: Exception, kind: str) -> list[Any]:
     if isinstance(error, MemoryError):
-        return ["limit", f"it needs more than {MEMORY >> 20:,} MiB of memory"]
+        return ["limit", f"it needs more than {MEMORY >> 20:,} MiB of memory", None]
     if isinstance(error, RecursionError):
-        return ["limit", "it is nested without end"]
+        return ["limit", "it is nested without end", None]
     said = " ".join(str(error)[: 4 * _SAID].split())
     said = "".join(character for character in said if character.isprintable())[:_SAID]
-    return [kind, said or type(error).__name__]
+    return [kind, said or type(error).__name__, None]
 
 
 # ---------------------------------------------------------------- the sandbox
@@ -105,13 +125,20 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training tools; here it only holds its contents."""
+    """`{% generation %}` marks the assistant's words for training tools: its contents are written between marks."""
 
     tags = {"generation"}  # noqa: RUF012
+    used = False
 
     def parse(self, parser: Parser) -> Node | list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        self.used = True
+
+        def written(mark: str) -> Node:
+            return Output([TemplateData(mark)], lineno=line)
+
+        inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [written(_BEGIN), *inside, written(_END)]
 
 
 class _Namespace(Namespace):

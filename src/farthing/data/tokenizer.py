@@ -52,6 +52,23 @@ class Tokenizer:
         """Number of tokens, added ones included; the ids may have gaps, and the model's vocabulary may be padded."""
         return self._tokens.get_vocab_size(with_added_tokens=True)
 
+    def with_template(self, text: str) -> "Tokenizer":
+        """The same tokenizer with this chat template alone."""
+        made = copy.copy(self)
+        made._templates, made._open = {DEFAULT: text}, {}
+        made.stop_ids = made._stop_ids()
+        return made
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The text of each chat template by its name; empty for most base models."""
+        return dict(self._templates)
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The tokens on which generation stops, as they are written in text."""
+        return tuple(self._tokens.decode([i], skip_special_tokens=False) for i in sorted(self.stop_ids))
+
     @property
     def has_template(self) -> bool:
         """True if the folder has a chat template; base models usually have none."""
@@ -65,9 +82,9 @@ class Tokenizer:
         """Ids of exactly this text, nothing added; special tokens written in it count as such."""
         return list(self._encode(text, marks=False).ids)
 
-    def offset_encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """`raw_encode`, plus the character range [start, end) of the text for each id."""
-        encoded = self._encode(text, marks=False)
+    def offset_encode(self, text: str, marks: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """`raw_encode`, or `encode` with `marks`; plus the character range [start, end) of the text for each id."""
+        encoded = self._encode(text, marks)
         return list(encoded.ids), list(encoded.offsets)
 
     def text_encoder(self) -> Callable[[list[str]], list[list[int]]]:
@@ -92,6 +109,12 @@ class Tokenizer:
         keywords go to the template (`tools`, `enable_thinking`). Raises UserError when there is no template
         or it refuses.
         """
+        return self.render_marked(messages, add_generation_prompt, **template_kwargs)[0]
+
+    def render_marked(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **template_kwargs: Any
+    ) -> tuple[str, list[tuple[int, int]] | None]:
+        """`render`, and the ranges that the template marks as generated; None if it has no such marks."""
         for message in messages:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise UserError(
@@ -100,7 +123,7 @@ class Tokenizer:
         given = {"tools": None, "documents": None, **self._marks, **template_kwargs}
         template = self._template(self._template_for(given))
         try:
-            return template.render(
+            return template.marked(
                 {"messages": list(messages), **given, "add_generation_prompt": add_generation_prompt}
             )
         except Unrenderable as error:

@@ -241,7 +241,7 @@ class Decode:
         heads = q_NHD.shape[1] // groups
         q = q_NHD.view(view.shape[0], -1, groups, heads, width).transpose(1, 2)
         mask = view.mask(q.shape[2] * heads)
-        out = attention(q.flatten(2, 3), k.transpose(1, 2), v.transpose(1, 2), mask)
+        out = attention(q.flatten(2, 3), k.transpose(1, 2), v.transpose(1, 2), mask, False, rule)
         return out.view(q.shape).transpose(1, 2).reshape(q_NHD.shape)
 
     def latent(self, attention: LatentAttention, q_NHD: Tensor, c_NL: Tensor, r_NR: Tensor) -> Tensor:

@@ -71,12 +71,16 @@ class Engine:
         self.scheduler = Scheduler(self.cache, max_batch, speculate, self._prefill, self._decode)
 
     def generate(
-        self, requests: Sequence[Request], told: Callable[[int, int], None] | None = None
+        self,
+        requests: Sequence[Request],
+        told: Callable[[int, int], None] | None = None,
+        ended: Callable[[int, list[Sample]], None] | None = None,
     ) -> list[list[Sample]]:
         """Return all samples of all requests, in order; other queued requests keep running alongside.
 
         Args:
             told: called after every pass with the number of requests that are done, and of all.
+            ended: called with a request's place and samples as soon as it is done.
 
         Raises:
             UserError: as `add`, before anything is generated.
@@ -85,10 +89,15 @@ class Engine:
         try:
             for request in requests:
                 jobs.append(self.add(request))
-            while not all(job.done for job in jobs):
+            left = dict(enumerate(jobs))
+            while left:
                 self.scheduler.step()
+                for place in [place for place, job in left.items() if job.done]:
+                    job = left.pop(place)
+                    if ended is not None:
+                        ended(place, job.samples)
                 if told is not None:
-                    told(sum(job.done for job in jobs), len(jobs))
+                    told(len(jobs) - len(left), len(jobs))
         finally:
             for job in jobs:
                 self.scheduler.cancel(job)

@@ -54,6 +54,9 @@ class Work:
     guessed: Counter[int] = field(default_factory=Counter)
     accepted: Counter[int] = field(default_factory=Counter)
 
+    def __add__(self, other: Work) -> Work:
+        return Work(**{name: mine + getattr(other, name) for name, mine in vars(self).items()})
+
     @property
     def acceptance(self) -> list[float]:
         """Share of right guesses by depth, among those compared: a guess is compared if all guesses before it were

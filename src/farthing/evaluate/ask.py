@@ -7,26 +7,26 @@ cut_off (it ran out of tokens), timeout (the verifier ran out of time), bad_gold
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import plural
 from farthing.base.files import read_lines
-from farthing.base.waiting import Waiting
 from farthing.data.tokenizer import question_ids
-from farthing.engine import Model, Request, Sample, Sampling, load
+from farthing.data.words import question_key
+from farthing.engine import Model, Request, Sample, Sampling
 from farthing.engine.generator import Work
-from farthing.evaluate.score import Record, summarise
+from farthing.evaluate.choice import choose, has_endings
+from farthing.evaluate.score import Record
 from farthing.recipe import Asks
 from farthing.recipe import load as load_recipe
 from farthing.recipe.work import EVALUATED_AT_ONCE, PROMPT_TOKENS
 from farthing.tasks import Item
-from farthing.tasks.check import check_tasks
 from farthing.tasks.item import Convention
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 
+JUDGED_AT_ONCE = 16  # answers, so that an interruption loses few
 _MOST_QUESTIONS = 10**7  # of a run's training; more were never asked
 
 
@@ -38,29 +38,86 @@ def evaluate(
     *,
     temperature: float,
     seed: int,
+    samples: int = 1,
+    by_likelihood: bool = False,
     speculate: int = 0,
     told: Callable[[int, int], None] | None = None,
+    kept: Callable[[list[Record]], None] | None = None,
 ) -> tuple[list[Record], Work]:
-    """Ask a model every question once, and judge its answers.
+    """Ask a model every question, and judge its answers.
 
     Args:
         asks: how to ask, and how to read the answers.
+        samples: answers to each question.
+        by_likelihood: where a question has endings to choose from, compare their likelihoods instead of asking.
         speculate: tokens to guess a step with the model's prediction modules.
         told: called now and then with the number of questions answered, and of all.
+        kept: called with every few records as they come, in no order.
 
     Returns:
-        the records, in the order of `items`; the engine's work, to be booked.
+        the records, in the order of `items` and of each one's samples; the engine's work, to be booked.
     """
-    sampling = Sampling(max_new_tokens=asks.max_new_tokens, temperature=temperature, seed=seed)
+    records: list[Record] = []
+
+    def keep(new: list[Record]) -> None:
+        records.extend(new)
+        if kept is not None:
+            kept(new)
+
+    numbered = list(enumerate(items))
+    compared = [each for each in numbered if by_likelihood and has_endings(each[1])]
+    asked = [each for each in numbered if not (by_likelihood and has_endings(each[1]))]
+    done, work = len(compared), Work()
+    if compared:
+        chosen, work = choose(model, compared, told and (lambda share: told(int(share * done), len(items))))
+        keep(chosen)
+    if asked:
+        sampling = Sampling(max_new_tokens=asks.max_new_tokens, temperature=temperature, seed=seed)
+        progress = told and (lambda count, _: told(done + count, len(items)))
+        work += _ask(model, asked, asks, sampling, samples, speculate, pool, progress, keep)
+    return sorted(records, key=lambda record: (record["index"], record.get("sample", 0))), work
+
+
+def _ask(
+    model: Model,
+    numbered: Sequence[tuple[int, Item]],
+    asks: Asks,
+    sampling: Sampling,
+    samples: int,
+    speculate: int,
+    pool: VerifierPool,
+    told: Callable[[int, int], None] | None,
+    keep: Callable[[list[Record]], None],
+) -> Work:
     cache_tokens = EVALUATED_AT_ONCE * (asks.max_new_tokens + PROMPT_TOKENS)
     engine = model.engine(EVALUATED_AT_ONCE, cache_tokens, speculate=speculate)
-    prompts = (
-        question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system) for item in items
-    )
-    requests = [Request(prompt, sampling, first_sample=number) for number, prompt in enumerate(prompts)]
-    samples = [sample for (sample,) in engine.generate(requests, told)]
-    texts = [model.tokenizer.decode(sample.ids) for sample in samples]
-    return judge(items, texts, samples, pool, asks.answer), engine.done()
+    requests = [
+        Request(
+            question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system),
+            replace(sampling, stop=tuple(item.metadata.get("until", ()))),
+            samples,
+            first_sample=place * samples,
+        )
+        for place, (_, item) in enumerate(numbered)
+    ]
+    waiting: list[tuple[int, Item, int, Sample]] = []
+
+    def judge_waiting() -> None:
+        places, items, numbers, answers = zip(*waiting, strict=True)
+        texts = [item.said(model.tokenizer.decode(answer.ids)) for _, item, _, answer in waiting]
+        found = judge(items, texts, answers, pool, asks.answer, places, numbers if samples > 1 else None)
+        waiting.clear()
+        keep(found)
+
+    def ended(place: int, answers: list[Sample]) -> None:
+        waiting.extend((*numbered[place], number, answer) for number, answer in enumerate(answers))
+        if len(waiting) >= JUDGED_AT_ONCE:
+            judge_waiting()
+
+    engine.generate(requests, told, ended)
+    if waiting:
+        judge_waiting()
+    return engine.done()
 
 
 def judge(
@@ -69,12 +126,20 @@ def judge(
     samples: Sequence[Sample],
     pool: VerifierPool,
     convention: Convention,
+    places: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[Record]:
-    """The answers with their outcomes."""
+    """The answers with their outcomes.
+
+    Args:
+        places: the questions' numbers; from 0 up by default.
+        numbers: of each answer among those to its question, where there are several.
+    """
     verdicts = pool.verify(list(zip(items, texts, strict=True)), convention)
     return [
         {
             "index": index,
+            **({} if numbers is None else {"sample": numbers[at]}),
             "task": item.task,
             "question": item.question,
             "gold": item.answer,
@@ -82,9 +147,11 @@ def judge(
             "outcome": verdict.outcome_of(sample.finish_reason),
             "answer": verdict.answer,
             "tokens": len(sample.ids),
+            **({} if verdict.score is None else {"score": verdict.score, "parts": dict(verdict.parts)}),
+            **({} if verdict.error is None else {"error": verdict.error}),
         }
-        for index, (item, text, sample, verdict) in enumerate(
-            zip(items, texts, samples, verdicts, strict=True)
+        for at, (index, item, text, sample, verdict) in enumerate(
+            zip(places or range(len(items)), items, texts, samples, verdicts, strict=True)
         )
     ]
 
@@ -119,52 +186,3 @@ def trained_questions(source: Path) -> set[str]:
         apart = own.never_trained(tasks for stage in recipe.stages for tasks in stage.mixtures)
         keys -= set(map(question_key, apart))
     return keys
-
-
-def evaluate_source(
-    source: str | Path,
-    asks: Asks,
-    n: int,
-    *,
-    temperature: float = 0.0,
-    seed: int = 0,
-    speculate: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
-    say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Evaluate any model on `n` held-out questions; returns the summary that `farthing eval` prints.
-
-    Args:
-        device, dtype: as in `load`.
-        speculate: tokens to guess a step with the model's prediction modules; the summary then has `acceptance`, the
-            share of right guesses at each depth.
-        say: called with a line for whatever takes longer than two seconds.
-
-    Raises:
-        UserError: when the source cannot be loaded, a task does not exist, n is not positive, or the model has too few
-            prediction modules.
-    """
-    if n < 1:
-        raise UserError(f"n is {n}; ask at least one question")
-    check_tasks(asks.tasks)
-    with Waiting(f"loading {source}", say):
-        model = load(source, dtype, device)
-    with Waiting("choosing questions", say):
-        mixture = Mixture(asks.tasks, seed)
-        items = mixture.held_out(n, trained_questions(Path(source)))
-    for line in mixture.said:
-        say(line)
-    with VerifierPool() as pool, Waiting(f"asking {plural(n, 'question')}", say) as waiting:
-        records, work = evaluate(
-            model,
-            items,
-            asks,
-            pool,
-            temperature=temperature,
-            seed=seed,
-            speculate=speculate,
-            told=waiting.at,
-        )
-    summary = summarise(str(source), records)
-    return {**summary, "acceptance": work.acceptance} if speculate else summary

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import comb, sqrt
+from math import comb
 from typing import Any
 
-import numpy as np
-
+from farthing.evaluate import intervals
+from farthing.evaluate.intervals import mcnemar
 from farthing.tasks.item import OUTCOMES, READABLE
 
 Record = dict[str, Any]
-"""A line of evaluations/*.jsonl: index, task, question, gold, text, outcome, answer, tokens."""
+"""A line of evaluations/*.jsonl, one answer: index, task, question, gold, text, outcome, answer, tokens; sample where a
+question was answered several times. docs/evaluation.md lists the keys."""
 
 
 def summarise(name: str, records: Sequence[Record]) -> dict[str, Any]:
-    """Counts of every outcome, the accuracy and its 95% Wilson interval, overall and by task."""
+    """Counts of every outcome and the accuracy with its 95% interval, overall and by task.
+
+    With several answers to a question `n` still counts questions, the accuracy is pass@1, the mean over them all, and
+    pass@k and maj@k are given as well.
+    """
     summary = _counts(records)
     tasks = sorted({record["task"] for record in records})
     by_task = {task: _counts([r for r in records if r["task"] == task]) for task in tasks}
@@ -24,97 +29,118 @@ def summarise(name: str, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _counts(records: Sequence[Record]) -> dict[str, Any]:
+    questions = by_question(records)
+    samples = max(map(len, questions))
     counts = Counter(record["outcome"] for record in records)
-    n = len(records)
+    accuracy, low, high = intervals.mean([_share(answers) for answers in questions], samples)
     return {
-        "n": n,
+        "n": len(questions),
+        **({"samples": samples} if samples > 1 else {}),
         **{outcome: counts[outcome] for outcome in OUTCOMES},
-        "accuracy": counts["right"] / n,
-        "ci95": list(wilson(counts["right"], n)),
-        "mean_tokens": sum(record["tokens"] for record in records) / n,
+        "accuracy": accuracy,
+        "ci95": [low, high],
+        **(_over_samples(questions, samples) if samples > 1 else {}),
+        **_where_given(records),
+        "mean_tokens": sum(record["tokens"] for record in records) / len(records),
     }
+
+
+def _over_samples(questions: Sequence[Sequence[Record]], samples: int) -> dict[str, Any]:
+    sizes = [2**power for power in range(1, samples.bit_length()) if 2**power < samples] + [samples]
+    passed = {
+        k: [pass_at(k, len(each), sum(map(is_right, each))) for each in questions if len(each) >= k]
+        for k in sizes
+    }
+    return {
+        "pass_at": {str(k): _estimate(values, samples) for k, values in passed.items()},
+        "maj_at": {str(samples): _estimate([majority(answers) for answers in questions], samples)},
+    }
+
+
+def _where_given(records: Sequence[Record]) -> dict[str, Any]:
+    """What only some ways of judging give: acc_norm, and the mean of rewards."""
+    found: dict[str, Any] = {}
+    if all("right_per_character" in record for record in records):
+        found["acc_norm"] = _estimate([float(record["right_per_character"]) for record in records], 1)
+    if all("score" in record for record in records):
+        found["score"] = sum(record["score"] for record in records) / len(records)
+    return found
+
+
+def _estimate(values: Sequence[float], samples: int) -> dict[str, Any]:
+    share, low, high = intervals.mean(values, samples)
+    return {"accuracy": share, "ci95": [low, high]}
+
+
+def by_question(records: Sequence[Record]) -> list[list[Record]]:
+    """The answers to each question, in the order in which the questions first come."""
+    found: dict[Any, list[Record]] = {}
+    for place, record in enumerate(records):
+        found.setdefault(record.get("index", f"line {place}"), []).append(record)
+    return list(found.values())
+
+
+def is_right(record: Record) -> bool:
+    return bool(record["outcome"] == "right")
+
+
+def _share(answers: Sequence[Record]) -> float:
+    return sum(map(is_right, answers)) / len(answers)
+
+
+def pass_at(k: int, samples: int, right: int) -> float:
+    """The chance that one of k answers drawn from these samples is right: an unbiased estimate of pass@k (Chen et al.,
+    arXiv:2107.03374, equation 1)."""
+    return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def majority(answers: Sequence[Record]) -> float:
+    """Whether the commonest of the readable answers is right; with several equally common, the share of them that is,
+    which is what drawing one of them would come to (Wang et al., arXiv:2203.11171, vote likewise)."""
+    votes = Counter(record["answer"] for record in answers if record["outcome"] in READABLE)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    right = Counter(record["answer"] for record in answers if is_right(record))
+    tied = [answer for answer, count in votes.items() if count == most]
+    return sum(right[answer] / votes[answer] for answer in tied) / len(tied)
 
 
 def gain(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
     """The change from one evaluation to another, question by question.
 
     `on_parseable` covers the questions where the first model already gave a readable answer: a gain there does not
-    come from learning the format. `format` covers the rest: answers that are readable only now.
+    come from learning the format. `format` covers the rest: answers that are readable only now. Of several answers to
+    a question all must be readable for that, and the shares that are right are compared.
 
     Raises:
         ValueError: if the two are not answers to the same questions.
     """
-    if [r["question"] for r in before] != [r["question"] for r in after]:
+    first, second = by_question(before), by_question(after)
+    if [answers[0]["question"] for answers in first] != [answers[0]["question"] for answers in second]:
         raise ValueError("the two evaluations asked different questions")
-    pairs = list(zip(before, after, strict=True))
-    readable = [pair for pair in pairs if pair[0]["outcome"] in READABLE]
-    unreadable = [pair for pair in pairs if pair[0]["outcome"] not in READABLE]
+    pairs = list(zip(first, second, strict=True))
+    sides: dict[bool, list[tuple[list[Record], list[Record]]]] = {True: [], False: []}
+    for pair in pairs:
+        sides[all(record["outcome"] in READABLE for record in pair[0])].append(pair)
+    readable, unreadable = sides[True], sides[False]
     out = _difference(pairs)
-    out["mcnemar_p"] = mcnemar(*_right(pairs))
+    if max(map(len, first + second)) == 1:
+        out["mcnemar_p"] = mcnemar(*([is_right(pair[side][0]) for pair in pairs] for side in (0, 1)))
     out["on_parseable"] = {"n": len(readable), **(_difference(readable) if readable else {})}
-    found = [after for _, after in unreadable if after["outcome"] in READABLE]
+    found = [record for _, answers in unreadable for record in answers if record["outcome"] in READABLE]
+    gained = sum(_share(now) - _share(then) for then, now in unreadable)
     out["format"] = {
         "n": len(unreadable),
         "now_parsed": len(found),
-        "now_right": sum(record["outcome"] == "right" for record in found),
-        "share_of_all": sum(record["outcome"] == "right" for record in found) / len(pairs),
+        "now_right": sum(map(is_right, found)),
+        "share_of_all": gained / len(pairs),
     }
     return out
 
 
-def _right(pairs: Sequence[tuple[Record, Record]]) -> tuple[list[bool], list[bool]]:
-    before, after = ([pair[side]["outcome"] == "right" for pair in pairs] for side in (0, 1))
-    return before, after
-
-
-def _difference(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
-    difference, low, high = paired_difference(*_right(pairs))
-    return {"difference": difference, "ci95": [low, high]}
-
-
-Z95 = 1.959963984540054  # the normal distribution's 97.5% point
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95% score interval of a proportion (Wilson 1927); unlike right/n +- 2 se it stays within 0 and 1.
-
-    Raises:
-        ValueError: when n is not positive or right is not within 0..n.
-    """
-    if not (n > 0 and 0 <= right <= n):
-        raise ValueError(f"{right} right of {n} is no proportion")
-    share, spread = right / n, Z95**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z95 * sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_difference(
-    before: Sequence[bool], after: Sequence[bool], draws: int = 10_000
-) -> tuple[float, float, float]:
-    """(difference in accuracy, its 95% interval) for two models on the same questions.
-
-    The interval is the percentile bootstrap over questions (Efron 1979), its draws seeded, so that the same
-    answers always give the same interval. Only (+1, 0, -1) per question matter, so a resample is a
-    multinomial draw.
-
-    Raises:
-        ValueError: when the two are not as long as each other, or empty.
-    """
-    if len(before) != len(after) or not before:
-        raise ValueError(f"{len(before)} and {len(after)} answers are not pairs")
-    change = np.asarray(after, dtype=int) - np.asarray(before, dtype=int)
-    n = len(change)
-    shares = np.array([(change == value).mean() for value in (1, 0, -1)])
-    counts = np.random.default_rng(0).multinomial(n, shares, size=draws)
-    low, high = np.percentile((counts[:, 0] - counts[:, 2]) / n, [2.5, 97.5])
-    return float(change.mean()), float(low), float(high)
-
-
-def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """Exact two-sided p-value that fixes and breaks are equally likely (McNemar 1947, binomial form)."""
-    fixed = sum(a and not b for b, a in zip(before, after, strict=True))
-    broken = sum(b and not a for b, a in zip(before, after, strict=True))
-    changed = fixed + broken
-    tail = sum(comb(changed, k) for k in range(min(fixed, broken) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+def _difference(pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> dict[str, Any]:
+    before, after = ([_share(pair[side]) for pair in pairs] for side in (0, 1))
+    samples = max(len(answers) for pair in pairs for answers in pair)
+    difference, low, high = intervals.paired_difference(before, after, samples)
+    return {"difference": difference, "ci95": [low, high], "finding": intervals.finding(low, high)}

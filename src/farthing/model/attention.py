@@ -113,13 +113,21 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.window = config.window_of(layer)
+        self.window, self.softcap, self.query_scale = (
+            config.window_of(layer),
+            config.softcap,
+            config.query_scale,
+        )
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         rows = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
         self.qkv = Linear(config.hidden_size, rows, bias=config.qkv_bias)
         self.o = Linear(rows[0], (config.hidden_size,), bias=config.o_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.rms_eps) if config.qk_norm else None
+        # over each head, or over the whole width of q and of k
+        widths = (self.head_dim, self.head_dim) if config.qk_norm == "head" else rows[:2]
+        self.q_norm, self.k_norm = (
+            RMSNorm(width, config.rms_eps, config.centred_norms) if config.qk_norm else None
+            for width in widths
+        )
 
     def forward(
         self, x_NC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, plus: Tensor | None = None
@@ -132,7 +140,14 @@ class GroupedQueryAttention(nn.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split([heads, kv_heads], 1)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], 1)
+            qk = torch.cat([_normed(q, self.q_norm), _normed(k, self.k_norm)], 1)
         q, k = rotate(qk, *rope).split([heads, kv_heads], 1)
-        rule = FULL if self.window is None else Rule(self.window)
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
+        rule = Rule(self.window, self.softcap)
         return self.o(attend(self.layer, q, k, v, rule).reshape(x_NC.shape[0], -1), plus)
+
+
+def _normed(x_NHD: Tensor, norm: RMSNorm) -> Tensor:
+    """Norm each head, or all of them together, as wide as the norm is."""
+    return norm(x_NHD.reshape(len(x_NHD), -1, len(norm.weight))).view(x_NHD.shape)

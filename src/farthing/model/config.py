@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,21 @@ class ModelConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False  # RMSNorm over each head of q and k before rotation (Qwen3)
+    qk_norm: Literal["", "head", "all"] = (
+        ""  # RMSNorm of q and k before rotation: each head (Qwen3), or all (OLMo 2)
+    )
+    query_scale: float = 1.0  # multiplies the scores, beside head_dim^-1/2
+    softcap: float | None = None  # bounds the scores: s becomes softcap * tanh(s / softcap) (Gemma 2)
     window: int | None = None  # layers in `sliding` attend to a token and the window - 1 before it (Mistral)
     sliding: tuple[int, ...] = ()
+    local_rope: Rope | None = None  # rotation in `sliding` layers, if it is another (Gemma 3)
+    norms: Literal["before", "after", "both"] = (
+        "before"  # of each half of a layer: its input, its output, both
+    )
+    centred_norms: bool = False  # norms multiply by 1 + weight (Gemma)
+    activation: Literal["silu", "gelu"] = "silu"  # gelu by its tanh approximation
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
     mla: Mla | None = None  # replaces grouped-query attention; num_kv_heads and head_dim are then unused
     moe: Moe | None = None
     mtp_depth: int = 0  # multi-token prediction modules (arXiv:2412.19437 section 2.2)
@@ -172,6 +185,10 @@ class ModelConfig:
     def window_of(self, layer: int) -> int | None:
         """Return how many tokens a token sees in layer number `layer`, itself included; None for all before it."""
         return self.window if layer in self.sliding else None
+
+    def rope_of(self, layer: int) -> Rope:
+        """Return the rotation in layer number `layer`."""
+        return self.local_rope if self.local_rope is not None and layer in self.sliding else self.rope
 
     @property
     def windows(self) -> Counter[int | None]:

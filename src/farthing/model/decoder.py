@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from farthing.model.attention import Attend, GroupedQueryAttention, Segments
-from farthing.model.config import ModelConfig
-from farthing.model.feedforward import SwiGLU
+from farthing.model.config import ModelConfig, Rope
+from farthing.model.feedforward import GeGLU, SwiGLU
 from farthing.model.latent import LatentAttention
 from farthing.model.layers import Linear, RMSNorm
 from farthing.model.moe import MixtureOfExperts, Routing
@@ -20,29 +20,45 @@ from farthing.model.rotary import tables
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Attention and feed-forward, each added to the residual stream, with norms before them, after them or both."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_eps)
+        self.attention_norm = _norm(config) if config.norms != "after" else nn.Identity()
         self.attention = (
             LatentAttention(config, index) if config.mla else GroupedQueryAttention(config, index)
         )
-        self.feedforward_norm = RMSNorm(config.hidden_size, config.rms_eps)
+        self.attention_out_norm = _norm(config) if config.norms != "before" else None
+        self.feedforward_norm = _norm(config) if config.norms != "after" else nn.Identity()
         self.feedforward: MixtureOfExperts | SwiGLU
         if config.is_moe(index):
             self.feedforward = MixtureOfExperts(config, index)
         else:
-            self.feedforward = SwiGLU(config.hidden_size, config.intermediate_size, config.mlp_bias)
+            kind = GeGLU if config.activation == "gelu" else SwiGLU
+            self.feedforward = kind(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.feedforward_out_norm = _norm(config) if config.norms != "before" else None
 
     def forward(
         self, x_NC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, routing: Routing | None = None
     ) -> Tensor:
-        x_NC = self.attention(self.attention_norm(x_NC), rope, attend, plus=x_NC)
+        normed = self.attention_norm(x_NC)
+        if self.attention_out_norm is None:  # the last product adds the stream
+            x_NC = self.attention(normed, rope, attend, plus=x_NC)
+        else:
+            x_NC = x_NC + self.attention_out_norm(self.attention(normed, rope, attend))
         normed = self.feedforward_norm(x_NC)
+        if self.feedforward_out_norm is None:
+            return self._feed(normed, x_NC, routing)
+        return x_NC + self.feedforward_out_norm(self._feed(normed, None, routing))
+
+    def _feed(self, normed_NC: Tensor, plus: Tensor | None, routing: Routing | None) -> Tensor:
         if isinstance(self.feedforward, MixtureOfExperts):
-            return self.feedforward(normed, x_NC, routing)
-        return self.feedforward(normed, plus=x_NC)
+            return self.feedforward(normed_NC, plus, routing)
+        return self.feedforward(normed_NC, plus)
+
+
+def _norm(config: ModelConfig) -> RMSNorm:
+    return RMSNorm(config.hidden_size, config.rms_eps, config.centred_norms)
 
 
 class Decoder(nn.Module):
@@ -59,7 +75,7 @@ class Decoder(nn.Module):
         self.stored: torch.dtype | None = None
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_eps)
+        self.norm = _norm(config)
         self.mtp = nn.ModuleList(
             MultiTokenPredictor(config, depth, Layer(config, config.num_layers + depth))
             for depth in range(config.mtp_depth)
@@ -67,29 +83,32 @@ class Decoder(nn.Module):
         self.head = Linear(config.hidden_size, (config.vocab_size,))
         if config.tied_head:
             self.head.weight = self.embed.weight
-        self._rope: tuple[Tensor, Tensor] | None = None
+        self._tables: dict[Rope, tuple[Tensor, Tensor]] = {}
 
-    def _rope_at(self, positions_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _ropes_at(self, positions_N: Tensor, dtype: torch.dtype) -> dict[Rope, tuple[Tensor, Tensor]]:
+        """The tables of each rotation at these positions, (cos, sin)."""
         needed = int(positions_N.max()) + 1
-        if (
-            self._rope is None
-            or self._rope[0].shape[0] < needed
-            or self._rope[0].device != positions_N.device
-        ):
-            length = max(1 << (needed - 1).bit_length(), 256)
-            cos, sin = tables(self.config.rope, self.config.rotary_dim, length)
-            self._rope = (cos.to(positions_N.device), sin.to(positions_N.device))
-        cos, sin = self._rope
-        return cos[positions_N].to(dtype)[:, None], sin[positions_N].to(dtype)[:, None]
+        found = {}
+        for rope in {self.config.rope, self.config.local_rope or self.config.rope}:
+            have = self._tables.get(rope)
+            if have is None or have[0].shape[0] < needed or have[0].device != positions_N.device:
+                length = max(1 << (needed - 1).bit_length(), 256)
+                cos, sin = tables(rope, self.config.rotary_dim, length)
+                have = self._tables[rope] = (cos.to(positions_N.device), sin.to(positions_N.device))
+            cos, sin = have
+            found[rope] = cos[positions_N].to(dtype)[:, None], sin[positions_N].to(dtype)[:, None]
+        return found
 
     def hidden(
         self, ids_N: Tensor, positions_N: Tensor, attend: Attend, routing: Routing | None = None
     ) -> Tensor:
         """Return the final norm's output, [N, C]; `logits` of row i predict the token after token i."""
         x_NC = F.embedding(ids_N, self.embed.weight)
-        rope = self._rope_at(positions_N, x_NC.dtype)
-        for layer in self.layers:
-            x_NC = layer(x_NC, rope, attend, routing)
+        if self.config.embed_scale != 1.0:
+            x_NC = x_NC * x_NC.new_tensor(self.config.embed_scale)  # rounded to its dtype, as in transformers
+        ropes = self._ropes_at(positions_N, x_NC.dtype)
+        for number, layer in enumerate(self.layers):
+            x_NC = layer(x_NC, ropes[self.config.rope_of(number)], attend, routing)
         return self.norm(x_NC)
 
     def mtp_hidden(
@@ -109,13 +128,16 @@ class Decoder(nn.Module):
             hidden_NC: output of `hidden`, or of the previous module, for each token.
         """
         embedded = F.embedding(ids_N, self.embed.weight)
-        rope = self._rope_at(positions_N, embedded.dtype)
+        rope = self._ropes_at(positions_N, embedded.dtype)[self.config.rope]
         out: Tensor = self.mtp[depth](embedded, hidden_NC, rope, attend, routing)
         return out
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """Return the score of each vocabulary entry, [N, V] float32."""
-        return self.head(hidden_NC).float()
+        logits_NV = self.head(hidden_NC).float()
+        if (cap := self.config.logit_softcap) is not None:
+            logits_NV = cap * torch.tanh(logits_NV / cap)
+        return logits_NV
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Return the logits of a rectangular batch without padding, [B, L, V] float32."""
@@ -134,7 +156,7 @@ class Decoder(nn.Module):
             if name.endswith("bias"):
                 parameter.zero_()
             elif parameter.dim() == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if self.config.centred_norms else 1.0)
             else:
                 scale = residual_std if name.endswith(("o.weight", "down.weight", "experts.down")) else std
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from farthing.model.kernels import swiglu
 from farthing.model.layers import Linear
 
 
@@ -20,3 +21,10 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_NC: Tensor, plus: Tensor | None = None) -> Tensor:
         return self.down(self.gate_up.silu_product(x_NC), plus)
+
+
+class GeGLU(SwiGLU):
+    """The same with GELU, by its tanh approximation, in SiLU's place."""
+
+    def forward(self, x_NC: Tensor, plus: Tensor | None = None) -> Tensor:
+        return self.down(swiglu.gelu_product(self.gate_up(x_NC)), plus)

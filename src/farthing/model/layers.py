@@ -72,12 +72,17 @@ class Lora(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), with the mean in float32."""
+    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467), with the mean in float32.
 
-    def __init__(self, width: int, eps: float) -> None:
+    A centred norm multiplies by 1 + weight, in float32: the sum has no room in bfloat16.
+    """
+
+    def __init__(self, width: int, eps: float, centred: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width) if centred else torch.ones(width))
+        self.eps, self.centred = eps, centred
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.centred:
+            return norm.rms_norm(x.float(), 1 + self.weight.float(), self.eps).to(x.dtype)
         return norm.rms_norm(x, self.weight, self.eps)

@@ -150,9 +150,11 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(moe.experts, hidden, moe.expert_size)
         self.shared = SwiGLU(hidden, moe.shared * moe.expert_size) if moe.shared else None
 
-    def forward(self, x_NC: Tensor, plus: Tensor, routing: Routing | None) -> Tensor:
-        plus = plus + self.experts(x_NC, *self.router(x_NC, routing))
-        return plus if self.shared is None else self.shared(x_NC, plus=plus)
+    def forward(self, x_NC: Tensor, plus: Tensor | None, routing: Routing | None) -> Tensor:
+        out = self.experts(x_NC, *self.router(x_NC, routing))
+        if plus is not None:
+            out = plus + out
+        return out if self.shared is None else self.shared(x_NC, plus=out)
 
 
 def routers(network: nn.Module) -> Iterator[Router]:

@@ -23,6 +23,11 @@ CURVES = (
           drawn=True, share=True),
     Curve("unparsed", "No answer read", "share of answers",
           "Share of sampled answers in which no answer was found.", share=True),
+    Curve("cut_off", "Cut off", "share of answers",
+          "Share of sampled answers that reached max_new_tokens without an end.", share=True),
+    Curve("silent", "Without signal", "share of groups",
+          "Share of questions whose answers all earned the same, so that nothing is learnt from them.", live="silent",
+          share=True, optional=True),
     Curve("entropy", "Entropy", "nats per token",
           "How undecided the model is about its next token; at zero it no longer explores.", live="entropy"),
     Curve("kl", "KL", "nats per token", "Divergence from the model the stage started with.", live="KL", optional=True),
@@ -128,6 +133,11 @@ class Grpo(StageSpec):
         default=32.0, description="LoRA's scale: its update is multiplied by lora_alpha / lora."
     )
 
+    stop_silent: Count | None = Field(
+        default=10,
+        description="The run stops if in none of so many first steps an answer did better than another to the same "
+        "question; null never stops.",
+    )
     sync_every: Count = Field(
         default=10,
         description="Steps between checks that the engine and the trainer give the same log-probabilities.",

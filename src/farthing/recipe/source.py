@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from farthing.base.schema import Strict, given
 from farthing.recipe.tasks import Tasks
 from farthing.recipe.types import Amount, Place, Positive, Text
+
+Shape = Literal[
+    "messages", "alpaca", "prompt-completion", "question-answer", "preference", "unpaired preference", "segments",
+    "text", "continuation",
+]  # fmt: skip
+"""The shapes of conversations (farthing.data.shapes) that can be learnt from."""
 
 
 class Source(Strict):
@@ -21,6 +27,10 @@ class Source(Strict):
     )
     field: Text | None = Field(
         default=None, description="The field to read; null takes text, and messages where conversations are."
+    )
+    shape: Shape | None = Field(
+        default=None,
+        description="The shape of the rows of conversations; null recognises each row by its columns.",
     )
     tasks: Tasks | None = Field(
         default=None,

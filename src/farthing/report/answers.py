@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from farthing.base import figures
+from farthing.evaluate.intervals import finding
 from farthing.report import charts
 from farthing.report.run import SHOWN, Json, Outcomes, Run, mapping, number, outcome, pair, text
 from farthing.tasks.item import READABLE
@@ -45,21 +46,29 @@ class Result:
     after_ci: tuple[float, float] | None
     difference: float
     difference_ci: tuple[float, float] | None
-    verdict: str  # "rose", "fell", or "unclear" when the interval holds zero; "unknown" without an interval
+    verdict: str  # as `intervals.finding`; "unknown" without an interval
     p_value: float | None
     parseable_n: int
     parseable_difference: float | None
     parseable_ci: tuple[float, float] | None
+    parseable_finding: str
     shares: list[Share]
+    samples: int
+    """Answers to each question."""
+    estimates: list[Json]
+    """pass@k and maj@k before and after, where there were several."""
     figure: Markup
 
 
 def pairs(run: Run) -> list[tuple[Json, Json]]:
-    """The lines before and after that are about the same question, ordered by index."""
-    after = {(text(line.get("index")), text(line.get("question"))): line for line in run.after}
-    found = [(line, after[key]) for line in run.before
-             if (key := (text(line.get("index")), text(line.get("question")))) in after]  # fmt: skip
+    """The lines before and after that are about the same question, and the same sample of it, ordered by index."""
+    after = {_key(line): line for line in run.after}
+    found = [(line, after[key]) for line in run.before if (key := _key(line)) in after]
     return sorted(found, key=lambda both: number(both[0].get("index")) or 0.0)
+
+
+def _key(line: Json) -> tuple[str, str, str]:
+    return text(line.get("index")), text(line.get("question")), text(line.get("sample") or 0)
 
 
 def result(run: Run) -> Result | None:
@@ -72,26 +81,34 @@ def result(run: Run) -> Result | None:
     difference = number(gain.get("difference"))
     if difference is None:
         difference = after.overall.accuracy - before.overall.accuracy
-    interval = pair(gain.get("ci95"))
-    verdict = "unknown"
-    if interval is not None:
-        verdict = "rose" if interval[0] > 0 else "fell" if interval[1] < 0 else "unclear"
+    interval, readable = pair(gain.get("ci95")), pair(parseable.get("ci95"))
     return Result(
-        n=after.overall.n,
+        n=after.overall.questions,
         before=before.overall.accuracy,
         after=after.overall.accuracy,
         before_ci=before.overall.ci95,
         after_ci=after.overall.ci95,
         difference=difference,
         difference_ci=interval,
-        verdict=verdict,
+        verdict=finding(*interval) if interval is not None else "unknown",
         p_value=number(gain.get("mcnemar_p")),
         parseable_n=int(number(parseable.get("n")) or 0),
         parseable_difference=number(parseable.get("difference")),
-        parseable_ci=pair(parseable.get("ci95")),
-        shares=_shares(run),
+        parseable_ci=readable,
+        parseable_finding=finding(*readable) if readable is not None else "unknown",
+        shares=_shares(run) if after.overall.samples == 1 else [],
+        samples=after.overall.samples,
+        estimates=_estimates(before.overall, after.overall),
         figure=_intervals(before.overall, after.overall),
     )
+
+
+def _estimates(before: Outcomes, after: Outcomes) -> list[Json]:
+    earlier = {name: (share, interval) for name, share, interval in before.estimates}
+    return [
+        {"name": name, "before": earlier.get(name, (None, None)), "after": (share, interval)}
+        for name, share, interval in after.estimates
+    ]
 
 
 def _shares(run: Run) -> list[Share]:

@@ -23,13 +23,13 @@ from farthing.base.files import write
 from farthing.base.limits import Unwritable, unwritable
 from farthing.cost import spend
 from farthing.cost.spend import Booked
-from farthing.evaluate.score import paired_difference, wilson
+from farthing.evaluate.intervals import finding, paired_difference, wilson
 from farthing.report import learning, learning_text
 from farthing.report.charts import Dot, best_for_the_money, frontier
 from farthing.report.run import Json, Run, mapping, number, outcome, pair, read_run, text
 
 _Key = tuple[str, str, int]
-FEW = 30  # questions in common; with fewer an interval says little
+_SAID = {"rose": "a clear difference", "fell": "a clear difference", "no clear change": "no clear difference"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Contender:
     """Paired with its own base, as the run recorded it."""
     tasks: tuple[str, ...]
     """Tasks of its questions; accuracies on different tasks are not comparable."""
+    samples: int = 1
+    """Answers to each question."""
     on_frontier: bool = False
 
     @property
@@ -101,7 +103,7 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     Raises:
         UserError: when a directory does not exist, or there are not two runs to compare in either way.
     """
-    evaluated: list[tuple[Contender, dict[_Key, bool]]] = []
+    evaluated: list[tuple[Contender, dict[_Key, float]]] = []
     reasons: dict[Path, str] = {}
     trained: list[learning.Trained] = []
     for folder in folders:
@@ -150,7 +152,7 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     return Comparison(runs, pairs, left_out, curves)
 
 
-def _contender(run: Run, booked: Booked | None) -> tuple[Contender, dict[_Key, bool]] | str:
+def _contender(run: Run, booked: Booked | None) -> tuple[Contender, dict[_Key, float]] | str:
     """The run with its ledger, or why it cannot be compared."""
     if booked is None or not booked.lines:
         return f"{run.folder} has no ledger"
@@ -164,13 +166,14 @@ def _contender(run: Run, booked: Booked | None) -> tuple[Contender, dict[_Key, b
         name=text(str(run.folder)),
         usd=booked.summary.total.usd + booked.entered,
         seconds=booked.summary.total.seconds,
-        n=overall.n,
+        n=overall.questions,
         accuracy=overall.accuracy,
         ci95=overall.ci95 or wilson(overall.counts["right"], overall.n),
         before=before.overall.accuracy if before else None,
         gain=number(gain.get("difference")),
         gain_ci95=pair(gain.get("ci95")),
         tasks=tuple(sorted(after.by_task)),
+        samples=overall.samples,
     )
     return contender, _answers(run.after)
 
@@ -191,25 +194,31 @@ def _names(found: Sequence[tuple[Contender, object]]) -> list[str]:
     return short if len(set(short)) == len(short) else [run.name for run, _ in found]
 
 
-def _answers(lines: Sequence[Json]) -> dict[_Key, bool]:
-    """Right or not by question; a question that was asked twice is two."""
+def _answers(lines: Sequence[Json]) -> dict[_Key, float]:
+    """The share of right answers by question; a question that was asked twice is two."""
+    asked: dict[tuple[str, str, str], list[bool]] = {}
+    for place, line in enumerate(lines):
+        index = text(line.get("index")) or f"line {place}"
+        key = (index, text(line.get("task")), text(line.get("question")))
+        asked.setdefault(key, []).append(outcome(line) == "right")
     seen: Counter[tuple[str, str]] = Counter()
-    answers: dict[_Key, bool] = {}
-    for line in lines:
-        question = (text(line.get("task")), text(line.get("question")))
-        answers[(*question, seen[question])] = outcome(line) == "right"
-        seen[question] += 1
+    answers: dict[_Key, float] = {}
+    for (_, task, question), right in asked.items():
+        answers[task, question, seen[task, question]] = sum(right) / len(right)
+        seen[task, question] += 1
     return answers
 
 
-def _pair(one: tuple[Contender, dict[_Key, bool]], other: tuple[Contender, dict[_Key, bool]]) -> Pair:
+def _pair(one: tuple[Contender, dict[_Key, float]], other: tuple[Contender, dict[_Key, float]]) -> Pair:
     (first, asked), (second, answered) = one, other
     common = [key for key in asked if key in answered]
     usd = second.usd - first.usd
     if not common:
         return Pair(first.name, second.name, 0, None, None, usd)
     difference, low, high = paired_difference(
-        [asked[key] for key in common], [answered[key] for key in common]
+        [asked[key] for key in common],
+        [answered[key] for key in common],
+        max(first.samples, second.samples),
     )
     return Pair(first.name, second.name, len(common), difference, (low, high), usd)
 
@@ -277,12 +286,10 @@ def pair_sentence(found: Pair) -> str:
     more = f"{figures.money(abs(found.usd))} {'more' if found.usd >= 0 else 'less'}"
     if found.difference is None or found.ci95 is None:
         return f"{found.second} costs {more} than {found.first}; no question was asked of both, so nothing to compare"
-    low, high = found.ci95
-    clear = "no clear difference" if low <= 0 <= high else "a clear difference"
-    few = f", few of them (under {FEW})" if found.n < FEW else ""
+    clear = _SAID.get(told := finding(*found.ci95), told)
     return (
         f"{found.second} costs {more} than {found.first}: {figures.points(found.difference)} points "
-        f"(95% interval {figures.interval((low, high), as_points=True)}, {found.n} same questions{few}), {clear}"
+        f"(95% interval {figures.interval(found.ci95, as_points=True)}, {found.n} same questions), {clear}"
     )
 
 

@@ -112,7 +112,7 @@ def _headline(run: Run, validation: training.Validation | None) -> str:
     ):
         if evaluation := run.evaluation(name):
             share = figures.percent(evaluation.overall.accuracy)
-            questions = figures.plural(evaluation.overall.n, "held‑out question")
+            questions = figures.plural(evaluation.overall.questions, "held‑out question")
             return f"{who} answers {share} of {questions} right; {lacking}."
     return "The model has not been evaluated, so nothing is known about how good it is."
 
@@ -123,7 +123,7 @@ def _asked(run: Run) -> str:
     if found is None:
         return ""
     interval = f" (95% interval {figures.interval(found.overall.ci95)})" if found.overall.ci95 else ""
-    questions = figures.plural(found.overall.n, "held‑out question")
+    questions = figures.plural(found.overall.questions, "held‑out question")
     return (
         f"The trained model answers {figures.percent(found.overall.accuracy)} of {questions} right{interval}."
     )

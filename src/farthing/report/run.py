@@ -8,7 +8,7 @@ cannot hold (control characters, lone surrogates); the template escapes it.
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,21 @@ class Outcomes:
 
     name: str
     counts: dict[str, int]
+    """Of answers."""
     ci95: tuple[float, float] | None = None
+    samples: int = 1
+    """Answers to each question."""
+    estimates: tuple[tuple[str, float, tuple[float, float] | None], ...] = ()
+    """pass@k and maj@k, where there were several: name, share, interval."""
 
     @property
     def n(self) -> int:
+        """Answers."""
         return sum(self.counts.values())
+
+    @property
+    def questions(self) -> int:
+        return self.n // self.samples
 
     @property
     def accuracy(self) -> float:
@@ -202,8 +212,17 @@ def _steps(lines: Sequence[Json]) -> list[Json]:
 
 def _outcomes(entry: Mapping[str, object], name: str) -> Outcomes:
     counts = {outcome: max(0, int(number(entry.get(outcome)) or 0)) for outcome in SHOWN}
-    counts["other"] = max(counts["other"], int(number(entry.get("n")) or 0) - sum(counts.values()))
-    return Outcomes(name, counts, pair(entry.get("ci95")))
+    samples = max(1, int(number(entry.get("samples")) or 1))
+    counts["other"] = max(counts["other"], int(number(entry.get("n")) or 0) * samples - sum(counts.values()))
+    return Outcomes(name, counts, pair(entry.get("ci95")), samples, tuple(_estimates(entry)))
+
+
+def _estimates(entry: Mapping[str, object]) -> Iterator[tuple[str, float, tuple[float, float] | None]]:
+    for kind, said in (("pass_at", "pass@"), ("maj_at", "maj@")):
+        for k, value in mapping(entry.get(kind)).items():
+            share = number(mapping(value).get("accuracy"))
+            if share is not None:
+                yield said + text(k), share, pair(mapping(value).get("ci95"))
 
 
 def outcome(line: Json) -> str:
@@ -214,4 +233,7 @@ def outcome(line: Json) -> str:
 
 def _tally(lines: Sequence[Json], name: str) -> Outcomes:
     found = Counter(outcome(line) for line in lines)
-    return Outcomes(name, {kind: found[kind] for kind in SHOWN})
+    samples = 1 + max((int(number(line.get("sample")) or 0) for line in lines), default=0)
+    return Outcomes(
+        name, {kind: found[kind] for kind in SHOWN}, samples=samples if len(lines) % samples == 0 else 1
+    )

@@ -34,6 +34,7 @@ class StageCurves:
     window: int
     panels: list[Panel]
     missing: list[str]
+    unchanged: bool  # its model has the weights that it started from
 
 
 def shown(stage: str) -> list[Curve]:
@@ -50,6 +51,9 @@ def series(lines: list[Json], key: str) -> list[charts.Point]:
 def curves(run: Run) -> list[StageCurves]:
     """The training curves of every stage that wrote metrics."""
     stages = []
+    unchanged = {
+        entry.get("name") for entry in rows(run.results.get("stages")) if entry.get("unchanged") is True
+    }
     for stage, lines in run.metrics.items():
         panels, missing = [], []
         for curve in shown(stage):
@@ -58,9 +62,22 @@ def curves(run: Run) -> list[StageCurves]:
                 missing += [] if curve.optional else [curve.title.lower()]
                 continue
             panels.append(Panel(curve.title, curve.gloss, _drawing(curve, points)))
+        panels += _parts(lines)
         _, window = charts.smooth([0.0] * len(lines))
-        stages.append(StageCurves(stage, len(lines), window, panels, missing))
+        stages.append(StageCurves(stage, len(lines), window, panels, missing, stage in unchanged))
     return stages
+
+
+def _parts(lines: list[Json]) -> list[Panel]:
+    """A panel for each part of the reward, where it has parts."""
+    table = [{"step": line["step"], **mapping(line.get("reward_parts"))} for line in lines]
+    names = {name: None for line in table for name in line if name != "step"}
+    gloss = "One part of the reward, before its weight."
+    return [
+        Panel(f"Reward: {text(name)}", gloss, _drawing(Curve(name, text(name), "mean reward"), points))
+        for name in names
+        if (points := series(table, name))
+    ]
 
 
 def _drawing(curve: Curve, points: list[charts.Point]) -> Markup:

@@ -83,8 +83,9 @@ def claim(folder: Path, recipe: Recipe) -> None:
     ).exists():  # nothing depends on the recipe yet, so a mistyped base can be corrected
         write(path, dump(recipe))
         return
-    # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out.
-    free: Any = {"device": True, "dtype": True, "stages": {"__all__": {"memory_gb"}}}
+    # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out, and what
+    # does not change the weights.
+    free: Any = {"device": True, "dtype": True, "stages": {"__all__": {"memory_gb", "stop_silent"}}}
     ours, theirs = (r.model_dump(mode="json", exclude=free) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(

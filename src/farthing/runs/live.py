@@ -107,11 +107,16 @@ class LiveView:
         value = next((line[curve.key] for line in lines if line.get(curve.key) is not None), None)
         return percent(value) if curve.share else short(value)
 
+    def _parts(self) -> list[tuple[str, float]]:
+        """The parts of the reward, where it has several."""
+        return [(name, value) for name, value in (self._latest.get("reward_parts") or {}).items()]
+
     def _line(self) -> str:
         get = self._latest.get
         parts = [
             f"step {self._done()}/{self._total}",
             *(f"{curve.live} {self._value(curve)}" for curve in (*self._curves, *self._figures)),
+            *(f"{name} {short(value)}" for name, value in self._parts()),
             f"step time {duration(get('seconds'))}",
             f"spent {money(get('usd_so_far'))}",
             f"left {duration(self.seconds_left())}",
@@ -139,6 +144,8 @@ class LiveView:
         figures = Text(no_wrap=True, overflow="ellipsis")
         for curve in self._figures:
             figures.append(f"{curve.live} ", style="dim").append(f"{self._value(curve)}   ")
+        for name, value in self._parts():
+            figures.append(f"{name} ", style="dim").append(f"{short(value)}   ")
         shares = Text(self._shares(), "dim", no_wrap=True, overflow="ellipsis")
         return Group(head, bar_line, curves, figures, shares)
 

@@ -32,7 +32,9 @@ from farthing.base.waiting import Waiting
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
+from farthing.data.overlap import HeldOut
 from farthing.evaluate.ask import evaluate
+from farthing.evaluate.intervals import finding
 from farthing.evaluate.score import gain, summarise
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
@@ -53,12 +55,12 @@ from farthing.runs.folder import (
 from farthing.runs.live import LiveView
 from farthing.runs.memory import within_memory
 from farthing.stages import kind
-from farthing.stages.at import At, Models
+from farthing.stages.at import UNCHANGED, At, Models
 from farthing.tasks import Item, gym, sandbox
 from farthing.tasks.audit import audit, paid
 from farthing.tasks.check import check
 from farthing.tasks.data import is_data
-from farthing.tasks.mixture import Mixture, question_key
+from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.weights.folder import read_config
 from farthing.weights.sources import Source, model_folder, resolve
@@ -172,8 +174,8 @@ class _Work:
             started=self.began,
         )
         self.models = Models(self.place)
+        self.held_out = HeldOut()  # the questions that no stage may train on
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
-        self._never_trained: set[str] = set()  # questions of data that is for evaluation alone
 
     def do(self) -> None:
         """Do everything that is not done yet."""
@@ -229,7 +231,7 @@ class _Work:
             ranks=Alone(self.place.device),
             meter=self.meter,
             pool=pool,
-            held_out=set(map(question_key, [*(item.question for item in items), *self._never_trained])),
+            held_out=self.held_out,
             asks=self.recipe.asks(),
             say=self._say,
             warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),
@@ -263,10 +265,10 @@ class _Work:
         mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
         for line in mixture.said:
             self._say(line, aloud=True)
-        self._never_trained = mixture.never_trained(
-            tasks for stage in self.recipe.stages for tasks in stage.mixtures
-        )
-        return mixture.held_out(self.recipe.evaluate.held_out)
+        items = mixture.held_out(self.recipe.evaluate.held_out)
+        apart = mixture.never_trained(tasks for stage in self.recipe.stages for tasks in stage.mixtures)
+        self.held_out = HeldOut(dict.fromkeys([*(item.question for item in items), *sorted(apart)]))
+        return items
 
     def _evaluate(self, name: str, folder: Path, items: list[Item], pool: VerifierPool) -> None:
         path = self.folder / "evaluations" / f"{name}.jsonl"
@@ -467,6 +469,8 @@ def _show(finished: Run, console: Console) -> None:
         if stage.get("val_bits_per_byte") is not None:
             measured = f"{bits(stage['val_bits_per_byte'])} bits per byte of validation text"
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
+        if stage.get("unchanged"):
+            console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
         console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:
@@ -489,7 +493,8 @@ def _score_line(evaluation: dict[str, Any]) -> str:
 def _gain_line(gain: dict[str, Any]) -> str:
     def change(part: dict[str, Any]) -> str:
         low, high = part["ci95"]
-        unclear = ", no clear change" if low <= 0 <= high else ""
+        told = finding(low, high)
+        unclear = f", {told}" if told in ("no clear change", "too few to tell") else ""
         return f"{points(part['difference'])} points (95% interval {points(low)} to {points(high)}{unclear})"
 
     line = f"  gain: {change(gain)}, paired"

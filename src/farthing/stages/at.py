@@ -13,12 +13,19 @@ from farthing.base.files import write_json
 from farthing.base.seal import hashes
 from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
 from farthing.tasks.pool import VerifierPool
 from farthing.train.loop import Progress
+from farthing.weights.folder import same_weights
 
 Say = Callable[[str], None]
+
+UNCHANGED = (
+    "training changed no weight: the model is the one it started from; either no step had anything to learn from, "
+    "or lr is too small for bfloat16 to show"
+)
 
 
 class View(Protocol):
@@ -77,8 +84,8 @@ class At:
     ranks: Ranks
     meter: Meter
     pool: VerifierPool
-    held_out: set[str]
-    """Keys (`question_key`) of the questions that no stage may train on."""
+    held_out: HeldOut
+    """The questions that no stage may train on."""
     asks: Asks
     """The recipe's way of asking questions."""
     say: Say
@@ -108,10 +115,13 @@ class At:
         with self.meter.span("load"), self.waiting("loading the model"):
             return self.models.to_train(folder)
 
-    def finish(self, model: Model, steps: int, *, merged: bool = False, **facts: Any) -> Path:
+    def finish(
+        self, model: Model, steps: int, *, start: Path | None = None, merged: bool = False, **facts: Any
+    ) -> Path:
         """Write the model and done.json, which says that the stage is complete.
 
         Args:
+            start: the folder that the stage started from; that nothing has changed since is said and recorded.
             merged: adapters are merged into the written model, so the one in memory differs.
             facts: further entries of done.json.
         """
@@ -119,6 +129,9 @@ class At:
         with self.meter.span("checkpoint"), self.waiting("writing the model"):
             model.save(folder)
             kind = self.folder.name.partition("-")[2]
+            if start is not None and same_weights(start, folder):
+                facts["unchanged"] = True
+                self.warn(UNCHANGED)
             done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts, "sha256": hashes(folder)}
             write_json(self.folder / "done.json", done)
         if not merged:

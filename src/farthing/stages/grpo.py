@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from farthing.base.device import Ranks
 from farthing.cost.meter import Meter
+from farthing.data.overlap import HeldOut
+from farthing.data.tokenizer import question_ids
 from farthing.engine import Model
 from farthing.recipe import Grpo
 from farthing.stages.at import At
+from farthing.tasks import Item
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
+from farthing.train.alarms import Watch
 from farthing.train.grpo import Learner
 from farthing.train.loop import Progress, train
 from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Roller
 
 _MANY_FAILED = 0.01  # share of a step's rewards
+_SPARE = 16  # tokens that a template or a tokenizer may add around a question
 
 
 def run(spec: Grpo, start: Path | None, at: At) -> Path:
@@ -38,7 +45,32 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             ranks=at.ranks,
             progress=progress,
         )
-    return at.finish(model, spec.steps, merged=bool(spec.lora))
+    return at.finish(model, spec.steps, start=start, merged=bool(spec.lora))
+
+
+def _fitting(stage: Grpo, model: Model, cache: int, progress: Progress) -> Callable[[Item], bool]:
+    """Whether a question of data, which may have any length, leaves room for an answer; the first that does not is
+    said."""
+    most = min(model.decoder.config.max_positions, cache) - stage.max_new_tokens
+    around = len(question_ids(model.tokenizer, "", stage.prompt, stage.system))
+    said = False
+
+    def fits(item: Item) -> bool:
+        nonlocal said
+        # most questions are short: a token has at least a byte, so they need not be counted
+        at_most = around + len(f"{item.asked}{item.system or ''}".encode()) + _SPARE
+        if item.metadata["scorer"] != "rewards" or at_most <= most:
+            return True
+        length = len(question_ids(model.tokenizer, item.asked, stage.prompt, item.system or stage.system))
+        if length > most and not said:
+            progress.warn(
+                f"a question of {item.task} has {length:,} tokens, and beside max_new_tokens there is room for "
+                f"{most:,}: such questions are skipped"
+            )
+            said = True
+        return length <= most
+
+    return fits
 
 
 def train_grpo(
@@ -47,7 +79,7 @@ def train_grpo(
     folder: Path,
     *,
     seed: int,
-    held_out: set[str],
+    held_out: HeldOut,
     pool: VerifierPool,
     meter: Meter,
     ranks: Ranks,
@@ -56,10 +88,11 @@ def train_grpo(
     """Train `model` in place; metrics and checkpoints go to `folder`. A killed run continues from its checkpoint.
 
     Args:
-        held_out: keys of the questions that must never be trained on.
+        held_out: the questions that must never be trained on.
 
     Raises:
         Diverged: when the gradient is broken, or sampler and trainer disagree.
+        NothingToLearn: when none of the first steps had signal.
     """
     decoder = model.decoder
     reference = None
@@ -71,12 +104,14 @@ def train_grpo(
         add_lora(decoder, stage.lora, stage.lora_alpha, seed)
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
     engine = model.engine(stage.sampled_at_once, stage.cache_tokens, record_routing=True)
-    stream = Mixture(stage.tasks, seed).stream(exclude=held_out)
+    stream = Mixture(stage.tasks, seed).stream(held_out, _fitting(stage, model, engine.capacity, progress))
     roller = Roller(stage, model, engine, stream, pool, meter, seed, ranks)
     state = {"cursor": 0}
     learner = Learner(stage, decoder, reference, weights, model.hf_config, meter, ranks)
+    watch = Watch(progress.warn, stage.stop_silent)
 
     def one_step(step: int) -> dict[str, Any]:
+        watch.check()
         started, before = time.monotonic(), dict(meter.totals().seconds)
         batch, state["cursor"] = roller.collect(step, state["cursor"])
         measured = batch.metrics(ranks)
@@ -94,7 +129,7 @@ def train_grpo(
         seconds, totals = time.monotonic() - started, meter.totals()
         spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
         sampled = ranks.total(sum(len(sample.ids) for group in batch.sampled for sample in group.samples))
-        return {
+        line = {
             "step": step + 1,
             **measured,
             **learned,
@@ -105,6 +140,12 @@ def train_grpo(
             "usd_so_far": totals.usd,
             "cursor": state["cursor"],
         }
+        watch.see(line)
+        return line
+
+    def recall(line: dict[str, Any]) -> None:
+        progress.recall(line)
+        watch.recall(line)
 
     train(
         folder,
@@ -114,5 +155,5 @@ def train_grpo(
         one_step,
         meter=meter,
         checkpoint_every=stage.checkpoint_every,
-        progress=progress,
+        progress=replace(progress, recall=recall),
     )

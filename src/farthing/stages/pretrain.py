@@ -23,6 +23,7 @@ from farthing.cost.meter import Meter
 from farthing.data.bpe import SPECIAL, train_tokenizer
 from farthing.data.corpus import Corpus
 from farthing.data.left_out import LeftOut
+from farthing.data.overlap import HeldOut
 from farthing.data.packing import FIM, Packer, fim_marks
 from farthing.data.text import Document
 from farthing.data.tokenizer import Tokenizer
@@ -99,7 +100,7 @@ def run(spec: Pretrain, start: Path | None, at: At) -> Path:
     )
 
 
-def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: set[str], say: Say) -> Prepared:
+def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: HeldOut, say: Say) -> Prepared:
     """Read the data, train the tokenizer and write the untrained model, each unless it is there already.
 
     Args:

@@ -12,18 +12,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from farthing.base.device import Ranks
-from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
-from farthing.data.conversations import ConversationPacker, examples, lint_template, placed_conversations
+from farthing.data.conversations import ConversationPacker, examples
 from farthing.data.left_out import LeftOut
+from farthing.data.messages import Conversation, Passage
+from farthing.data.overlap import HeldOut
+from farthing.data.shapes import Found, placed_conversations
 from farthing.data.text import Problems
-from farthing.data.tokenizer import Message, Tokenizer
+from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, Source
 from farthing.stages.at import At, Say
 from farthing.stages.pieces import Pieces
 from farthing.stages.sources import LEFT_OUT, copies, source_paths
-from farthing.tasks.mixture import question_key
 from farthing.train.lm import train_lm
 from farthing.train.loop import Progress
 from farthing.train.optim import add_lora
@@ -56,7 +57,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
             ranks=at.ranks,
             progress=progress,
         )
-    return at.finish(model, steps, merged=bool(spec.lora), conversations=len(packer.examples))
+    return at.finish(model, steps, start=start, merged=bool(spec.lora), conversations=len(packer.examples))
 
 
 def prepare_sft(
@@ -66,44 +67,44 @@ def prepare_sft(
     *,
     seed: int,
     asks: Asks,
-    held_out: set[str],
+    held_out: HeldOut,
     say: Say,
 ) -> tuple[ConversationPacker, int]:
     """Pack the conversations, and count the steps.
 
     Args:
         asks: how the recipe asks its questions; worked solutions use the same words.
-        held_out: keys of questions; a conversation in which the user asks one is left out.
+        held_out: questions; a conversation in which anyone says one, however wrapped, is left out.
         say: called with the number of conversations that cannot be used, and three of them.
 
     Raises:
-        UserError: when the chat template cannot be trained with, or no conversation is left.
+        UserError: for a conversation that cannot be used, under `policy: stop`, and when none is left.
     """
-    faults = lint_template(tokenizer)
-    if faults:
-        raise UserError(f"this model's chat template cannot be trained with: {'; '.join(faults)}")
     paths = source_paths(stage.data, Pieces(folder, say), seed, held_out, asks)
+    found = Found()
     with LeftOut(folder / LEFT_OUT, say) as left_out:
         problems = Problems(stage.policy, left_out)
-        placed = _conversations(paths, held_out, problems)
+        placed = _conversations(paths, held_out, problems, found)
         made = examples(tokenizer, placed, stage.length, problems)
+    for line in found.lines():
+        say(line)
     packer = ConversationPacker(made, stage.length, seed)
     rows = stage.batch_tokens // stage.length
     return packer, stage.steps or math.ceil(stage.epochs * packer.rows_per_epoch / rows)
 
 
 def _conversations(
-    paths: Sequence[tuple[Source, str]], held_out: set[str], problems: Problems
-) -> Iterator[tuple[list[Message], str]]:
+    paths: Sequence[tuple[Source, str]], held_out: HeldOut, problems: Problems, found: Found
+) -> Iterator[tuple[Conversation | Passage, str]]:
     for source, path in paths:
-        for number, (messages, place) in enumerate(
-            placed_conversations(path, source.field or "messages", problems)
+        for number, (conversation, place) in enumerate(
+            placed_conversations(path, problems, field=source.field, shape=source.shape, found=found)
         ):
-            asked = (question_key(m["content"]) for m in messages if m["role"] == "user")
-            if not held_out.isdisjoint(asked):
-                problems.leave_out(place, "it asks a held-out question")
+            said = (*conversation.asked, *conversation.texts) if held_out else ()
+            if overlap := next(filter(None, map(held_out.match, said)), None):
+                problems.leave_out(place, overlap.sentence)
             else:
-                yield from itertools.repeat((messages, place), copies(number, source.weight))
+                yield from itertools.repeat((conversation, place), copies(number, source.weight))
 
 
 def train_sft(

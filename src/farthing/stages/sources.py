@@ -13,6 +13,7 @@ from pathlib import Path
 
 from farthing.base.errors import UserError
 from farthing.base.files import write
+from farthing.data.overlap import HeldOut
 from farthing.data.text import Document, documents
 from farthing.recipe import Asks, Source
 from farthing.stages.at import Say
@@ -30,12 +31,12 @@ _SEEDS = 2**32  # a recipe's seeds lie below it, so that no two stages draw the 
 
 
 def source_paths(
-    sources: Sequence[Source], pieces: Pieces, seed: int, held_out: set[str], asks: Asks | None = None
+    sources: Sequence[Source], pieces: Pieces, seed: int, held_out: HeldOut, asks: Asks | None = None
 ) -> list[tuple[Source, str]]:
     """Each source with the path to read; worked solutions are first written into the stage's data folder.
 
     Args:
-        held_out: keys of questions that must not appear.
+        held_out: questions that must not appear.
         asks: how questions are asked and answered, for conversations in `messages`; without it worked solutions are
             plain text in `text`.
 
@@ -55,7 +56,7 @@ def source_paths(
     return paths
 
 
-def _write_lessons(source: Source, path: Path, seed: int, held_out: set[str], asks: Asks | None) -> None:
+def _write_lessons(source: Source, path: Path, seed: int, held_out: HeldOut, asks: Asks | None) -> None:
     assert source.tasks is not None
     assert source.items is not None
     check_solvable(source.tasks)

@@ -93,7 +93,7 @@ def _check_data(name: str, setting: TaskSetting, trains: bool) -> None:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, [*SETS, *SCORERS, *REFUSED], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, [*SETS, *SCORERS, *REFUSED], n=3, cutoff=0.6)
     hint = (
         f"the nearest are {', '.join(near)}" if near else f"there are sets ({', '.join(SETS)}) and generators"
     )

@@ -50,11 +50,6 @@ class Item:
         return named
 
 
-def question_key(text: str) -> str:
-    """The question with case and white space normalised: equal keys mean the same question."""
-    return " ".join(text.casefold().split())
-
-
 @dataclass(frozen=True)
 class Verdict:
     """The outcome for one completion, and the answer that was read from it (None when none could be read).

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from farthing.base.terminal import guard
 from farthing.tasks.item import Item, Verdict
 
 _MEMORY = 2**30  # bytes of address space
@@ -36,6 +37,8 @@ def main(function: str) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)  # whatever the function prints must not mix with the replies
+    guard()  # it may quote what it judges
+    sys.stdout = sys.stderr
     module, _, name = function.rpartition(".")
     home = importlib.import_module(module)
     judge, prepare = getattr(home, name), getattr(home, "prepare", None)

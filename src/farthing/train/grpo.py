@@ -135,9 +135,8 @@ class Learner:
         ids, segments, rows, targets = layout(one_pass, device)
         positions = segments.positions().to(device)
         hidden = self.decoder.hidden(ids, positions, segments, replay(one_pass, self.decoder.config))
-        logprobs = token_logprobs(
-            hidden.index_select(0, rows), self.decoder.head.weight, targets, stage.temperature
-        )
+        how = (targets, stage.temperature, self.decoder.config.logit_softcap)
+        logprobs = token_logprobs(hidden.index_select(0, rows), self.decoder.head.weight, *how)
         sampled = torch.tensor([p for answer in answers for p in answer.old_logprobs], device=device)
         if log.updates == 0:
             log.compare(logprobs.detach(), sampled)
@@ -155,7 +154,7 @@ class Learner:
         if self.reference is not None:
             with torch.no_grad():
                 seen = self.reference.hidden(ids, positions, segments)[rows]
-                expected = token_logprobs(seen, self.reference.head.weight, targets, stage.temperature)
+                expected = token_logprobs(seen, self.reference.head.weight, *how)
             corrected = stage.kl_estimator == "k3_corrected"
             kl = k3_corrected(logprobs, old, expected) if corrected else k3(logprobs, expected)
             loss = loss + stage.kl * (kl * each("kl_weight")).sum()

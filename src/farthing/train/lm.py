@@ -145,7 +145,8 @@ def _look_further(
 
 def _losses(decoder: Decoder, hidden_NC: Tensor, targets_N: Tensor) -> Tensor:
     at = (targets_N != NO_LOSS).nonzero()[:, 0]
-    return next_token_losses(hidden_NC.index_select(0, at), decoder.head.weight, targets_N[at])
+    rows, softcap = hidden_NC.index_select(0, at), decoder.config.logit_softcap
+    return next_token_losses(rows, decoder.head.weight, targets_N[at], softcap)
 
 
 @torch.no_grad()

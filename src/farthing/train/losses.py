@@ -20,31 +20,39 @@ class _TokenLogprobs(torch.autograd.Function):
     """Keeps only the hidden states; the backward pass recomputes the logits, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None
+    ) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.softcap = temperature, softcap
         pieces = [
-            _logits(hidden[part], weight, temperature).log_softmax(-1).gather(1, targets[part, None])[:, 0]
+            _logits(hidden[part], weight, temperature, softcap)
+            .log_softmax(-1)
+            .gather(1, targets[part, None])[:, 0]
             for part in _chunks(len(targets), weight)
         ]
         return torch.cat(pieces)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden, weight, targets = ctx.saved_tensors
-        grad = grad / ctx.temperature
+        temperature, softcap = ctx.temperature, ctx.softcap
+        grad = grad / temperature
         grad_hidden = torch.empty_like(hidden)
         grad_weight = None
         for part in _chunks(len(targets), weight):
             # d logp / d logits = onehot(target) - softmax
-            change = _logits(hidden[part], weight, ctx.temperature).softmax(-1).mul_(-grad[part, None])
+            logits = _logits(hidden[part], weight, temperature, softcap)
+            change = logits.softmax(-1).mul_(-grad[part, None])
             change.scatter_add_(1, targets[part, None], grad[part, None])
+            if softcap is not None:  # tanh' = 1 - tanh^2
+                change *= 1 - (logits * (temperature / softcap)).square()
             narrow = change.to(weight.dtype)
             grad_hidden[part] = narrow @ weight
             if ctx.needs_input_grad[1]:
                 product = narrow.T @ hidden[part]
                 grad_weight = product if grad_weight is None else product.float().add_(grad_weight)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
 def _chunks(count: int, weight: Tensor) -> list[slice]:
@@ -52,28 +60,38 @@ def _chunks(count: int, weight: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None) -> Tensor:
     """float32 scores, rounded on the way as the sampler's are (`Decoder.logits`, then the temperature)."""
     logits = (hidden @ weight.T).float()
+    if softcap is not None:
+        logits = logits.div_(softcap).tanh_().mul_(softcap)
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def token_logprobs(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
+def token_logprobs(
+    hidden_MC: Tensor,
+    head_VC: Tensor,
+    targets_M: Tensor,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
     """log p(target) under softmax(hidden @ head.T / temperature), [M] float32, differentiable in hidden and
-    head."""
-    return _TokenLogprobs.apply(hidden_MC, head_VC, targets_M, temperature)
+    head. A `softcap` bounds the scores before the temperature, as in `Decoder.logits`."""
+    return _TokenLogprobs.apply(hidden_MC, head_VC, targets_M, temperature, softcap)
 
 
-def next_token_losses(hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor) -> Tensor:
+def next_token_losses(
+    hidden_MC: Tensor, head_VC: Tensor, targets_M: Tensor, softcap: float | None = None
+) -> Tensor:
     """-log p(target) for each row, [M] float32 nats.
 
     torch's fused loss keeps the logits for the backward pass, which is faster while they are few; otherwise, and
     without that kernel, they are computed twice.
     """
     few = len(targets_M) * head_VC.shape[0] * head_VC.element_size() <= LOGIT_BYTES
-    if few and cross_entropy.KERNEL.on(hidden_MC):
+    if few and softcap is None and cross_entropy.KERNEL.on(hidden_MC):
         return cross_entropy.fused(hidden_MC, head_VC, targets_M).float()
-    return -token_logprobs(hidden_MC, head_VC, targets_M)
+    return -token_logprobs(hidden_MC, head_VC, targets_M, softcap=softcap)
 
 
 def k3(logprobs_M: Tensor, reference_M: Tensor) -> Tensor:

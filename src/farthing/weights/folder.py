@@ -120,6 +120,24 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
     return _stream(names_of)
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether the tensors that both folders name are equal, in the type of the other's.
+
+    The smallest are compared first and the first difference ends it, so that it is quick where there is one.
+    """
+    import torch
+    from safetensors import safe_open
+
+    files, others = tensor_files(one), tensor_headers(other)
+    common = sorted(files.keys() & others.keys(), key=lambda name: math.prod(others[name].shape))
+    for name in common:
+        with safe_open(files[name], "pt") as mine, safe_open(others[name].file, "pt") as theirs:
+            expected = theirs.get_tensor(name)
+            if not torch.equal(mine.get_tensor(name).to(expected.dtype), expected):
+                return False
+    return bool(common)
+
+
 def _stream(names_of: dict[Path, list[str]]) -> Iterator[tuple[str, "Tensor"]]:
     from safetensors import SafetensorError, safe_open
 

@@ -45,7 +45,7 @@ def model_config(settings: Settings) -> ModelConfig:
         **llama.common_fields(settings),
         qkv_bias=settings.flag("attention_bias"),
         moe=gate(settings.over(topk_method="noaux_tc")),
-        qk_norm=settings.flag("use_qk_norm"),
+        qk_norm="head" if settings.flag("use_qk_norm") else "",
     )
 
 

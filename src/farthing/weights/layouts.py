@@ -11,10 +11,10 @@ from torch import Tensor
 from farthing.base.errors import UserError
 from farthing.model import Decoder, ModelConfig
 from farthing.model.moe import Experts
-from farthing.weights import deepseek, glm, llama, mixtral, phi, qwen
+from farthing.weights import deepseek, gemma, glm, llama, mixtral, olmo, phi, qwen
 from farthing.weights.settings import Settings
 
-LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, mixtral, phi, deepseek, glm)
+LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, mixtral, phi, gemma, olmo, deepseek, glm)
 ALIASES = {"kimi_k2": "deepseek_v3"}  # other names of a family: Kimi K2 is DeepSeek-V3 with other sizes
 
 

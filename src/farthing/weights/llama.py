@@ -32,6 +32,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+_NORMS = {
+    "before": {"attention_norm": "input_layernorm", "feedforward_norm": "post_attention_layernorm"},
+    "after": {
+        "attention_out_norm": "post_attention_layernorm",
+        "feedforward_out_norm": "post_feedforward_layernorm",
+    },
+    "both": {
+        "attention_norm": "input_layernorm",
+        "attention_out_norm": "post_attention_layernorm",
+        "feedforward_norm": "pre_feedforward_layernorm",
+        "feedforward_out_norm": "post_feedforward_layernorm",
+    },
+}
+
 
 def model_config(settings: Settings) -> ModelConfig:
     """The network a Llama-like config.json describes. Mistral has no biases, whatever its config says.
@@ -148,8 +162,8 @@ def tensors(config: ModelConfig) -> dict[str, list[str]]:
         table["head.weight"] = ["lm_head.weight"]
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        table[f"{ours}.attention_norm.weight"] = [f"{theirs}.input_layernorm.weight"]
-        table[f"{ours}.feedforward_norm.weight"] = [f"{theirs}.post_attention_layernorm.weight"]
+        for norm, name in _NORMS[config.norms].items():
+            table[f"{ours}.{norm}.weight"] = [f"{theirs}.{name}.weight"]
         for leaf, wanted in (("weight", True), ("bias", config.qkv_bias)):
             if wanted:
                 table[f"{ours}.attention.qkv.{leaf}"] = [f"{theirs}.self_attn.{p}_proj.{leaf}" for p in "qkv"]

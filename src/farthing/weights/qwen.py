@@ -58,7 +58,7 @@ def model_config(settings: Settings) -> ModelConfig:
         settings.whole("head_dim")  # null is a mistake here, though not in other families
     moe = _mixture(settings) if mixed else None
     return ModelConfig(
-        **common_fields(settings), **windows, qkv_bias=bias, o_bias=bias, qk_norm=True, moe=moe
+        **common_fields(settings), **windows, qkv_bias=bias, o_bias=bias, qk_norm="head", moe=moe
     )
 
 

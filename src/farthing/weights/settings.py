@@ -47,6 +47,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "scale_depth": (None,),
     "scale_emb": (None, 1),
     "swiglu_limit": (None,),
+    "use_bidirectional_attention": (None, False),
     "use_parallel_residual": (None, False),
     "use_qk_norm": (None, False),
 }
@@ -194,6 +195,30 @@ def rope_settings(settings: Settings) -> tuple[str, Settings]:
     if found.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("config.json: only partial_rotary_factor 1.0 is supported, which rotates whole heads")
     return kind, found
+
+
+def rope_by_kind(settings: Settings, kind: str, theta: float, local: bool = False) -> Settings:
+    """These settings with one rotation, that of layers of this `kind` (`full_attention` or `sliding_attention`), where
+    `rope_parameters` has one for each.
+
+    Args:
+        theta: its rotary base if it states none.
+        local: it has no scaling but its own; an older `rope_scaling` is the full layers'.
+
+    Raises:
+        UserError: for `rope_parameters` that are not by kind.
+    """
+    by_kind = settings.mapping("rope_parameters")
+    if by_kind.keys() - {"full_attention", "sliding_attention"}:
+        raise UserError(
+            f"config.json: rope_parameters of a {settings['model_type']} must be a mapping of full_attention and "
+            "sliding_attention to their own settings"
+        )
+    own = Settings(by_kind, {}, "rope_parameters").mapping(kind)
+    if not local:
+        own |= settings.mapping("rope_scaling")
+    own.setdefault("rope_theta", theta)
+    return settings.over(rope_parameters=own, rope_scaling=None)
 
 
 def yarn_scales(found: Settings, factor: float) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from farthing.model.kernels import KERNELS, Kernel
+from farthing.model.kernels.attention import Rule
 from farthing.model.kernels.probe import cast, distance, numbers, result_and_gradients
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -33,7 +34,7 @@ def documents() -> tuple[Any, ...]:
 
 
 def window() -> tuple[Any, ...]:
-    return leaf(2, 6, 100, 32), leaf(2, 2, 130, 32, seed=1), leaf(2, 2, 130, 24, seed=2), 17
+    return leaf(2, 6, 100, 32), leaf(2, 2, 130, 32, seed=1), leaf(2, 2, 130, 24, seed=2), Rule(17)
 
 
 def uneven(top_k: int) -> tuple[Any, ...]:
@@ -56,7 +57,7 @@ def targets() -> tuple[Any, ...]:
 INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "packed products": packed,
     "RMSNorm": lambda: (leaf(70, 576), leaf(576, seed=1), 1e-5),
-    "SwiGLU": lambda: (leaf(70, 320),),
+    "SwiGLU": lambda: (leaf(70, 320), True),
     "attention": heads,
     "short attention": heads,
     "joined segments": documents,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from farthing.base.sizes import SHORT_LENGTH
 from farthing.model.kernels.probe import Kernel, anywhere, cpu_bfloat16, numbers
@@ -21,19 +22,34 @@ class Rule:
     """What a layer's attention differs in from seeing every token before."""
 
     window: int | None = None
-    """Tokens that a token sees, itself included; None for all before it."""
+    """Tokens that a token sees, itself included; None for all before it. The caller masks the others."""
+    softcap: float | None = None
+    """Bounds the scores: s becomes softcap * tanh(s / softcap) (Gemma 2, arXiv:2408.00118 section 2)."""
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the weights are not the softmax of the scores alone."""
+        return self.softcap is not None
 
 
 FULL = Rule()
+SCORE_BYTES = 64 << 20  # of float32 scores that are held at a time under a rule of their own
 
 
 def attention(
-    q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None, causal: bool = False
+    q_BHLD: Tensor,
+    k_BGMD: Tensor,
+    v_BGME: Tensor,
+    mask: Tensor | None,
+    causal: bool = False,
+    rule: Rule = FULL,
 ) -> Tensor:
-    """Return softmax(q k^T / sqrt(D) + mask) v, [B, H, L, E].
+    """Return softmax(q k^T / sqrt(D) + mask) v, [B, H, L, E], with the rule's changes.
 
     A boolean mask is true where a key is seen. `causal` takes no mask and needs L = M.
     """
+    if rule.weighs:
+        return _in_pieces(q_BHLD, k_BGMD, v_BGME, mask, causal, rule)
     # our backward pass is faster than torch's CPU kernel for short rows, three times at 256
     if torch.is_grad_enabled() and q_BHLD.shape[2] <= SHORT_LENGTH and SHORT.on(q_BHLD):
         return _Short.apply(q_BHLD, k_BGMD, v_BGME, mask, causal)
@@ -45,13 +61,43 @@ def _forward(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None
     return function(q_BHLD, k_BGMD, v_BGME, mask, causal)
 
 
+def _in_pieces(
+    q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None, causal: bool, rule: Rule
+) -> Tensor:
+    """`plain` for some queries at a time. Their scores are not kept: the backward pass computes them again."""
+    batch, heads, length, _ = q_BHLD.shape
+    at_once = max(1, SCORE_BYTES // (4 * batch * heads * k_BGMD.shape[2]))
+    outs = []
+    for start in range(0, length, at_once):
+        end = min(start + at_once, length)
+        reach, rows = k_BGMD.shape[2], mask
+        if causal:
+            reach, at = end, torch.arange(end, device=q_BHLD.device)
+            rows = at[start:, None] >= at
+        elif mask is not None and mask.shape[-2] > 1:
+            rows = mask[..., start:end, :]
+        piece = (q_BHLD[:, :, start:end], k_BGMD[:, :, :reach], v_BGME[:, :, :reach], rows, False, rule)
+        if torch.is_grad_enabled():
+            outs.append(checkpoint(plain, *piece, use_reentrant=False, preserve_rng_state=False))
+        else:
+            outs.append(plain(*piece))
+    return torch.cat(outs, 2)
+
+
 def plain(
-    q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None, causal: bool = False
+    q_BHLD: Tensor,
+    k_BGMD: Tensor,
+    v_BGME: Tensor,
+    mask: Tensor | None,
+    causal: bool = False,
+    rule: Rule = FULL,
 ) -> Tensor:
     """Attention by its definition (arXiv:1706.03762 eq. 1), in float32, which every processor supports."""
     shared = q_BHLD.shape[1] // k_BGMD.shape[1]
     k_BHMD, v_BHME = (t.float().repeat_interleave(shared, 1) for t in (k_BGMD, v_BGME))
     scores_BHLM = q_BHLD.float() @ k_BHMD.transpose(2, 3) * q_BHLD.shape[-1] ** -0.5
+    if rule.softcap is not None:
+        scores_BHLM = rule.softcap * torch.tanh(scores_BHLM / rule.softcap)
     bias = _score_bias(q_BHLD, k_BGMD, mask, causal)
     weights_BHLM = (scores_BHLM if bias is None else scores_BHLM + bias).softmax(-1)
     return (weights_BHLM @ v_BHME).to(q_BHLD.dtype)

@@ -57,7 +57,7 @@ class Plan:
             if suffixes and len(q) > DENSE_LENGTH:
                 outs += _branches(q, k, v, prefix, suffixes, rule)
             elif suffixes:
-                outs.append(_masked(q, k, v, self._mask(number, rule.window, q)))
+                outs.append(_masked(q, k, v, self._mask(number, rule.window, q), rule))
             else:
                 outs.append(_sequence(q, k, v, rule))
         return torch.cat(outs)
@@ -104,9 +104,9 @@ def _sequence(q_LHD: Tensor, k_MGD: Tensor, v_MGE: Tensor, rule: Rule) -> Tensor
     return causal(q, k, v, rule)[0].transpose(0, 1)
 
 
-def _masked(q_LHD: Tensor, k_LGD: Tensor, v_LGE: Tensor, mask: Tensor) -> Tensor:
+def _masked(q_LHD: Tensor, k_LGD: Tensor, v_LGE: Tensor, mask: Tensor, rule: Rule) -> Tensor:
     q, k, v = (t.transpose(0, 1)[None] for t in (q_LHD, k_LGD, v_LGE))
-    return attention(q, k, v, mask)[0].transpose(0, 1)
+    return attention(q, k, v, mask, False, rule)[0].transpose(0, 1)
 
 
 def _joined(segments: Sequence[Segment]) -> list[Segment]:

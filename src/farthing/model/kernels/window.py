@@ -7,58 +7,70 @@ width, E value width.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from farthing.base.sizes import SHORT_LENGTH
 from farthing.model.kernels.attention import FULL, Rule, attention
 from farthing.model.kernels.probe import Kernel, anywhere, numbers
+
+BLOCK = SHORT_LENGTH  # most queries of a block: a longer one computes more pairs in vain
 
 
 def causal(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, rule: Rule = FULL) -> Tensor:
     """Return causal attention of the last L of M positions, each within the rule's window, [B, H, L, E]."""
     length, keys = q_BHLD.shape[2], k_BGMD.shape[2]
     if rule.window is None or keys <= rule.window:
-        mask = None if length == keys else seen(keys - length, keys, 0, keys, q_BHLD.device)
-        return attention(q_BHLD, k_BGMD, v_BGME, mask, causal=mask is None)
+        mask = None
+        if length < keys:
+            mask = torch.ones(length, keys, dtype=torch.bool, device=q_BHLD.device).tril(keys - length)
+        return attention(q_BHLD, k_BGMD, v_BGME, mask, mask is None, rule)
     function = blocks if KERNEL.on(q_BHLD) else masked
-    return function(q_BHLD, k_BGMD, v_BGME, rule.window)
+    return function(q_BHLD, k_BGMD, v_BGME, rule)
 
 
-def seen(
-    start: int, end: int, first: int, last: int, device: torch.device, window: int | None = None
-) -> Tensor:
-    """Return which of the keys first..last-1 the queries start..end-1 see, [queries, keys] bool."""
-    ahead = torch.arange(start, end, device=device)[:, None] - torch.arange(first, last, device=device)
-    return ahead >= 0 if window is None else (ahead >= 0) & (ahead < window)
-
-
-def masked(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, window: int) -> Tensor:
+def masked(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, rule: Rule) -> Tensor:
     """The definition: every query and every key, under a mask."""
     length, keys = q_BHLD.shape[2], k_BGMD.shape[2]
-    mask = seen(keys - length, keys, 0, keys, q_BHLD.device, window)
-    return attention(q_BHLD, k_BGMD, v_BGME, mask)
+    assert rule.window is not None
+    return attention(q_BHLD, k_BGMD, v_BGME, _band(length, keys, rule.window, q_BHLD.device), False, rule)
 
 
-def blocks(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, window: int) -> Tensor:
-    """Blocks of a window's length of queries, each with the keys that any of them sees: two windows."""
-    length, keys = q_BHLD.shape[2], k_BGMD.shape[2]
-    outs = []
-    for start in range(0, length, window):
-        end = min(start + window, length)
-        at, last = keys - length + start, keys - length + end
-        first = max(0, at - window + 1)
-        mask = seen(at, last, first, last, q_BHLD.device, window)
-        k, v = k_BGMD[:, :, first:last], v_BGME[:, :, first:last]
-        outs.append(attention(q_BHLD[:, :, start:end], k, v, mask))
+def blocks(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, rule: Rule) -> Tensor:
+    """Blocks of queries, each with the keys that any of them sees."""
+    length, keys, window = q_BHLD.shape[2], k_BGMD.shape[2], rule.window
+    assert window is not None
+    outs: list[Tensor] = []
+    for queries in q_BHLD.split(min(window, BLOCK), 2):
+        end = keys - length + sum(out.shape[2] for out in outs) + queries.shape[2]
+        first = max(0, end - queries.shape[2] - window + 1)
+        mask = _bias(queries.shape[2], end - first, window, queries.dtype, queries.device)
+        outs.append(attention(queries, k_BGMD[:, :, first:end], v_BGME[:, :, first:end], mask, False, rule))
     return torch.cat(outs, 2)
+
+
+def _band(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """Which keys the last `queries` of `keys` positions see, [queries, keys] bool."""
+    ones = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return ones.tril(keys - queries) & ones.triu(keys - queries - window + 1)
+
+
+@lru_cache(maxsize=8)
+def _bias(queries: int, keys: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same as a bias of the scores: 0 where a key is seen, -inf elsewhere. Nearly all blocks of all layers share
+    one, which autograd therefore keeps once."""
+    with torch.inference_mode(False):
+        bias = torch.zeros(queries, keys, dtype=dtype, device=device)
+        return bias.masked_fill_(~_band(queries, keys, window, device), -torch.inf)
 
 
 def _examples() -> list[tuple[Any, ...]]:
     def inputs(length: int, keys: int, window: int) -> tuple[Any, ...]:
         q, k = numbers(2, 4, length, 16).requires_grad_(), numbers(2, 2, keys, 16, seed=1).requires_grad_()
-        return q, k, numbers(2, 2, keys, 16, seed=2).requires_grad_(), window
+        return q, k, numbers(2, 2, keys, 16, seed=2).requires_grad_(), Rule(window)
 
     return [inputs(19, 19, 5), inputs(7, 19, 6)]
 

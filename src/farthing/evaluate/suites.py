@@ -1,0 +1,200 @@
+"""Suites of held-out questions put to one model or several, and what comes of it.
+
+A suite is a mixture of tasks with a name. Every model is asked the same questions, so two are compared pair by pair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from farthing.base.errors import UserError
+from farthing.base.figures import plural
+from farthing.base.files import write
+from farthing.base.limits import unwritable
+from farthing.base.waiting import Waiting
+from farthing.engine import load
+from farthing.evaluate.ask import evaluate, trained_questions
+from farthing.evaluate.score import Record, gain, summarise
+from farthing.recipe import Asks
+from farthing.tasks import Item
+from farthing.tasks.check import check_tasks
+from farthing.tasks.mixture import Mixture
+from farthing.tasks.pool import VerifierPool
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Questions to ask, and how."""
+
+    name: str
+    asks: Asks
+    n: int
+    """Number of questions."""
+    samples: int = 1
+    """Answers to each."""
+    temperature: float = 0.0
+    by_likelihood: bool = False
+    """Compare the likelihoods of the endings of a question that has some, instead of asking it."""
+
+
+class Answers:
+    """The answers on disk, a line of JSON each: added as they come, and put in order at the end.
+
+    Raises:
+        UserError: if the file is there already, or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+        if path.exists() and (path.is_dir() or path.stat().st_size):
+            raise UserError(f"{path} exists; give another --save, or delete it")
+        self._kept: list[Record] = []
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self.path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); give another --save"
+            ) from None
+        return self
+
+    def add(self, model: str, suite: str, records: Sequence[Record]) -> None:
+        assert self._file is not None
+        try:
+            for record in records:
+                self._file.write(json.dumps({"model": model, "suite": suite, **record}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: {unwritable(error) or error}; free some space") from error
+        self.count += len(records)
+
+    def keep(self, model: str, suite: str, records: Sequence[Record]) -> None:
+        """The records of a suite in order, for the file at the end."""
+        self._kept += [{"model": model, "suite": suite, **record} for record in records]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+        if kind is None:
+            write(self.path, "".join(json.dumps(record) + "\n" for record in self._kept))
+
+
+def evaluate_sources(
+    sources: Sequence[str],
+    suites: Sequence[Suite],
+    *,
+    seed: int = 0,
+    speculate: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    save: Path | None = None,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Ask every model every suite's questions; returns what `farthing eval` prints.
+
+    Args:
+        speculate: tokens to guess a step with the model's prediction modules; each summary then has `acceptance`, the
+            share of right guesses at each depth.
+        device, dtype: as in `load`.
+        save: a file for the answers.
+        say: called with a line for whatever takes longer than two seconds, and with what is kept of an interrupted
+            evaluation.
+
+    Returns:
+        of one model and one suite the summary; else {"models": [{"name", "suites": [summary, …]}, …]} and, where there
+        are two, "compared": the change from the first to the second by suite.
+
+    Raises:
+        UserError: when a source cannot be loaded, a task does not exist, n is not positive, several greedy samples are
+            asked for, or the model has too few prediction modules.
+    """
+    for suite in suites:
+        if suite.n < 1:
+            raise UserError(f"n is {suite.n}; ask at least one question")
+        if suite.samples > 1 and suite.temperature == 0:
+            raise UserError(
+                f"{suite.samples} samples at temperature 0 are all the same; give --temperature 0.6"
+            )
+    questions = _questions(sources, suites, seed, say)
+    total = len(sources) * sum(
+        len(items) * suite.samples for suite, items in zip(suites, questions, strict=True)
+    )
+    answers = Answers(save) if save is not None else None
+    found: list[list[list[Record]]] = []
+    models: list[dict[str, Any]] = []
+    try:
+        with answers or _Nowhere(), VerifierPool() as pool:
+            for source in sources:
+                with Waiting(f"loading {source}", say):
+                    model = load(source, dtype, device)
+                found.append([])
+                summaries = []
+                for suite, items in zip(suites, questions, strict=True):
+
+                    def kept(new: list[Record], source: str = source, suite: Suite = suite) -> None:
+                        if answers is not None:
+                            answers.add(source, suite.name, new)
+
+                    what = f"{suite.name}: " if len(suites) > 1 else ""
+                    with Waiting(f"{what}asking {plural(len(items), 'question')}", say) as waiting:
+                        records, work = evaluate(
+                            model,
+                            items,
+                            suite.asks,
+                            pool,
+                            temperature=suite.temperature,
+                            seed=seed,
+                            samples=suite.samples,
+                            by_likelihood=suite.by_likelihood,
+                            speculate=speculate,
+                            told=waiting.at,
+                            kept=kept,
+                        )
+                    if answers is not None:
+                        answers.keep(source, suite.name, records)
+                    summary = summarise(suite.name, records)
+                    summaries.append({**summary, "acceptance": work.acceptance} if speculate else summary)
+                    found[-1].append(records)
+                models.append({"name": source, "suites": summaries})
+                del model  # its memory is needed
+    except BaseException:
+        if answers is not None and answers.count:
+            say(f"{answers.count:,} of {total:,} answers are kept in {answers.path}")
+        raise
+    if len(sources) == len(suites) == 1:
+        return {**models[0]["suites"][0], "name": sources[0]}
+    card: dict[str, Any] = {"models": models}
+    if len(sources) == 2:
+        compared = [
+            {"suite": suite.name, **gain(*pair)}
+            for suite, pair in zip(suites, zip(*found, strict=True), strict=True)
+        ]
+        card["compared"] = compared
+    return card
+
+
+def _questions(sources: Sequence[str], suites: Sequence[Suite], seed: int, say: Say) -> list[list[Item]]:
+    """The questions of every suite; none that one of the models was trained on."""
+    for suite in suites:
+        check_tasks(suite.asks.tasks)
+    with Waiting("choosing questions", say):
+        mixtures = [Mixture(suite.asks.tasks, seed) for suite in suites]
+        trained = set().union(*(trained_questions(Path(source)) for source in sources))
+        found = [mixture.held_out(suite.n, trained) for suite, mixture in zip(suites, mixtures, strict=True)]
+    for line in (line for mixture in mixtures for line in mixture.said):
+        say(line)
+    return found
+
+
+class _Nowhere:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
