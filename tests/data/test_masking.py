@@ -206,7 +206,10 @@ def test_reasoning_that_only_some_turns_have_a_place_for_is_refused(
     thought = [WITH_TOOL[0], WITH_TOOL[1] | {"reasoning_content": "x"}, WITH_TOOL[2],
                WITH_TOOL[3] | {"reasoning_content": "y"}]  # fmt: skip
     assert masks("drops earlier", thought)[0][0].startswith("<think>\nx\n</think>")
-    after_tool = "{% if add_generation_prompt %}{{ '<bot>' if messages[-1].role == 'tool' else '<bot><think>\n' }}{% endif %}"
+    after_tool = (
+        "{% if add_generation_prompt %}{{ '<bot>' if messages[-1].role == 'tool' "
+        "else '<bot><think>\n' }}{% endif %}"
+    )
     template = chat.templates["forces"].partition("{% if add_generation_prompt")[0] + after_tool
     with pytest.raises(Unusable, match="leaves out the reasoning of message 4"):
         encode(chat.tokenizer(tmp_path, template, eos="</s>"), chat.conversation(thought))
