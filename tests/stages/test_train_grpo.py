@@ -12,6 +12,7 @@ import torch
 import farthing.engine.engine
 import farthing.train.grpo
 from farthing.base.device import Alone
+from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.overlap import HeldOut
 from farthing.engine import Engine, Model
@@ -249,3 +250,37 @@ def test_an_exploding_gradient_stops_the_run(train: Train, tmp_path: Path) -> No
         train(max_grad_norm=1e-3)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["grad_norm"] is None for line in lines)
+
+
+# ---- questions of one's own ----
+
+
+@pytest.mark.parametrize("too_long", [3, 40])
+def test_questions_without_room_for_an_answer_are_skipped_and_said(
+    tiny_model: Path, pool: VerifierPool, meter: Meter, make_stage: Make, tmp_path: Path, too_long: int
+) -> None:
+    rows = [
+        {"question": f"State the final answer: {n % 10} + {n // 10} =", "answer": f"{n % 10 + n // 10}"}
+        for n in range(40)
+    ]
+    for row in rows[:too_long]:
+        row["question"] = "so very many " * 400 + row["question"]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    warned: list[str] = []
+    stage = make_stage(tasks={"own": {"path": str(tmp_path / "own.jsonl")}}, steps=12, prompts=4, group=2)
+    model = Model(tiny_model, dtype=torch.float32)
+
+    def train() -> None:
+        train_grpo(
+            stage, model, tmp_path / "run", seed=3, held_out=HeldOut(), pool=pool, meter=meter, ranks=Alone("cpu"),
+            progress=Progress(warn=warned.append),
+        )  # fmt: skip
+
+    if too_long == len(rows):
+        with pytest.raises(UserError, match="tasks: own: hardly any question leaves room for an answer"):
+            train()
+    else:
+        train()
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert 48 + too_long <= lines[-1]["cursor"] <= 48 + 2 * too_long  # an epoch and a part of the next
+    assert len([line for line in warned if "such questions are skipped" in line]) == 1

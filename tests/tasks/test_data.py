@@ -17,8 +17,10 @@ from farthing.base.errors import UserError
 from farthing.base.files import sha256
 from farthing.data.overlap import HeldOut
 from farthing.recipe import TaskSetting, dump, load, validate
+from farthing.tasks.audit import audit
 from farthing.tasks.data import DataTask
 from farthing.tasks.mixture import Mixture
+from farthing.tasks.pool import VerifierPool
 from farthing.tasks.solutions import solution_conversation, solution_text
 from farthing.tasks.table import Columns, table
 
@@ -57,6 +59,7 @@ def test_an_item_has_its_row_and_its_rewards_and_is_plain_json(pens: Path) -> No
     row = next(row for row in word_problems(40) if row["question"] == item.question)
     assert item.answer == row["answer"].rpartition("#### ")[2]
     assert item.metadata["row"] == row
+    assert item.metadata["place"] == f"pens.jsonl:{int(row['question'].split()[2]) + 1}"
     assert item.metadata["scorer"] == "rewards"
     assert item.metadata["rewards"] == [{"use": "number", "weight": 1.0, "settings": {}}]
     assert item.asked == item.question
@@ -272,3 +275,13 @@ def test_a_recipe_names_its_data_in_full(tmp_path: Path, pens: Path, monkeypatch
     monkeypatch.chdir("/")
     assert load(tmp_path / "recipe.yaml") == recipe
     assert f"path: {pens}" in dump(recipe)
+
+
+@pytest.mark.parametrize("name", ["mine", "aime24", "gsm8k"])
+def test_the_rewards_of_data_withstand_the_audit(tmp_path: Path, pens: Path, name: str) -> None:
+    if name == "aime24":
+        write(pens, [{"problem": f"What is {n} + 2?", "answer": n + 2} for n in range(30)])
+    tasks = {name: {"path": str(pens)}}
+    with VerifierPool(workers=1) as pool:
+        found = audit(Mixture(tasks, 0), "final", pool)
+    assert [case["case"] for case in found["cases"] if not case["passed"]] == []

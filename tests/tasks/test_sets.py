@@ -14,6 +14,7 @@ from farthing.tasks import table as tables
 from farthing.tasks.data import DataTask
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.sets import SETS
+from farthing.tasks.verify import verify
 
 
 def gsm8k(n: int) -> dict[str, Any]:
@@ -217,3 +218,16 @@ def test_the_lineage_of_a_set_has_what_the_hub_says(hub: list[str], monkeypatch:
     assert all((entry["revision"], entry["license"]) == ("1f2e", "mit") for entry in found)
     assert found == DataTask("gsm8k", TaskSetting()).origins()
     assert len(found[0]["sha256"]["rows"]) == 64
+
+
+def test_an_answer_is_read_up_to_the_next_question_and_in_the_sets_own_form(hub: list[str]) -> None:
+    item = one("gsm8k")
+    more = f"It is so.\n#### {item.answer}\n\nQuestion: How many now?\nAnswer: 3 + 4\n#### 99"
+    assert verify(item, more, "final").outcome == "right"
+    assert verify(item, f"#### 98{item.answer}", "final").outcome == "wrong"
+    item = one("aime24")
+    assert verify(item, f"So \\boxed{{{item.answer}}}.", "final").outcome == "right"
+    assert verify(item, f"The answer is {item.answer}", "final").outcome == "unparsed"
+    item = one("ifeval")
+    assert verify(item, "One line; no more.", "final").outcome == "right"
+    assert verify(item, "<think>a, b</think>\nOne line, no more.", "final").outcome == "wrong"

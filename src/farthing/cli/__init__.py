@@ -106,8 +106,10 @@ def run(
 
     loaded = load(recipe, [*(set_ or ()), *placed(device, dtype)], seed)
     if dry_run:
+        from farthing.recipe.log_to import check_installed
         from farthing.tasks.check import check
 
+        check_installed(loaded.log_to)
         check(loaded)
         print_result(loaded.model_dump(mode="json"), dump(loaded).rstrip("\n"), as_json)
         return

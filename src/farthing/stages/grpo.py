@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 from farthing.base.device import Ranks
 from farthing.cost.meter import Meter
 from farthing.data.overlap import HeldOut
+from farthing.data.tokenizer import question_ids
 from farthing.engine import Model
 from farthing.recipe import Grpo
 from farthing.stages.at import At
+from farthing.tasks import Item
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.train.alarms import Watch
@@ -22,6 +25,7 @@ from farthing.train.optim import MasterWeights, add_lora
 from farthing.train.rollout import Roller
 
 _MANY_FAILED = 0.01  # share of a step's rewards
+_SPARE = 16  # tokens that a template or a tokenizer may add around a question
 
 
 def run(spec: Grpo, start: Path | None, at: At) -> Path:
@@ -29,7 +33,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
     assert start is not None
     model = at.load(start, spec.chat_template)
     at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
-    with at.progress(spec.steps) as progress:
+    with at.progress(spec.steps, model) as progress:
         train_grpo(
             spec,
             model,
@@ -42,6 +46,31 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
             progress=progress,
         )
     return at.finish(model, spec.steps, start=start, merged=bool(spec.lora))
+
+
+def _fitting(stage: Grpo, model: Model, cache: int, progress: Progress) -> Callable[[Item], bool]:
+    """Whether a question of data, which may have any length, leaves room for an answer; the first that does not is
+    said."""
+    most = min(model.decoder.config.max_positions, cache) - stage.max_new_tokens
+    around = len(question_ids(model.tokenizer, "", stage.prompt, stage.system))
+    said = False
+
+    def fits(item: Item) -> bool:
+        nonlocal said
+        # most questions are short: a token has at least a byte, so they need not be counted
+        at_most = around + len(f"{item.asked}{item.system or ''}".encode()) + _SPARE
+        if item.metadata["scorer"] != "rewards" or at_most <= most:
+            return True
+        length = len(question_ids(model.tokenizer, item.asked, stage.prompt, item.system or stage.system))
+        if length > most and not said:
+            progress.warn(
+                f"a question of {item.task} has {length:,} tokens, and beside max_new_tokens there is room for "
+                f"{most:,}: such questions are skipped"
+            )
+            said = True
+        return length <= most
+
+    return fits
 
 
 def train_grpo(
@@ -75,7 +104,7 @@ def train_grpo(
         add_lora(decoder, stage.lora, stage.lora_alpha, seed)
     weights = MasterWeights(decoder, stage.optimizer, stage.lr, stage.betas, stage.weight_decay)
     engine = model.engine(stage.sampled_at_once, stage.cache_tokens, record_routing=True)
-    stream = Mixture(stage.tasks, seed).stream(exclude=held_out)
+    stream = Mixture(stage.tasks, seed).stream(held_out, _fitting(stage, model, engine.capacity, progress))
     roller = Roller(stage, model, engine, stream, pool, meter, seed, ranks)
     state = {"cursor": 0}
     learner = Learner(stage, decoder, reference, weights, model.hf_config, meter, ranks)
@@ -104,6 +133,7 @@ def train_grpo(
             "step": step + 1,
             **measured,
             **learned,
+            **({"judge_calls": pool.judges.calls, "judge_usd": pool.judges.usd} if pool.judges.calls else {}),
             "tokens_per_second": sampled / seconds,
             "seconds": seconds,
             "seconds_by_activity": {name: value for name, value in spent.items() if value > 0},

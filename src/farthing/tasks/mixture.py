@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -59,6 +59,14 @@ class Mixture:
         return [task for task in self.tasks.values() if isinstance(task, DataTask)]
 
     @property
+    def epoch(self) -> int:
+        """Places of the stream after which every row of data has come, or nearly; 0 without data."""
+        total = sum(self.weights.values())
+        return max(
+            (math.ceil(len(t.to_train) * total / self.weights[t.name]) for t in self.data_tasks), default=0
+        )
+
+    @property
     def said(self) -> list[str]:
         """What there is to say about rows of data that are not used."""
         return [line for task in self.data_tasks for line in task.said]
@@ -108,8 +116,11 @@ class Mixture:
         """Item `index` of the endless training stream, held-out questions included."""
         return self._train(*(self._drawn.at(index) if self._drawn else (self._name(index), index)))
 
-    def stream(self, exclude: HeldOut) -> Stream:
+    def stream(self, exclude: HeldOut, fits: Callable[[Item], bool] = lambda _: True) -> Stream:
         """The training stream without the questions in `exclude`, however they are written.
+
+        Args:
+            fits: whether a question is short enough to be asked.
 
         Raises UserError when that leaves a task (almost) without questions.
         """
@@ -117,7 +128,7 @@ class Mixture:
             questions = [self._train(name, index).question for index in range(_PROBES)]
             if sum(map(exclude.holds, questions)) > _MAX_HELD_OUT * _PROBES:
                 raise UserError(_nothing_left(name))
-        return Stream(self, exclude)
+        return Stream(self, exclude, fits)
 
     def _name(self, index: int) -> str:
         """The task of item `index` of the stream."""
@@ -171,26 +182,33 @@ class _Drawn:
 class Stream:
     """A mixture's training items from any cursor on; has no state, so the cursor alone resumes it."""
 
-    def __init__(self, mixture: Mixture, exclude: HeldOut) -> None:
+    def __init__(self, mixture: Mixture, exclude: HeldOut, fits: Callable[[Item], bool]) -> None:
+        self.fits = fits
         self.mixture = mixture
         self.exclude = exclude
 
     def take(self, cursor: int, n: int) -> tuple[list[Item], int]:
         """The next `n` items from `cursor` on, and the cursor after them.
 
-        A held-out question is skipped together with its place in the stream, so a task that loses many comes up
-        a little less often than its weight says. Raises UserError when only held-out questions come.
+        A question that is held out or too long is skipped together with its place in the stream, so a task that loses
+        many comes up a little less often than its weight says. Raises UserError when only such questions come.
         """
         items: list[Item] = []
         excluded = 0
         while len(items) < n:
             item = self.mixture.train(cursor)
             cursor += 1
-            if not (self.exclude and self.exclude.holds(item.question)):
+            fits = self.fits(item)
+            if fits and not (self.exclude and self.exclude.holds(item.question)):
                 items.append(item)
                 excluded = 0
                 continue
             excluded += 1
+            if excluded == _MAX_EXCLUDED and not fits:
+                raise UserError(
+                    f"tasks: {item.task}: hardly any question leaves room for an answer in the model's context; lower "
+                    "max_new_tokens, take fewer shots, or a model with a longer context"
+                )
             if excluded == _MAX_EXCLUDED:
                 raise UserError(_nothing_left(item.task))
         return items, cursor

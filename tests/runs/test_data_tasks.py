@@ -1,0 +1,61 @@
+"""Runs on questions of one's own: their files are hashed, and what trained is known afterwards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farthing.base.errors import UserError
+from farthing.base.files import sha256
+from farthing.evaluate.ask import trained_questions
+from farthing.recipe import Recipe, dump, validate
+from farthing.runs import run
+from farthing.runs.folder import data_files
+from farthing.tasks.mixture import Mixture, question_key
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, start in (("train", 0), ("test", 100), ("examples", 200)):
+        rows = [{"question": f"{n} pens and 2 more?", "answer": n + 2} for n in range(start, start + 50)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def recipe(folder: Path, **evaluate: Any) -> Recipe:
+    mine = {"path": str(folder / "train.jsonl"), "shots": 2, "shots_path": str(folder / "examples.jsonl")}
+    stage = {"kind": "grpo", "steps": 2, "prompts": 5, "tasks": {"mine": mine}}
+    return validate({"name": "t", "base": str(folder / "none"), "stages": [stage], "evaluate": evaluate})
+
+
+def test_every_file_that_tasks_read_is_hashed(folder: Path) -> None:
+    found = data_files(recipe(folder, tasks={"test": {"path": str(folder / "test.jsonl")}}))
+    assert found == {
+        str(folder / f"{name}.jsonl"): {f"{name}.jsonl": sha256(folder / f"{name}.jsonl")}
+        for name in ("train", "examples", "test")
+    }
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_questions_that_trained_are_known(folder: Path, own: bool) -> None:
+    evaluate = {"tasks": {"test": {"path": str(folder / "test.jsonl")}}} if own else {}
+    made = recipe(folder, held_out=7, **evaluate)
+    run_dir = folder / "run"
+    stage = run_dir / "stages" / "01-grpo"
+    stage.mkdir(parents=True)
+    (run_dir / "ledger.jsonl").touch()
+    (run_dir / "recipe.yaml").write_text(dump(made))
+    (stage / "metrics.jsonl").write_text('{"step": 2, "cursor": 10}\n')
+    mixture = Mixture(made.stages[0].asks.tasks, 0)
+    drawn = {question_key(mixture.train(index).question) for index in range(10)}
+    held = {question_key(item.question) for item in Mixture(made.evaluation_tasks(), 0).held_out(7)}
+    assert trained_questions(run_dir) == drawn - held
+    assert len(drawn) == 10
+
+
+def test_a_mistake_in_a_task_leaves_no_run_directory_behind(folder: Path) -> None:
+    stage = {"kind": "grpo", "steps": 1, "tasks": {"nonsense": 1}}
+    with pytest.raises(UserError, match="there is no task 'nonsense'"):
+        run({"name": "t", "base": str(folder), "stages": [stage]}, folder / "run", quiet=True)
+    assert not (folder / "run").exists()
