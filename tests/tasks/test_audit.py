@@ -187,7 +187,9 @@ def test_what_a_reward_of_ones_own_pays_for_is_said_and_stops_nothing(
     result = audited(pool, Asked(f"{file}:contains"), "tag")
     assert result["passed"]
     [line] = paid(result["cases"])
-    assert line.startswith("the reward careless.py:contains pays for garbage, nested answers, repeated answers, ")
+    assert line.startswith(
+        "the reward careless.py:contains pays for garbage, nested answers, repeated answers, "
+    )
     assert "every answer at once" in line
     fine = audited(pool, Asked(f"{file}:fine"), "tag")
     assert "pays for" in paid(fine["cases"])[0]  # an answer before the last goes unseen

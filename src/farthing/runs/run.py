@@ -36,6 +36,7 @@ from farthing.data.overlap import HeldOut
 from farthing.evaluate.ask import evaluate
 from farthing.evaluate.intervals import finding
 from farthing.evaluate.score import gain, summarise
+from farthing.evaluate.trained import before
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
 from farthing.report import write_report
@@ -265,7 +266,7 @@ class _Work:
         mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
         for line in mixture.said:
             self._say(line, aloud=True)
-        items = mixture.held_out(self.recipe.evaluate.held_out)
+        items = mixture.held_out(self.recipe.evaluate.held_out, before(self.recipe))
         apart = mixture.never_trained(tasks for stage in self.recipe.stages for tasks in stage.mixtures)
         self.held_out = HeldOut(dict.fromkeys([*(item.question for item in items), *sorted(apart)]))
         return items
