@@ -215,6 +215,12 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         assert asked.get("to", "gguf") in FORMATS, "no such format"
         assert asked.get("kind", "f16") in TYPES, "no such type"
         return None
+    if name == "data" and "--help" not in rest:
+        asked = COMMANDS[name].make_context(name, list(rest)).params
+        assert asked["model"] is None or is_source(asked["model"]), "no such model"
+        chats = [{"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "Blue."}]
+        (folder / asked["source"]).write_text(json.dumps({"messages": chats}))
+        return run([sys.executable, "-m", "farthing", "data", asked["source"]], folder)
     if name == "run" and not {"--dry-run", "--help"} & set(rest):
         run([sys.executable, "-m", "farthing", "run", *rest, "--dry-run"], folder)
         return None

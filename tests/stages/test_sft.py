@@ -70,7 +70,7 @@ def train(stage: Callable[..., Sft], tiny_model: Path, meter: Meter, tmp_path: P
     def run(name: str = "run", stop_at: int | None = None, **keys: Any) -> tuple[Model, list[dict[str, Any]]]:
         made, folder, model = stage(**keys), tmp_path / name, Model(tiny_model)
         prepared = prepare_sft(
-            made, model.tokenizer, folder, seed=3, asks=ASKS, held_out=set(), say=lambda _: None
+            made, model.tokenizer, folder, seed=3, asks=ASKS, held_out=HeldOut(), say=lambda _: None
         )
 
         def watch(line: dict[str, Any]) -> None:
@@ -299,7 +299,13 @@ def test_a_template_of_ours_trains_a_base_model_and_is_written_with_it(
     model = Model(base_model)
     model.use_template(template_text("plain", model.tokenizer))
     prepared = prepare_sft(
-        stage(), model.tokenizer, tmp_path / "plain", seed=3, asks=ASKS, held_out=set(), say=lambda _: None
+        stage(),
+        model.tokenizer,
+        tmp_path / "plain",
+        seed=3,
+        asks=ASKS,
+        held_out=HeldOut(),
+        say=lambda _: None,
     )
     assert len(prepared.packer.examples) == 60
     model.save(tmp_path / "saved")
@@ -340,7 +346,13 @@ def test_what_is_kept_for_validation_is_never_trained_on(
 
     def parts(name: str, **keys: Any) -> tuple[set[str], set[str]]:
         prepared = prepare_sft(
-            stage(**keys), tokenizer, tmp_path / name, seed=3, asks=ASKS, held_out=set(), say=lambda _: None
+            stage(**keys),
+            tokenizer,
+            tmp_path / name,
+            seed=3,
+            asks=ASKS,
+            held_out=HeldOut(),
+            say=lambda _: None,
         )
         assert prepared.validation is not None
         whole, _ = prepared.packer.batch(0, prepared.packer.rows_per_epoch)
@@ -412,7 +424,7 @@ def test_too_few_steps_are_said_with_the_remedy(
         heard: list[str] = []
         made = stage(steps=None, **keys)
         prepared = prepare_sft(
-            made, Tokenizer(tiny_model), tmp_path, seed=3, asks=ASKS, held_out=set(), say=heard.append
+            made, Tokenizer(tiny_model), tmp_path, seed=3, asks=ASKS, held_out=HeldOut(), say=heard.append
         )
         shutil.rmtree(tmp_path / "data")
         if heard:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from farthing.base.device import Place, Ranks
-from farthing.base.files import read_lines, write_json
+from farthing.base.files import read_json, read_lines, write_json
 from farthing.base.seal import hashes
 from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
 from farthing.data.chat_templates import template_text
+from farthing.data.left_out import LEFT_OUT, counts
 from farthing.data.overlap import HeldOut
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
@@ -156,6 +157,9 @@ class At:
                 facts["unchanged"] = True
                 self.warn(UNCHANGED)
             done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts, "sha256": hashes(folder)}
+            left_out = counts(self.folder / LEFT_OUT)
+            if left_out.exists():
+                done["left_out"] = read_json(left_out, "delete it and run the same command again")
             write_json(self.folder / "done.json", done)
         if not merged:
             self.models.keep(folder, model)

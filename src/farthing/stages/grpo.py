@@ -133,6 +133,7 @@ def train_grpo(
             "step": step + 1,
             **measured,
             **learned,
+            **({"judge_calls": pool.judges.calls, "judge_usd": pool.judges.usd} if pool.judges.calls else {}),
             "tokens_per_second": sampled / seconds,
             "seconds": seconds,
             "seconds_by_activity": {name: value for name, value in spent.items() if value > 0},

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from farthing.base.errors import UserError
-from farthing.base.files import write
+from farthing.base.files import appending, write
 from farthing.cost.meter import Meter
 from farthing.train import checkpoint
 from farthing.train.optim import MasterWeights
@@ -192,11 +192,11 @@ class _MetricsFile:
                     break
                 self.kept.append(line)
         write(path, "".join(json.dumps(line) + "\n" for line in self.kept))
-        self._file = path.open("a")
+        self._file = appending(path)
 
     def append(self, line: dict[str, Any]) -> None:
         self.kept.append(line)
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> None:
