@@ -25,7 +25,7 @@ from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.limits import refusal
 from farthing.base.terminal import guard
-from farthing.cli import doctor, folders, help, money, recipes
+from farthing.cli import doctor, folders, help, money, recipes, watch
 from farthing.cli.evaluate import evaluate
 from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
@@ -178,7 +178,8 @@ app.command(name="eval")(evaluate)
 app.add_typer(recipes.recipes, name="recipes")
 
 # In the order `farthing --help` lists them.
-for _command in (*recipes.COMMANDS, *money.COMMANDS, *folders.COMMANDS, *doctor.COMMANDS, *help.COMMANDS):
+_GROUPS = (watch, recipes, money, folders, doctor, help)
+for _command in (command for group in _GROUPS for command in group.COMMANDS):
     app.command()(_command)
 
 
