@@ -51,6 +51,7 @@ CASES = [
     ("falcon", "Falcon", FALCON | {"parallel_attn": False, "bias": True, "multi_query": False}),
     ("gemma", "Gemma", BASE | {"num_key_value_heads": 1, "head_dim": 32}),
     ("gemma2", "Gemma2", GROUPED), ("gemma3_text", "Gemma3", GROUPED),
+    ("gpt_oss", "GptOss", GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     ("gpt2", "GPT2", GPT), ("gpt_bigcode", "GPTBigCode", GPT),
     ("gpt_bigcode", "GPTBigCode", GPT | {"multi_query": False}),
     ("gpt_neox", "GPTNeoX", BASE), ("gptj", "GPTJ", GPT | {"rotary_dim": 8}), ("granite", "Granite", GROUPED),

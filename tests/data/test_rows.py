@@ -181,3 +181,13 @@ def test_a_dataset_by_either_form_of_its_name(source: str, parts: tuple[str | No
 def test_what_names_no_dataset_is_refused(source: str) -> None:
     with pytest.raises(UserError, match="names no dataset"):
         check_source(source)
+
+
+def test_pictures_of_a_hubs_dataset_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"q": datasets.Value("string"), "image": datasets.Image()})
+    broken = {"bytes": b"no picture", "path": None}
+    table = pyarrow.table({"q": ["?"], "image": pyarrow.array([broken], features["image"].pa_type)})
+    made = datasets.Dataset(table.cast(features.arrow_schema)).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+    assert read("hf:a/b") == ([{"q": "?"}], [], {"image"})

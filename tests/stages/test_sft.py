@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from farthing.base.device import Alone
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
+from farthing.data.chat_templates import template_text
 from farthing.data.overlap import HeldOut
-from farthing.data.packing import NO_LOSS
+from farthing.data.packing import NO_LOSS, PackedBatch
 from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, TaskSetting, validate
@@ -57,17 +59,19 @@ def stage(chats: Path) -> Callable[..., Sft]:
 
 def prepare(made: Sft, folder: Path, model: Path, held_out: HeldOut | None = None) -> Any:
     said: list[str] = []
-    packer, steps = prepare_sft(
+    prepared = prepare_sft(
         made, Tokenizer(model), folder, seed=3, asks=ASKS, held_out=held_out or HeldOut(), say=said.append
     )
-    return packer, steps, said
+    return prepared.packer, prepared.steps, said
 
 
 @pytest.fixture
 def train(stage: Callable[..., Sft], tiny_model: Path, meter: Meter, tmp_path: Path) -> Callable[..., Any]:
     def run(name: str = "run", stop_at: int | None = None, **keys: Any) -> tuple[Model, list[dict[str, Any]]]:
         made, folder, model = stage(**keys), tmp_path / name, Model(tiny_model)
-        packer, steps, _ = prepare(made, folder, tiny_model)
+        prepared = prepare_sft(
+            made, model.tokenizer, folder, seed=3, asks=ASKS, held_out=HeldOut(), say=lambda _: None
+        )
 
         def watch(line: dict[str, Any]) -> None:
             if line["step"] == stop_at:
@@ -75,8 +79,7 @@ def train(stage: Callable[..., Sft], tiny_model: Path, meter: Meter, tmp_path: P
 
         train_sft(
             made,
-            packer,
-            steps,
+            prepared,
             model,
             folder,
             seed=3,
@@ -273,3 +276,167 @@ def test_none_left_says_why(
         "no conversation is left to train on: all 100 were left out, first rows.jsonl:1: the row has no conversation "
         "that is recognised (it has 'talk')"
     )
+
+
+# ---- another template ----
+
+
+@pytest.fixture
+def base_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The model without its chat template."""
+    folder = shutil.copytree(tiny_model, tmp_path / "base")
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def test_a_template_of_ours_trains_a_base_model_and_is_written_with_it(
+    stage: Callable[..., Sft], base_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match="the model has no chat template, as base models have none; give one with"
+    ):
+        prepare(stage(), tmp_path / "none", base_model)
+    model = Model(base_model)
+    model.use_template(template_text("plain", model.tokenizer))
+    prepared = prepare_sft(
+        stage(),
+        model.tokenizer,
+        tmp_path / "plain",
+        seed=3,
+        asks=ASKS,
+        held_out=HeldOut(),
+        say=lambda _: None,
+    )
+    assert len(prepared.packer.examples) == 60
+    model.save(tmp_path / "saved")
+    saved = Tokenizer(tmp_path / "saved")
+    asked = [{"role": "user", "content": "1 + 1"}]
+    assert saved.render(asked) == model.tokenizer.render(asked) == "User: 1 + 1\n\nAssistant:"
+    assert saved.stop_ids == model.tokenizer.stop_ids
+    written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == sorted(model.tokenizer.stop_ids)
+    assert "chat_template" not in json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+
+
+def test_a_template_is_a_name_or_a_file(stage: Callable[..., Sft], base_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="there is no chat template 'chattml'; give chatml or plain, or the path"
+    ):
+        stage(chat_template="chattml")
+    path = tmp_path / "mine.jinja"
+    made = stage(chat_template=str(path))
+    assert made.paths[-1] == str(path)
+    with pytest.raises(UserError, match=r"chat_template: .*mine\.jinja cannot be read"):
+        template_text(str(path), Tokenizer(base_model))
+    path.write_text("{{ messages[0].content }}")
+    assert template_text(str(path), Tokenizer(base_model)) == "{{ messages[0].content }}"
+
+
+# ---- validation, and how much there is to learn from ----
+
+
+def texts(tokenizer: Tokenizer, batch: PackedBatch) -> set[str]:
+    return {tokenizer.decode(ids.tolist()) for ids in batch.ids_N.split(batch.segments)}
+
+
+def test_what_is_kept_for_validation_is_never_trained_on(
+    stage: Callable[..., Sft], tiny_model: Path, chats: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer(tiny_model)
+
+    def parts(name: str, **keys: Any) -> tuple[set[str], set[str]]:
+        prepared = prepare_sft(
+            stage(**keys),
+            tokenizer,
+            tmp_path / name,
+            seed=3,
+            asks=ASKS,
+            held_out=HeldOut(),
+            say=lambda _: None,
+        )
+        assert prepared.validation is not None
+        whole, _ = prepared.packer.batch(0, prepared.packer.rows_per_epoch)
+        return texts(tokenizer, whole), texts(tokenizer, prepared.validation)
+
+    train, kept = parts("share", validation=0.3)
+    assert train
+    assert kept
+    assert {text.split(" + ")[0:2] == [] for text in train} == {False}
+    first = {text[:5] for text in kept}
+    assert not {text[:5] for text in train} & first, "the same question trains in another conversation"
+    assert parts("again", validation=0.3) == (train, kept)
+    path = tmp_path / "kept.jsonl"
+    path.write_text("".join(chats.read_text().splitlines(keepends=True)[:5]))
+    train, kept = parts("path", validation=str(path))
+    assert len(kept) <= 5
+    assert not train & kept
+    with pytest.raises(UserError, match=r"validation: a share of 1e-09 falls on none of the conversations"):
+        parts("none", validation=1e-9)
+
+
+def test_the_loss_of_validation_is_in_the_curve_and_the_same_after_a_restart(
+    train: Callable[..., Any],
+) -> None:
+    keys: dict[str, Any] = {"validation": 0.3, "validate_every": 4}
+    _, metrics = train("whole", **keys)
+    assert [line["step"] for line in metrics if "val_loss" in line] == [4, 6]
+    with pytest.raises(KeyboardInterrupt):
+        train("died", stop_at=3, **keys)
+    _, again = train("died", **keys)
+    assert [line.get("val_loss") for line in again] == [line.get("val_loss") for line in metrics]
+    assert {curve.key for curve in Sft.curves} >= {"val_loss"}
+
+
+def test_validation_changes_no_weight(train: Callable[..., Any], chats: Path, tmp_path: Path) -> None:
+    """Without a conversation in common, a path leaves training as it was."""
+    path = tmp_path / "others.jsonl"
+    turns = [{"role": "user", "content": "99 + 99"}, {"role": "assistant", "content": "198"}]
+    path.write_text(json.dumps({"messages": turns}))
+    plain, _ = train("plain")
+    validated, metrics = train("validated", validation=str(path), validate_every=1)
+    assert all("val_loss" in line for line in metrics)
+    for one, two in zip(plain.decoder.parameters(), validated.decoder.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_data_that_change_under_a_stage_are_refused(
+    train: Callable[..., Any], chats: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(chats.read_text())
+    data = [str(mine)]
+    with pytest.raises(KeyboardInterrupt):
+        train("run", stop_at=1, data=data)
+    mine.write_text("".join(chats.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(KeyboardInterrupt):
+        train("run", stop_at=3, data=data)  # nothing depended on them yet
+    mine.write_text(chats.read_text())
+    with pytest.raises(
+        UserError, match=r"the conversations, .*, have changed since .*run was begun; put them back"
+    ):
+        train("run", data=data)
+
+
+def test_too_few_steps_are_said_with_the_remedy(
+    stage: Callable[..., Sft], tiny_model: Path, tmp_path: Path
+) -> None:
+    def said(**keys: Any) -> list[str]:
+        heard: list[str] = []
+        made = stage(steps=None, **keys)
+        prepared = prepare_sft(
+            made, Tokenizer(tiny_model), tmp_path, seed=3, asks=ASKS, held_out=HeldOut(), say=heard.append
+        )
+        shutil.rmtree(tmp_path / "data")
+        if heard:
+            remedy = {k: int(v) for k, v in re.findall(r"(batch_tokens|epochs): (\d+)", heard[-1])}
+            assert remedy
+            assert said(**keys | remedy) == []
+        assert heard or prepared.steps >= 20
+        return heard
+
+    [sentence] = said(batch_tokens=1024)
+    assert re.fullmatch(
+        r"the data fill \d+ rows of 64 tokens, which gives \d+ steps?, too few to learn much; set .* for 20 or more",
+        sentence,
+    )
+    assert said(batch_tokens=64, epochs=0.5) != []

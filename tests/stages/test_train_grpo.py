@@ -272,7 +272,7 @@ def test_questions_without_room_for_an_answer_are_skipped_and_said(
 
     def train() -> None:
         train_grpo(
-            stage, model, tmp_path / "run", seed=3, held_out=set(), pool=pool, meter=meter, ranks=Alone("cpu"),
+            stage, model, tmp_path / "run", seed=3, held_out=HeldOut(), pool=pool, meter=meter, ranks=Alone("cpu"),
             progress=Progress(warn=warned.append),
         )  # fmt: skip
 

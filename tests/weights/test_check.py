@@ -46,7 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "mixtral": {**PLAIN, "num_local_experts": 8, "num_experts_per_tok": 3},
-    "phi3": {**PLAIN, "pad_token_id": 2},
+    "phi3": {**PLAIN, "pad_token_id": 2, "num_attention_heads": 2, "partial_rotary_factor": 0.75},
     "gemma2": {
         **PLAIN, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 9, "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 3.0,
@@ -54,13 +54,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {
         **PLAIN, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 9, "sliding_window_pattern": 2,
     },
+    "gpt_oss": {
+        **PLAIN, "head_dim": 12, "num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 9,
+        "swiglu_limit": 0.7,
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 500.0,
+        },
+    },
     "olmo2": {**PLAIN, "pad_token_id": 2},
     "olmo3": {**PLAIN, "pad_token_id": 2, "sliding_window": 9, "num_hidden_layers": 4},
     "deepseek_v3": {**PLAIN, **LATENT, **MIXTURE},
     "deepseek_v2": {
         **PLAIN, **LATENT, **MIXTURE, "norm_topk_prob": False, "topk_method": "group_limited_greedy",
     },
-    "glm4_moe": {**PLAIN, **MIXTURE, "partial_rotary_factor": 1.0, "use_qk_norm": True, "head_dim": 8},
+    "glm4_moe": {**PLAIN, **MIXTURE, "partial_rotary_factor": 0.5, "use_qk_norm": True, "head_dim": 8},
 }  # fmt: skip
 # Keys that say nothing of the computation, and are not checked.
 APART = {
@@ -77,6 +84,7 @@ PASSED = (
     "layer_types=",
     "pad_token_id",
     "logit_softcapping=",
+    "swiglu_limit=",
 )
 ODD: tuple[Any, ...] = (None, -1, "64", True, [], 1.5, 10**12, float("inf"))
 SCALINGS: list[Any] = [

@@ -12,6 +12,7 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
+    GptOssConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
@@ -27,6 +28,7 @@ from farthing.cost.flops import flops, forward_flops
 from farthing.cost.shapes import shapes
 from farthing.engine import Engine, Request, Sampling
 from farthing.model import Segments
+from farthing.train.losses import token_logprobs
 from farthing.weights import decoder_config
 
 SMALL: dict[str, Any] = {
@@ -34,6 +36,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": None,
 }  # fmt: skip
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "head_dim": 12}
+HALVES = {**SMALL, "num_attention_heads": 2, "num_key_value_heads": 1}
 DEEP = {**SMALL, "num_hidden_layers": 3}
 CONFIGS: dict[str, Any] = {
     "qwen3_moe": Qwen3MoeConfig(**SMALL, **EXPERTS, norm_topk_prob=True),
@@ -42,6 +45,16 @@ CONFIGS: dict[str, Any] = {
     ),
     "mixtral": MixtralConfig(**SMALL, num_local_experts=8, num_experts_per_tok=2),
     "phi3": Phi3Config(**SMALL),
+    "phi3, three quarters of a head": Phi3Config(
+        **HALVES, rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.75},
+    ),
+    "phi3, longrope": Phi3Config(
+        **HALVES, original_max_position_embeddings=128,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.3, 1.5, 2.0, 2.5], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        },
+    ),
     "phi3, sliding": Phi3Config(**SMALL, sliding_window=11),
     "mistral, sliding": MistralConfig(**SMALL, sliding_window=11),
     "mixtral, sliding": MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=11),
@@ -63,6 +76,13 @@ CONFIGS: dict[str, Any] = {
         rope_parameters={
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50_000.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "gpt_oss": GptOssConfig(
+        **DEEP, head_dim=12, num_local_experts=6, num_experts_per_tok=3, sliding_window=11, swiglu_limit=0.5,
+        rope_parameters={
+            "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 500.0,
+            "truncate": False,
         },
     ),
     "olmo2": Olmo2Config(**SMALL),
@@ -110,6 +130,27 @@ def greedy(theirs: Any, ids: list[int], new: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_the_trainer_scores_what_the_sampler_said(name: str, pair_of: Callable[..., SimpleNamespace]) -> None:
+    """Samples that share a prompt, drawn through the cache and scored in one pass over the prompt and all of them."""
+    ours = pair_of(CONFIGS[name]).ours
+    engine = Engine(ours, frozenset(), max_batch=3, cache_tokens=512, page_size=4)
+    prompt = list(range(1, 30))
+    [samples] = engine.generate([Request(prompt, Sampling(max_new_tokens=18, seed=5), samples=3)])
+    batch = Segments([(len(prompt), [len(sample.ids) for sample in samples])])
+    ids = torch.tensor([*prompt, *(token for sample in samples for token in sample.ids)])
+    with torch.no_grad():
+        hidden = ours.hidden(ids, batch.positions(), batch)
+    start = len(prompt)
+    for sample in samples:
+        rows = [len(prompt) - 1, *range(start, start + len(sample.ids) - 1)]
+        scored = token_logprobs(
+            hidden[rows], ours.head.weight, torch.tensor(sample.ids), softcap=ours.config.logit_softcap
+        )
+        torch.testing.assert_close(scored, torch.tensor(sample.logprobs), atol=2e-4, rtol=0)
+        start += len(sample.ids)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_counting_sees_the_same_windows(name: str) -> None:
     hf = CONFIGS[name].to_dict()
     config = decoder_config(hf)
@@ -133,12 +174,33 @@ def test_counting_sees_the_same_windows(name: str) -> None:
         ),
         ({"model_type": "mixtral"}, "has no 'num_local_experts'"),
         (
-            {"model_type": "phi3", "rope_scaling": {"type": "longrope"}},
-            "rope_type 'longrope' is not supported",
+            {"model_type": "phi3", "rope_scaling": {"type": "longrope", "long_factor": [1.0] * 4}},
+            "has no 'rope_scaling.short_factor'",
         ),
         (
-            {"model_type": "phi3", "partial_rotary_factor": 0.75},
-            "only partial_rotary_factor 1.0 is supported",
+            {"model_type": "phi3", "rope_scaling": {"type": "su", "long_factor": [1.0] * 3}},
+            r"long_factor is \[1.0, 1.0, 1.0\]; it must be a list of 4 numbers above 0",
+        ),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling 'linear' is not supported in a phi3",
+        ),
+        (
+            {"model_type": "phi3", "partial_rotary_factor": 0.4},
+            "rotates 3 of a head's 8 elements; it must be an even number",
+        ),
+        (
+            {"model_type": "qwen3", "head_dim": 8, "partial_rotary_factor": 0.5},
+            "only partial_rotary_factor 1.0 is supported in this family",
+        ),
+        ({"model_type": "gpt_oss", "swiglu_alpha": 1.5}, "swiglu_alpha 1.5 is not supported"),
+        (
+            {"model_type": "gemma3_text", "head_dim": 8, "attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping is 50.0, which changes",
+        ),
+        (
+            {"model_type": "olmo3", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            "must be a mapping of full_attention and sliding_attention",
         ),
     ],
 )

@@ -116,6 +116,7 @@ def test_torch_reads_the_layout_as_we_do(tmp_path: Path) -> None:
         ("model.layers.3.mlp.shared_experts.up_proj.weight", True),
         ("model.layers.3.mlp.gate_proj.weight", True),
         ("model.layers.3.mlp.gate.weight", False),
+        ("model.layers.3.block_sparse_moe.gate.weight", False),
         ("model.layers.61.eh_proj.weight", False),
         ("model.layers.61.shared_head.head.weight", False),
         ("model.layers.61.embed_tokens.weight", False),

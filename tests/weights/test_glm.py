@@ -34,6 +34,9 @@ CASES = {
     "groups-and-two-shared": glm(n_group=4, topk_group=2, n_shared_experts=2, norm_topk_prob=False),
     "wide-heads-tied": glm(head_dim=12, tie_word_embeddings=True, first_k_dense_replace=0),
     "yarn": glm(rope_parameters=YARN),
+    "half-heads": glm(
+        rope_parameters={**WHOLE, "partial_rotary_factor": 0.5}, use_qk_norm=True, attention_bias=True
+    ),
 }
 
 
@@ -71,9 +74,9 @@ def test_whole_heads_are_written_where_every_reader_looks(tmp_path):
 
 
 @pytest.mark.parametrize("rope", [{"rope_theta": 1e4}, {**WHOLE, "partial_rotary_factor": 0.5}])
-def test_half_rotated_heads_are_refused(rope):
-    with pytest.raises(UserError, match=r"partial_rotary_factor 1\.0"):
-        decoder_config(SMALL | {"model_type": "glm4_moe", "rope_parameters": rope})
+def test_half_of_each_head_rotates_unless_the_folder_says_otherwise(rope):
+    config = decoder_config(SMALL | {"model_type": "glm4_moe", "rope_parameters": rope})
+    assert config.rope.share == 0.5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import itertools
 import os
 import select
 import signal
@@ -25,7 +26,7 @@ from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.limits import refusal
 from farthing.base.terminal import guard
-from farthing.cli import doctor, folders, help, money, recipes, watch
+from farthing.cli import data, doctor, folders, help, money, recipes, watch
 from farthing.cli.evaluate import evaluate
 from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
@@ -178,8 +179,8 @@ app.command(name="eval")(evaluate)
 app.add_typer(recipes.recipes, name="recipes")
 
 # In the order `farthing --help` lists them.
-_GROUPS = (watch, recipes, money, folders, doctor, help)
-for _command in (command for group in _GROUPS for command in group.COMMANDS):
+_PARTS = (watch, recipes, data, money, folders, doctor, help)
+for _command in itertools.chain(*(part.COMMANDS for part in _PARTS)):
     app.command()(_command)
 
 

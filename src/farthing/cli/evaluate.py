@@ -49,7 +49,9 @@ def evaluate(
     shots: Annotated[
         int | None, typer.Option(min=0, help="Solved examples before each question; the suite's own number.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, max=10_000, help="Answers to each question.")] = 1,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Answers to each question; the recipe's own, or 1.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 answers greedily; the recipe's own, or 0.")
     ] = None,
@@ -102,7 +104,7 @@ def evaluate(
                     name,
                     each,
                     n or (settings.held_out if settings else FEWEST),
-                    samples=samples,
+                    samples=samples or (settings.samples if settings else 1),
                     temperature=temperature
                     if temperature is not None
                     else settings.temperature
@@ -126,6 +128,11 @@ def _with_shots(tasks: Any, shots: int | None) -> Any:
     """The tasks as written, each with so many examples."""
     if shots is None or not isinstance(tasks, dict):
         return tasks
+    from farthing.tasks.sets import SETS
+
+    for name, setting in tasks.items():
+        if name not in SETS and not (isinstance(setting, dict) and "path" in setting):
+            raise UserError(f"--shots: {name} has no solved examples; they come from data, or a suite's own")
     tables = {
         name: setting if isinstance(setting, dict) else {"weight": setting} for name, setting in tasks.items()
     }

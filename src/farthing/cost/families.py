@@ -47,6 +47,8 @@ class Family:
     """Which layers are mixtures: those after `first_k_dense_replace`; by `decoder_sparse_step`; all."""
     expert_size: str = "moe_intermediate_size"
     """The key of an expert's f."""
+    oss: bool = False
+    """gpt-oss's additions: a sink for each head, biases in the router and in experts."""
     window: int | None = None
     """The window of sliding attention if the config does not say."""
     window_where: Literal["", "all", "if_used", "qwen", "but_last_of_2", "but_last_of_4", "but_last_of_6"] = (
@@ -74,6 +76,10 @@ FAMILIES: dict[str, Family] = {
     "kimi_k2": _DEEPSEEK,  # DeepSeek-V3's network under a name of its own
     "glm4_moe": Family(
         experts="deepseek", qkv_bias=_BIAS, qk_norm="head", qk_norm_if="use_qk_norm"
+    ),
+    "gpt_oss": Family(
+        qkv_bias=("attention_bias", True), o_bias=("attention_bias", True), head_size=64, experts="all",
+        expert_size="intermediate_size", oss=True, window=128, window_where="but_last_of_2",
     ),
     # plans only
     "apertus": Family(

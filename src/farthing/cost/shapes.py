@@ -260,7 +260,7 @@ def _attention_vectors(
         return norms + bias + bool(bias) * ((mla.q_lora or 0) + mla.kv_lora + mla.rope)
     if family.attention == "moa":
         return d  # of the sum over the chosen experts
-    bias += _flag(config, family.qkv_bias) * (h + 2 * k) * c
+    bias += _flag(config, family.qkv_bias) * (h + 2 * k) * c + family.oss * h
     if not _has_qk_norm(config, family):
         return bias
     return bias + (2 * c * max(1, family.norm) if family.qk_norm == "head" else (h + k) * c)
@@ -309,7 +309,8 @@ def _experts(config: Config, family: Family, d: int) -> tuple[tuple[Matrix, ...]
         shared = f * _size(config, "n_shared_experts", default=0, least=0)
     if shared:
         matrices += _block("feedforward", family, d, shared)
-    return tuple(matrices), d * (family.attention == "moa"), chosen * f + shared
+    biases = d * (family.attention == "moa") + family.oss * experts * (1 + 2 * f + d)
+    return tuple(matrices), biases, chosen * f + shared
 
 
 def _is_sparse(config: Config, family: Family, index: int) -> bool:

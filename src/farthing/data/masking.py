@@ -94,6 +94,25 @@ def tokens(tokenizer: Tokenizer, rendered: Rendered) -> Example:
     return Example(np.array(ids, dtype=np.int32), np.array(loss, dtype=bool))
 
 
+def pieces(tokenizer: Tokenizer, rendered: Rendered) -> list[tuple[str, bool]]:
+    """The text in pieces, by whether their tokens are learnt; with the end token that a plain text gets."""
+    example = tokens(tokenizer, rendered)
+    _, offsets = tokenizer.offset_encode(rendered.text, rendered.marks)
+    found: list[tuple[str, bool]] = []
+    at = 0
+    for number, on in enumerate(example.loss.tolist()):
+        if number < len(offsets):
+            end = max(at, offsets[number][1])
+            text, at = rendered.text[at:end], end
+        else:
+            text = tokenizer.token_text(int(example.ids[number]))
+        if found and found[-1][1] == on:
+            found[-1] = (found[-1][0] + text, on)
+        else:
+            found.append((text, on))
+    return [piece for piece in found if piece[0]]
+
+
 def _plain(passage: Passage) -> Rendered:
     ranges, at = [], 0
     for text, learnt in passage.pieces:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from farthing.base.errors import UserError
+from farthing.base.files import strange
 from farthing.base.limits import named
 from farthing.base.schema import given
 
@@ -158,6 +159,8 @@ def columns(source: str) -> list[str]:
 def files(source: str) -> list[tuple[Path, str]]:
     """Every file of a source, with the name it goes by in messages."""
     path = named(source)
+    if what := strange(path):
+        raise UserError(f"{source} is {what}; give a file, a folder of files or hf:owner/name")
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{source} is of no kind Farthing reads; give one of {', '.join(SUFFIXES)}")
@@ -380,7 +383,7 @@ def said_by_hub(source: str) -> tuple[str | None, str | None]:
 
 
 def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
-    """The rows of a dataset on the hub, streamed. Pictures, sounds and films are not decoded, and left out."""
+    """The rows of a dataset on the hub, streamed. Pictures, sounds and films stay the bytes they are."""
     name = hub_name(source)
     try:
         import datasets
@@ -390,8 +393,7 @@ def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
         rows = datasets.load_dataset(
             name.name, name.config, split=name.split, revision=name.revision, streaming=True
         )
-        media = [column for column, kind in (rows.features or {}).items() if hasattr(kind, "decode_example")]
-        rows = rows.remove_columns(media) if media else rows
+        rows = rows.decode(False)
         for number, row in enumerate(rows, 1):
             yield {key: _without_gaps(value) for key, value in row.items()}, f"{source}:{number}"
     except Exception as error:  # the library raises what its file systems and formats raise

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -241,6 +242,8 @@ class Decode:
         heads = q_NHD.shape[1] // groups
         q = q_NHD.view(view.shape[0], -1, groups, heads, width).transpose(1, 2)
         mask = view.mask(q.shape[2] * heads)
+        if rule.sinks is not None:
+            rule = replace(rule, sinks=rule.sinks.view(groups, heads, 1).repeat(1, q.shape[2], 1))
         out = attention(q.flatten(2, 3), k.transpose(1, 2), v.transpose(1, 2), mask, False, rule)
         return out.view(q.shape).transpose(1, 2).reshape(q_NHD.shape)
 

@@ -55,6 +55,7 @@ class Model:
                 "put the model's own tokenizer in its folder"
             )
         self._engine: Engine | None = None
+        self._template: str | None = None
 
     def engine(
         self,
@@ -149,7 +150,19 @@ class Model:
     @takes(folder=(str, Path))
     def save(self, folder: Path | str) -> Path:
         """Write a standard Hugging Face folder: config, safetensors, tokenizer, chat template."""
-        return save_decoder(self.decoder, self.hf_config, Path(folder), tokenizer_from=self.folder)
+        stops = sorted(self.tokenizer.stop_ids)
+        return save_decoder(
+            self.decoder,
+            self.hf_config,
+            Path(folder),
+            tokenizer_from=self.folder,
+            chat_template=(self._template, stops) if self._template is not None else None,
+        )
+
+    @takes(text=(str,))
+    def use_template(self, text: str) -> None:
+        """Give the model this chat template; `save` writes it, with the tokens that end its turns."""
+        self.tokenizer, self._template = self.tokenizer.with_template(text), text
 
     def _own_engine(self) -> Engine:
         if self._engine is None:

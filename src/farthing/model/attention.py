@@ -122,6 +122,7 @@ class GroupedQueryAttention(nn.Module):
         rows = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
         self.qkv = Linear(config.hidden_size, rows, bias=config.qkv_bias)
         self.o = Linear(rows[0], (config.hidden_size,), bias=config.o_bias)
+        self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None
         # over each head, or over the whole width of q and of k
         widths = (self.head_dim, self.head_dim) if config.qk_norm == "head" else rows[:2]
         self.q_norm, self.k_norm = (
@@ -144,7 +145,8 @@ class GroupedQueryAttention(nn.Module):
         q, k = rotate(qk, *rope).split([heads, kv_heads], 1)
         if self.query_scale != 1.0:
             q = q * self.query_scale
-        rule = Rule(self.window, self.softcap)
+        sinks = None if self.sinks is None else self.sinks[:, None, None]
+        rule = Rule(self.window, self.softcap, sinks)
         return self.o(attend(self.layer, q, k, v, rule).reshape(x_NC.shape[0], -1), plus)
 
 

@@ -12,9 +12,11 @@ class Rope:
     """Rotary position embedding (Su et al., arXiv:2104.09864) and its scaling to longer contexts.
 
     `kind` is `default`, `linear` (positions divided by `factor`), `llama3` (low frequencies divided by `factor`, high
-    ones kept, a ramp between; Llama 3.1's model card) or `yarn` (the same with a ramp over dimensions, and sharper
-    attention; Peng et al., arXiv:2309.00071). `table_scale` multiplies cosine and sine, `score_scale` the attention
-    scores: DeepSeek keeps the first at 1 and sets the second to m squared (arXiv:2405.04434 section 3.1.4).
+    ones kept, a ramp between; Llama 3.1's model card), `yarn` (the same with a ramp over dimensions, and sharper
+    attention; Peng et al., arXiv:2309.00071) or `longrope` (each pair's speed divided by its own of `divisors`; Phi-3,
+    arXiv:2402.13753). Only a `share` of each head's elements rotates (Phi-4-mini). `table_scale` multiplies cosine and
+    sine, `score_scale` the attention scores: DeepSeek keeps the first at 1 and sets the second to m squared
+    (arXiv:2405.04434 section 3.1.4).
     """
 
     theta: float = 10_000.0
@@ -26,6 +28,8 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True  # yarn's ramp begins and ends at whole pairs
+    divisors: tuple[float, ...] = ()
+    share: float = 1.0
     table_scale: float = 1.0
     score_scale: float = 1.0
 
@@ -74,6 +78,8 @@ class Moe:
     Each token goes through `shared` experts and `top_k` of `experts` routed ones, each `expert_size` wide, chosen from
     the best `top_groups` of `groups` groups. `scoring` is `sigmoid` or `softmax`. `normalise` divides the chosen scores
     by their sum, and `scale` multiplies them. `bias` adds V3's correction to the choice, not to the gate.
+    `router_bias` adds a trained one to the scores' logits. With a `limit` the experts are gpt-oss's, see
+    `model.moe.BoundedExperts`.
 
     Raises:
         ValueError: if the numbers contradict each other, or groups have fewer than two experts.
@@ -90,6 +96,8 @@ class Moe:
     scale: float = 1.0
     bias: bool = True
     first_dense: int = 0
+    router_bias: bool = False
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         _check_integers(self, "experts", "top_k", "expert_size", "groups", "top_groups")
@@ -147,6 +155,7 @@ class ModelConfig:
     )
     query_scale: float = 1.0  # multiplies the scores, beside head_dim^-1/2
     softcap: float | None = None  # bounds the scores: s becomes softcap * tanh(s / softcap) (Gemma 2)
+    sinks: bool = False  # each head has a score of its own for attending to nothing (gpt-oss)
     window: int | None = None  # layers in `sliding` attend to a token and the window - 1 before it (Mistral)
     sliding: tuple[int, ...] = ()
     local_rope: Rope | None = None  # rotation in `sliding` layers, if it is another (Gemma 3)

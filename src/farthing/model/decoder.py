@@ -153,7 +153,7 @@ class Decoder(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         residual_std = std / (2 * self.config.num_layers) ** 0.5
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith(("bias", "sinks")):
                 parameter.zero_()
             elif parameter.dim() == 1:
                 parameter.fill_(0.0 if self.config.centred_norms else 1.0)

@@ -83,6 +83,7 @@ class Router(nn.Module):
         self.moe, self.layer = config.moe, layer
         self.weight = nn.Parameter(torch.zeros(self.moe.experts, config.hidden_size))
         # Updated by `update_biases`, never by a gradient; float32 in a network of any dtype.
+        self.logit_bias = nn.Parameter(torch.zeros(self.moe.experts)) if self.moe.router_bias else None
         self.bias = (
             nn.Parameter(torch.zeros(self.moe.experts), requires_grad=False) if self.moe.bias else None
         )
@@ -97,7 +98,8 @@ class Router(nn.Module):
     def forward(self, x_NC: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
         """Return (gates [N, K] float32, experts [N, K])."""
         moe = self.moe
-        logits_NE = F.linear(x_NC.float(), self.weight.float())
+        bias_E = None if self.logit_bias is None else self.logit_bias.float()
+        logits_NE = F.linear(x_NC.float(), self.weight.float(), bias_E)
         scores_NE = logits_NE.sigmoid() if moe.scoring == "sigmoid" else logits_NE.softmax(-1)
         if routing is not None and routing.replay is not None:
             chosen_NK = routing.replay[self.layer]
@@ -139,6 +141,39 @@ class Experts(nn.Module):
         return mixture(x_NC, gates_NK.to(x_NC.dtype), chosen_NK, self.gate_up, self.down)
 
 
+class BoundedExperts(nn.Module):
+    """gpt-oss's experts (arXiv:2508.10925 section 2.3): biases, inner products bounded by a limit, and a SwiGLU of its
+    own, gate * sigmoid(1.702 gate) * (up + 1).
+
+    Matrices lie as in its folders, [inputs, outputs], with gate and up in turns. One expert is computed after another.
+    """
+
+    ALPHA = 1.702
+
+    def __init__(self, experts: int, hidden: int, inner: int, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+        self.gate_up = nn.Parameter(torch.empty(experts, hidden, 2 * inner))
+        self.gate_up_bias = nn.Parameter(torch.zeros(experts, 2 * inner))
+        self.down = nn.Parameter(torch.empty(experts, inner, hidden))
+        self.down_bias = nn.Parameter(torch.zeros(experts, hidden))
+
+    def forward(self, x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
+        """Return each token's sum over its experts of gate * expert(x), [N, C]."""
+        parameters = (self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+        experts = list(zip(*(parameter.unbind(0) for parameter in parameters), strict=True))
+        out_NC = torch.zeros_like(x_NC)
+        for number in chosen_NK.unique().tolist():
+            token, place = (chosen_NK == number).nonzero(as_tuple=True)
+            gate_up, gate_up_bias, down, down_bias = experts[number]
+            inner = torch.addmm(gate_up_bias, x_NC[token], gate_up)
+            gate = inner[:, ::2].clamp(max=self.limit)
+            up = inner[:, 1::2].clamp(-self.limit, self.limit)
+            out = torch.addmm(down_bias, gate * torch.sigmoid(self.ALPHA * gate) * (up + 1), down)
+            out_NC = out_NC.index_add(0, token, out * gates_NK[token, place, None].to(out.dtype))
+        return out_NC
+
+
 class MixtureOfExperts(nn.Module):
     """The feed-forward half of a layer with routed and shared experts."""
 
@@ -147,7 +182,8 @@ class MixtureOfExperts(nn.Module):
         assert config.moe is not None
         moe, hidden = config.moe, config.hidden_size
         self.router = Router(config, layer)
-        self.experts = Experts(moe.experts, hidden, moe.expert_size)
+        sizes = (moe.experts, hidden, moe.expert_size)
+        self.experts = Experts(*sizes) if moe.limit is None else BoundedExperts(*sizes, moe.limit)
         self.shared = SwiGLU(hidden, moe.shared * moe.expert_size) if moe.shared else None
 
     def forward(self, x_NC: Tensor, plus: Tensor | None, routing: Routing | None) -> Tensor:

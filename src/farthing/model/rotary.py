@@ -1,5 +1,7 @@
 """Rotary position embedding: rotates the pairs (i, i + D/2) of a head by position * frequency_i.
 
+Where only a part of each head rotates, the last pairs have frequency 0; adapters order a head's rows so.
+
 Shapes: T positions, N tokens, H heads, D head width.
 """
 
@@ -9,26 +11,34 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from farthing.model.config import Rope
 
-KINDS = ("default", "linear", "llama3", "yarn")
+KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 def frequencies(rope: Rope, head_dim: int) -> Tensor:
     """Return the rotation speeds in radians per position, [D/2] float32 (arXiv:2104.09864 section 3.2.2; Llama 3.1 for
-    `llama3`, arXiv:2309.00071 section 3.2 for `yarn`).
+    `llama3`, arXiv:2309.00071 section 3.2 for `yarn`, arXiv:2402.13753 for `longrope`).
 
     Raises:
         ValueError: for an unknown scaling kind.
     """
+    rotated = int(head_dim * rope.share)
+    return F.pad(_speeds(rope, rotated), (0, (head_dim - rotated) // 2))
+
+
+def _speeds(rope: Rope, head_dim: int) -> Tensor:
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     freq = 1.0 / rope.theta**exponents
     if rope.kind == "default":
         return freq
     if rope.kind == "linear":
         return freq / rope.factor
+    if rope.kind == "longrope":
+        return freq / torch.tensor(rope.divisors)
     if rope.kind == "llama3":
         wavelength = 2 * math.pi / freq
         turns = rope.original_max_positions / wavelength
@@ -57,7 +67,9 @@ def tables(rope: Rope, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
     The first half of sin is negated, so `rotate` computes x * cos + swap_halves(x) * sin.
     """
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(rope, head_dim))
-    cos, sin = angles.cos() * rope.table_scale, angles.sin() * rope.table_scale
+    scale = torch.full((head_dim // 2,), rope.table_scale)
+    scale[int(head_dim * rope.share) // 2 :] = 1.0  # pairs that never rotate
+    cos, sin = angles.cos() * scale, angles.sin() * scale
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 

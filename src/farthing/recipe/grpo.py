@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from farthing.cost.flops import causal_pairs
-from farthing.recipe.stage import GRAD_NORM, PACE, Asks, Curve, StageSpec
+from farthing.recipe.places import ChatTemplate
+from farthing.recipe.stage import GRAD_NORM, PACE, SUBSET, Asks, Curve, StageSpec
 from farthing.recipe.tasks import Tasks
 from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Text, Warmup
 from farthing.recipe.work import PROMPT_TOKENS, SAMPLED_AT_ONCE, Answers, Config, Guess, StageWork
@@ -21,6 +22,7 @@ CURVES = (
     Curve("right", "Answers right", "share right",
           "Share of sampled answers that the verifier accepted, on training questions.", live="right",
           drawn=True, share=True),
+    SUBSET,
     Curve("unparsed", "No answer read", "share of answers",
           "Share of sampled answers in which no answer was found.", share=True),
     Curve("cut_off", "Cut off", "share of answers",
@@ -50,6 +52,10 @@ class Grpo(StageSpec):
     )
     prompt: Text = Field(
         default=_ASKS.prompt, description="What the user says; {question} stands for the question."
+    )
+    chat_template: ChatTemplate | None = Field(
+        default=None,
+        description="Give the model this chat template: chatml, plain, or a file's path; null keeps its own.",
     )
     system: str | None = Field(default=_ASKS.system, description="The system message, if any.")
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from farthing.base.limits import named
-from farthing.recipe.types import Place, Text
+from farthing.recipe.types import TEMPLATES, Place, Text
 
 _HERE: ContextVar[Path | None] = ContextVar("_HERE", default=None)
 
@@ -52,5 +52,19 @@ def located_function(use: str) -> str:
 
 DataPlace = Annotated[Place, AfterValidator(located)]
 """A path of data, made absolute, or a name on the hub."""
+
+
+def _template(chosen: str) -> str:
+    if chosen in TEMPLATES:
+        return chosen
+    if "/" not in chosen and "." not in chosen:
+        raise ValueError(
+            f"there is no chat template {chosen!r}; give {' or '.join(TEMPLATES)}, or the path of one"
+        )
+    return located(chosen)
+
+
+ChatTemplate = Annotated[Place, AfterValidator(_template)]
+"""A chat template of ours by name, or the path of one, made absolute."""
 Use = Annotated[Text, AfterValidator(located_function)]
 """A verifier's name, or a function of one's own with its file's path made absolute."""

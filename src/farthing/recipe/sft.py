@@ -9,9 +9,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
+from farthing.recipe.places import ChatTemplate
 from farthing.recipe.source import Source
 from farthing.recipe.stage import LanguageModelling
-from farthing.recipe.types import Amount, Count, NotNegative, Positive, Warmup
+from farthing.recipe.types import Amount, Count, NotNegative, Positive, ShareOrPath, Warmup
 from farthing.recipe.work import BYTES_PER_TOKEN, Config, Guess, StageWork
 
 
@@ -21,12 +22,21 @@ class Sft(LanguageModelling):
     kind: Literal["sft"]
     epochs: Positive = Field(default=2.0, description="Passes over the data (DeepSeek-V3's 2).")
     steps: Count | None = Field(default=None, description="Steps, overriding epochs; null goes by epochs.")
+    validation: ShareOrPath | None = Field(
+        default=None,
+        description="Conversations to validate on and never train on: a share, chosen by what is asked, or a path.",
+    )
+    validate_every: Count = Field(default=20, description="Steps between validations, in nats a token.")
     batch_tokens: Amount = Field(default=16384, description="Tokens a step, in whole rows.")
     lr: Positive = Field(default=5e-6, description="Peak learning rate (DeepSeek-V3's 5e-6).")
     warmup: Warmup = Field(default=0, description="Steps of linear warm-up.")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         default="cosine",
         description="The learning rate after the warm-up; cosine ends at zero (DeepSeek-V3's at 1e-6).",
+    )
+    chat_template: ChatTemplate | None = Field(
+        default=None,
+        description="Give the model this chat template: chatml, plain, or a file's path; null keeps its own.",
     )
     mtp_weight: NotNegative = Field(
         default=0.1, description="Weight of the loss of the model's MTP modules, if it has any."
@@ -45,6 +55,10 @@ class Sft(LanguageModelling):
                 f"batch_tokens ({self.batch_tokens}) must hold one row of length ({self.length})"
             )
         return self
+
+    @property
+    def paths(self) -> list[str]:
+        return [*super().paths, *([self.validation] if isinstance(self.validation, str) else [])]
 
     def work(self, config: Config | None, guess: Guess) -> StageWork:
         assert config is not None

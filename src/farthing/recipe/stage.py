@@ -13,7 +13,7 @@ from farthing.base.schema import Strict
 from farthing.cost.flops import causal_pairs, forward_flops, mtp_flops
 from farthing.recipe.source import Source
 from farthing.recipe.tasks import TaskSetting
-from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive
+from farthing.recipe.types import TEMPLATES, Count, Decay, Gigabytes, NotNegative, Positive
 from farthing.recipe.work import Config, Guess, StageWork
 
 
@@ -69,7 +69,10 @@ class StageSpec(Strict):
     @property
     def paths(self) -> list[str]:
         """Every path or hub name that it reads."""
-        return [source.path for source in self.sources if source.path]
+        template = getattr(self, "chat_template", None)
+        return [source.path for source in self.sources if source.path] + (
+            [template] if template and template not in TEMPLATES else []
+        )
 
     @property
     def mixtures(self) -> list[dict[str, TaskSetting]]:
@@ -97,6 +100,11 @@ class StageSpec(Strict):
         """
 
 
+SUBSET = Curve(
+    "subset_right", "Held-out subset", "share right",
+    "Share of right answers to questions that are neither trained on nor among those of the final evaluation.",
+    live="held out", share=True, optional=True,
+)  # fmt: skip
 PACE = Curve("tokens_per_second", "Tokens per second", live="tokens/s")
 GRAD_NORM = Curve(
     "grad_norm", "Gradient norm", "L2 norm", "Size of the update before clipping; spikes are large steps."
@@ -107,6 +115,9 @@ LANGUAGE_CURVES = (
     Curve("val_bits_per_byte", "Validation", "bits per byte",
           "The same on validation text, per byte, so comparable across tokenizers.", live="bits per byte",
           optional=True),
+    Curve("val_loss", "Validation", "nats per token",
+          "The same on conversations that are never trained on.", live="validation", optional=True),
+    SUBSET,
     Curve("tokens", "Tokens", live="tokens"),
     PACE,
     Curve("mtp_loss", "Loss further ahead", "nats per token", "Loss of the modules that look beyond the next token.",

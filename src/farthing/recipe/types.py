@@ -58,6 +58,9 @@ def _share_or_path(value: Any) -> Any:
 
 
 _Whole = Annotated[int, Field(ge=1, le=10**18)]
+TEMPLATES = ("chatml", "plain")
+"""Chat templates that ship with Farthing."""
+
 Amount = Annotated[_Whole, BeforeValidator(_amount, json_schema_input_type=_Whole | str)]
 Vocabulary = Annotated[Amount, Field(le=1_000_000)]
 Held = Annotated[int, Field(ge=1, le=1_000_000)]

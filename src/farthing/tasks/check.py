@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from farthing.base.errors import UserError
+from farthing.base.files import strange
 from farthing.base.limits import named
 from farthing.data.rows import FORMS, check_source
 from farthing.data.text import hub_name
@@ -103,5 +104,7 @@ def _unknown(name: str) -> str:
 def _exists(source: str) -> None:
     if source.startswith("hf:"):
         hub_name(source)
+    elif what := strange(Path(named(source))):
+        raise UserError(f"{source} is {what}; give {FORMS}")
     elif not Path(named(source)).exists():
         raise UserError(f"{source} does not exist; give {FORMS}")

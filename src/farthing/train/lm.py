@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,19 +163,37 @@ def bits_per_byte(
     Returns:
         bits per byte; the tokens it took; their FLOPs.
     """
-    nats, tokens, flops = 0.0, 0, 0
-    for batch in validation_batches(corpus, length, tokens_at_once):
+    batches = validation_batches(corpus, length, tokens_at_once)
+    nats, _, tokens, flops = _nats(decoder, batches, hf_config, ranks)
+    return nats / (math.log(2) * corpus.bytes), tokens, flops
+
+
+@torch.no_grad()
+def mean_loss(
+    decoder: Decoder, batch: PackedBatch, tokens_at_once: int, hf_config: dict[str, Any], ranks: Ranks
+) -> tuple[float, int, int]:
+    """The mean loss of the tokens that have a target, in nats; the tokens it took; their FLOPs."""
+    nats, targets, tokens, flops = _nats(decoder, passes(batch, tokens_at_once), hf_config, ranks)
+    return nats / targets, tokens, flops
+
+
+def _nats(
+    decoder: Decoder, batches: Iterable[PackedBatch], hf_config: dict[str, Any], ranks: Ranks
+) -> tuple[float, int, int, int]:
+    """Nats of all targets, the targets, the tokens, and their FLOPs."""
+    nats, targets, tokens, flops = 0.0, 0, 0, 0
+    for batch in batches:
         own = ranks.share(batch.rows)
         if own.start == own.stop:
             continue
         part = batch.slice_rows(own.start, own.stop)
         _, losses, segments = _forward(decoder, part, None)
         nats += float(losses.double().sum())
+        targets += len(losses)
         tokens += len(part.ids_N)
         pairs = segments.pairs(decoder.config.windows)
         flops += forward_flops(hf_config, len(part.ids_N), pairs, len(losses))
-    nats, tokens, flops = ranks.total(nats), ranks.total(tokens), ranks.total(flops)
-    return nats / (math.log(2) * corpus.bytes), tokens, flops
+    return ranks.total(nats), ranks.total(targets), ranks.total(tokens), ranks.total(flops)
 
 
 def train_lm(
@@ -189,7 +207,7 @@ def train_lm(
     warmup: int,
     mtp_weight: Callable[[int], float],
     next_batch: Callable[[int], tuple[PackedBatch, int]],
-    validation: Corpus | None,
+    validation: Corpus | PackedBatch | None,
     validate_every: int,
     meter: Meter,
     ranks: Ranks,
@@ -201,6 +219,7 @@ def train_lm(
     Args:
         mtp_weight: by step.
         next_batch: the batch at a cursor, and the cursor after it.
+        validation: text, measured in bits per byte, or rows of conversations, in nats a token that is learnt.
 
     Raises:
         Diverged: when the gradient says that training is broken.
@@ -262,10 +281,14 @@ def train_lm(
         }
         if validation is not None and ((step + 1) % validate_every == 0 or step + 1 == steps):
             with meter.span("evaluate", step=step) as span:
-                found, span.tokens_in, span.flops = bits_per_byte(
-                    decoder, validation, stage.length, at_once, hf_config, ranks
-                )
-            line["val_bits_per_byte"] = found
+                if isinstance(validation, Corpus):
+                    line["val_bits_per_byte"], span.tokens_in, span.flops = bits_per_byte(
+                        decoder, validation, stage.length, at_once, hf_config, ranks
+                    )
+                else:
+                    line["val_loss"], span.tokens_in, span.flops = mean_loss(
+                        decoder, validation, at_once, hf_config, ranks
+                    )
         totals = meter.totals()
         spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}
         return line | {

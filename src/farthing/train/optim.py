@@ -70,7 +70,7 @@ class MasterWeights:
                 self.hooks.append(parameter.register_post_accumulate_grad_hook(_collector(self.masters[-1:])))
                 continue
             inside = name.startswith(("layers.", "mtp.")) and ".router." not in name
-            by_muon = kind == "muon" and parameter.dim() == 2 and inside
+            by_muon = kind == "muon" and parameter.dim() == 2 and inside and not name.endswith("bias")
             whole = (len(parameter),)
             parts = parts_of.get(id(parameter), whole) if by_muon else whole
             start = 0

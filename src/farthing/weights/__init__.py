@@ -111,7 +111,16 @@ def folder_config(hf: dict[str, Any], config: ModelConfig, dtype: torch.dtype) -
     return {**kept, "torch_dtype": name, "dtype": name}
 
 
-def save_decoder(decoder: Decoder, hf: dict[str, Any], folder: Path, tokenizer_from: Path | None) -> Path:
-    """Write an ordinary Hugging Face folder that transformers loads with no missing and no unexpected key."""
+def save_decoder(
+    decoder: Decoder,
+    hf: dict[str, Any],
+    folder: Path,
+    tokenizer_from: Path | None,
+    chat_template: tuple[str, list[int]] | None = None,
+) -> Path:
+    """Write an ordinary Hugging Face folder that transformers loads with no missing and no unexpected key.
+
+    `chat_template` as in `write_folder`.
+    """
     config = folder_config(hf, decoder.config, decoder.stored or decoder.embed.weight.dtype)
-    return write_folder(folder, export_tensors(decoder, hf), config, tokenizer_from)
+    return write_folder(folder, export_tensors(decoder, hf), config, tokenizer_from, chat_template)

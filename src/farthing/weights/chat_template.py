@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import read_json
+from farthing.base.files import read_json, write_json
 
 FILE, OLDER_FILE, FOLDER = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 DEFAULT = "default"
@@ -26,6 +26,17 @@ def read_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     if not found and (folder / OLDER_FILE).is_file():
         found = _named(read_json(folder / OLDER_FILE).get("chat_template"), folder / OLDER_FILE)
     return found
+
+
+def give_template(folder: Path, text: str, stops: list[int]) -> None:
+    """Give a folder that is being written this chat template alone, and the ids on which generation stops."""
+    (folder / FILE).write_text(text, encoding="utf-8")
+    (folder / OLDER_FILE).unlink(missing_ok=True)
+    for name, changes in (("tokenizer_config.json", {}), ("generation_config.json", {"eos_token_id": stops})):
+        path = folder / name
+        settings = read_json(path) if path.is_file() else {}
+        settings.pop("chat_template", None)
+        write_json(path, settings | changes)
 
 
 def as_setting(templates: dict[str, str]) -> list[dict[str, str]]:

@@ -69,9 +69,9 @@ def check(folder: Path) -> Checked:
             "is config.json its own?"
         )
     for name in weights:
-        if headers[name].dtype not in _FLOATS:
+        if weights.dtype(name) not in _FLOATS:
             raise UserError(
-                f"{folder}: {name} holds {headers[name].dtype} numbers, not floating point; take the model's bf16 "
+                f"{folder}: {name} holds {weights.dtype(name)} numbers, not floating point; take the model's bf16 "
                 "folder"
             )
     if config.tied_head and not _same(weights, "lm_head.weight", "model.embed_tokens.weight"):

@@ -44,6 +44,8 @@ def export(folder: Path, to: str, out: Path, kind: str = "f16") -> list[str]:
         return export_gguf(folder, out, kind)
     model = check(folder)
     config, weights = model.config, model.weights
+    if to == "hf-fp8" and config.moe is not None and config.moe.limit is not None:
+        raise UserError(f"{folder}: the layout of hf-fp8 has no place for gpt-oss's experts; use hf-bf16")
     written = folder_config(dict(model.hf), config, torch.bfloat16)
     notes: list[str] = []
     if to == "hf-fp8":

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import new_folder, read_json, write_json
+from farthing.base.files import new_folder, read_json, require_file, write_json
+from farthing.weights.chat_template import give_template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +52,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a model folder that holds config.json")
+    require_file(folder / "config.json", "download it again")
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds no config.json, so it is not a model folder; give the folder that has one"
@@ -74,6 +76,8 @@ def tensor_headers(folder: Path) -> dict[str, Stored]:
     cut short or damaged, an index that points outside the folder or does not name what its shards hold.
     """
     folder = Path(folder)
+    for name in (SINGLE, INDEX):
+        require_file(folder / name, "download it again")
     if (folder / SINGLE).is_file():
         return _header(folder / SINGLE)
     if not (folder / INDEX).is_file():
@@ -87,6 +91,7 @@ def tensor_headers(folder: Path) -> dict[str, Stored]:
             raise UserError(
                 f"{folder / INDEX} names {shard!r}, which is not a safetensors file in the same folder"
             )
+        require_file(folder / shard, "download it again")
         if not (folder / shard).is_file():
             raise UserError(f"{folder / shard} is missing, though the index names it; download it again")
         for name, stored in _header(folder / shard).items():
@@ -213,11 +218,13 @@ def write_folder(
     tensors: "Mapping[str, Tensor]",
     config: dict[str, Any],
     tokenizer_from: Path | None = None,
+    chat_template: tuple[str, list[int]] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
     """Write a model folder; returns its path once every byte is on disk.
 
     `tokenizer_from` is a model folder whose tokenizer, chat template and generation_config.json are copied.
+    `chat_template` is one to have instead, and the ids on which generation stops with it.
     An older model folder of that path is replaced. Raises UserError when there is no room on the disk, when
     `tokenizer_from` has no tokenizer, or when the path holds something that is not a model folder.
     """
@@ -225,6 +232,8 @@ def write_folder(
     with new_folder(folder, needed) as temporary:
         if tokenizer_from is not None:
             copy_tokenizer(tokenizer_from, temporary)
+        if chat_template is not None:
+            give_template(temporary, *chat_template)
         write_tensors(temporary, tensors.items(), max_shard_bytes)
         write_json(temporary / "config.json", config)
     return Path(folder)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from farthing.base.errors import UserError
+from farthing.weights import mxfp4
 from farthing.weights.folder import read_config, tensor_headers
 
 BLOCK = (128, 128)
@@ -30,7 +31,9 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
     "activation_scheme": "dynamic",
 }
 # Embeddings, heads, the router and MTP's projection stay as they are: the report keeps them in higher precision.
-_KEPT = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|shared_head\.head|mlp\.gate|eh_proj)\.weight$")
+_KEPT = re.compile(
+    r"(?:^|\.)(?:embed_tokens|lm_head|shared_head\.head|(?:mlp|block_sparse_moe)\.gate|eh_proj)\.weight$"
+)
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 _SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -90,7 +93,8 @@ def _spread(scale_rc: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tens
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a model folder by name, each read on demand; FP8 ones are dequantised to float32.
+    """The tensors of a model folder by name, each read on demand; FP8 ones are dequantised to float32, MXFP4 ones
+    (`weights.mxfp4`) to bfloat16.
 
     Their scales are not among the names, though `headers` describes every tensor stored. A weight and its scales may
     lie in any shards, and in any order.
@@ -105,15 +109,27 @@ class Weights(Mapping[str, Tensor]):
         self.headers = tensor_headers(folder)
         self._open: dict[Path, Any] = {}
         given = read_config(folder).get("quantization_config")
+        self._packed: set[str] = set()
+        if isinstance(given, dict) and given.get("quant_method") == "mxfp4":
+            given = None
+            self._packed = {
+                name.removesuffix(mxfp4.BLOCKS) for name in self.headers if name.endswith(mxfp4.BLOCKS)
+            }
         self._block = BLOCK if given is None else _block(given)
-        self._names = [name for name in self.headers if not name.endswith(".weight" + SCALE)]
-        lonely = sorted(
-            name for name in self.headers.keys() - set(self._names) if name[: -len(SCALE)] not in self
-        )
+        parts = {name + part for name in self._packed for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
+        if missing := sorted(parts - self.headers.keys()):
+            raise UserError(f"{folder}: {missing[0]} is missing; download the folder again")
+        scales = {name for name in self.headers if name.endswith(".weight" + SCALE)}
+        stored = [name for name in self.headers if name not in scales | parts]
+        self._names = dict.fromkeys([*stored, *sorted(self._packed)])
+        lonely = sorted(name for name in scales if name[: -len(SCALE)] not in self)
         if lonely:
             raise UserError(f"{folder}: {lonely[0]} has no weight to scale; download the folder again")
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._packed:
+            blocks, scales = (self._read(name + part) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
+            return mxfp4.dequantise(blocks, scales, f"{self._folder}: {name}")
         tensor = self._read(name)
         if name + SCALE in self.headers:
             return dequantise(tensor, self._read(name + SCALE), f"{self._folder}: {name}", self._block)
@@ -128,11 +144,18 @@ class Weights(Mapping[str, Tensor]):
         return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.headers and not str(name).endswith(".weight" + SCALE)
+        return name in self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
+        if name in self._packed:
+            experts, outputs, blocks, *_ = (*self.headers[name + mxfp4.BLOCKS].shape, 0, 0, 0)
+            return experts, blocks * mxfp4.WIDTH, outputs
         return self.headers[name].shape
+
+    def dtype(self, name: str) -> str:
+        """The numbers of a tensor, in safetensors' word."""
+        return "BF16" if name in self._packed else self.headers[name].dtype
 
     def _read(self, name: str) -> Tensor:
         with self._damage(name) as file:

@@ -37,7 +37,11 @@ DEFAULTS = {
         "sliding_window_pattern": 6,
     },
 }
-_BUILT = ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar")
+_BUILT = {
+    "gemma2": ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"),
+    # transformers bounds a Gemma 3's scores in one of its ways of computing attention and not in the others
+    "gemma3_text": ("final_logit_softcapping", "query_pre_attn_scalar"),
+}
 
 
 def model_config(settings: Settings) -> ModelConfig:
@@ -46,18 +50,19 @@ def model_config(settings: Settings) -> ModelConfig:
     Raises:
         UserError: for a value that no network has, or a setting that is not built and would change the result.
     """
-    settings.refuse_unbuilt(*_BUILT)
-    settings.choice("hidden_activation", "gelu_pytorch_tanh")
     third = settings["model_type"] == "gemma3_text"
+    settings.refuse_unbuilt(*_BUILT[settings["model_type"]])
+    settings.choice("hidden_activation", "gelu_pytorch_tanh")
     every = settings.whole("sliding_window_pattern") if third else 2
+    head = settings.whole("head_dim")
     windows = windows_by_layer(settings, lambda layer: (layer + 1) % every > 0)
     local = None
     if third:
         local_theta = settings.number("rope_local_base_freq", above=1.0)
-        local = llama.rope(rope_by_kind(settings, "sliding_attention", local_theta, local=True))
+        local = llama.rope(rope_by_kind(settings, "sliding_attention", local_theta, local=True), head)
         settings = rope_by_kind(settings, "full_attention", settings.number("rope_theta", above=1.0))
     fields = llama.common_fields(settings.over(hidden_act="silu"))  # hidden_activation is read instead
-    bias, hidden, head = settings.flag("attention_bias"), fields["hidden_size"], settings.whole("head_dim")
+    bias, hidden = settings.flag("attention_bias"), fields["hidden_size"]
     if hidden % fields["num_heads"]:
         raise UserError(
             f"config.json: num_attention_heads ({fields['num_heads']}) does not divide hidden_size ({hidden}), which "

@@ -1,7 +1,7 @@
 """GLM-4.5's folder layout (`Glm4MoeForCausalLM`): grouped-query attention with DeepSeek-V3's mixture of experts.
 
-It is the stock family for that pair. Folders with `partial_rotary_factor` 1 are read and written, without prediction
-modules; GLM's own models rotate half of each head.
+It is the stock family for that pair, and read and written without prediction modules. GLM's own models rotate half of
+each head.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def model_config(settings: Settings) -> ModelConfig:
 
 
 def complete(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The config.json to write: it has no prediction modules, and says so. That heads are rotated whole is written
+    """The config.json to write: it has no prediction modules, and says so. What share of each head rotates is written
     where newer and where older readers look for it, for without it both rotate half."""
-    whole = {"partial_rotary_factor": 1.0}
+    share = {"partial_rotary_factor": config.rope.share}
     rope = rope_keys(hf)
-    rope["rope_parameters"] |= whole
-    return {**hf, **rope, **whole, "num_nextn_predict_layers": 0}
+    rope["rope_parameters"] |= share
+    return {**hf, **rope, **share, "num_nextn_predict_layers": 0}
 
 
 def tensors(config: ModelConfig) -> dict[str, list[str]]:
@@ -64,3 +64,6 @@ def tensors(config: ModelConfig) -> dict[str, list[str]]:
     for i in range(config.num_layers):
         table |= feedforward(config, i, f"layers.{i}", f"model.layers.{i}")
     return table
+
+
+row_order = llama.row_order

@@ -11,10 +11,10 @@ from torch import Tensor
 from farthing.base.errors import UserError
 from farthing.model import Decoder, ModelConfig
 from farthing.model.moe import Experts
-from farthing.weights import deepseek, gemma, glm, llama, mixtral, olmo, phi, qwen
+from farthing.weights import deepseek, gemma, glm, gpt_oss, llama, mixtral, olmo, phi, qwen
 from farthing.weights.settings import Settings
 
-LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, mixtral, phi, gemma, olmo, deepseek, glm)
+LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, mixtral, phi, gemma, olmo, gpt_oss, deepseek, glm)
 ALIASES = {"kimi_k2": "deepseek_v3"}  # other names of a family: Kimi K2 is DeepSeek-V3 with other sizes
 
 
@@ -92,9 +92,9 @@ def places(
 
 def _parts(decoder: Decoder, name: str, parameter: Tensor, count: int) -> tuple[Tensor, ...]:
     """A fused parameter cut into what is joined in it, one below another, unless the disk joins it too."""
-    if count == 1 and parameter.dim() <= 2:
-        return (parameter.detach(),)
     module = decoder.get_submodule(name.rpartition(".")[0])
+    if count == 1 and not isinstance(module, Experts):
+        return (parameter.detach(),)
     flat = parameter.detach().flatten(0, -2) if parameter.dim() > 2 else parameter.detach()
     if isinstance(module, Experts):
         return flat.split(module.inner if name.endswith("gate_up") else parameter.shape[1])

@@ -7,7 +7,11 @@ transformers takes for keys that a config.json leaves out.
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from farthing.base.errors import UserError
 from farthing.model import ModelConfig, Rope
@@ -75,7 +79,8 @@ def common_fields(settings: Settings) -> dict[str, Any]:
     """
     settings.choice("hidden_act", "silu", "swish")
     heads, hidden = settings.whole("num_attention_heads"), settings.whole("hidden_size")
-    rotary = rope(settings)
+    head_dim = settings.whole_or("head_dim", max(1, hidden // heads))
+    rotary = rope(settings, head_dim)
     return {
         "vocab_size": settings.whole("vocab_size"),
         "hidden_size": hidden,
@@ -83,7 +88,7 @@ def common_fields(settings: Settings) -> dict[str, Any]:
         "num_layers": settings.whole("num_hidden_layers"),
         "num_heads": heads,
         "num_kv_heads": settings.whole_or("num_key_value_heads", heads),
-        "head_dim": settings.whole_or("head_dim", max(1, hidden // heads)),
+        "head_dim": head_dim,
         "rms_eps": settings.number("rms_norm_eps"),
         "rope": rotary,
         "max_positions": positions(settings, rotary),
@@ -95,7 +100,8 @@ def positions(settings: Settings, rotary: Rope) -> int:
     """The longest context that is computed as transformers computes it.
 
     YaRN reaches `factor` times the original positions, which Qwen's documentation sets without raising
-    `max_position_embeddings`.
+    `max_position_embeddings`. Longrope has two sets of speeds, and transformers changes from one to the other in the
+    middle of an answer: only contexts of the original length are well defined.
 
     Raises:
         UserError: for a value that is no length.
@@ -103,21 +109,27 @@ def positions(settings: Settings, rotary: Rope) -> int:
     longest = settings.whole("max_position_embeddings")
     if rotary.kind == "yarn":
         longest = max(longest, int(rotary.factor * rotary.original_max_positions))
-    return longest
+    return min(longest, rotary.original_max_positions) if rotary.kind == "longrope" else longest
 
 
-def rope(settings: Settings) -> Rope:
-    """Rotary settings.
+def rope(settings: Settings, head_dim: int) -> Rope:
+    """Rotary settings, for heads of a width.
 
     Raises:
         UserError: for an unsupported scaling, or one that lacks what transformers wants of it.
     """
     kind, found = rope_settings(settings)
-    theta = found.number("rope_theta", above=1.0)
+    theta, share = found.number("rope_theta", above=1.0), found.number_or("partial_rotary_factor", 1.0)
+    rotated = int(head_dim * share)
+    if share > 1 or (share < 1 and (rotated < 2 or rotated % 2)):
+        raise UserError(
+            f"config.json: partial_rotary_factor {share:g} rotates {rotated} of a head's {head_dim} elements; it "
+            "must be an even number of them"
+        )
     if kind == "default":
-        return Rope(theta=theta)
+        return Rope(theta=theta, share=share)
     if kind == "linear":
-        return Rope(theta=theta, kind=kind, factor=found.number("factor"))
+        return Rope(theta=theta, kind=kind, factor=found.number("factor"), share=share)
     original = found.whole("original_max_position_embeddings")
     if kind == "llama3":
         low, high = found.number("low_freq_factor"), found.number("high_freq_factor")
@@ -132,10 +144,22 @@ def rope(settings: Settings) -> Rope:
             low_freq_factor=low,
             high_freq_factor=high,
             original_max_positions=original,
+            share=share,
         )
-    stated = found["factor"] if "factor" in found else found.number("factor")
+    stated = found.get("factor") if kind == "longrope" or "factor" in found else found.number("factor")
     ratio = settings.whole("max_position_embeddings") / original
     factor = ratio if stated is None else found.number("factor")
+    if kind == "longrope":
+        usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
+        found.numbers("long_factor", rotated // 2)
+        return Rope(
+            theta=theta,
+            kind=kind,
+            original_max_positions=original,
+            divisors=found.numbers("short_factor", rotated // 2),
+            share=share,
+            table_scale=found.number_or("attention_factor", usual),
+        )
     fast, slow = found.number_or("beta_fast", 32.0), found.number_or("beta_slow", 1.0)
     if fast < slow:
         raise UserError(
@@ -152,6 +176,7 @@ def rope(settings: Settings) -> Rope:
         truncate=found.flag("truncate") if "truncate" in found else True,
         table_scale=table_scale,
         score_scale=score_scale if settings.get("kv_lora_rank") else 1.0,
+        share=share,
     )
 
 
@@ -180,3 +205,21 @@ def tensors(config: ModelConfig) -> dict[str, list[str]]:
             table[f"{ours}.attention.q_norm.weight"] = [f"{theirs}.self_attn.q_norm.weight"]
             table[f"{ours}.attention.k_norm.weight"] = [f"{theirs}.self_attn.k_norm.weight"]
     return table
+
+
+def row_order(config: ModelConfig, theirs: str) -> Tensor | None:
+    """For each row of a tensor here, its row on disk, where a part of each head rotates: on disk that comes first, here
+    its halves begin the halves of the head. None if the order is the same."""
+    head, rotated = config.head_dim, int(config.head_dim * config.rope.share)
+    kind = theirs.rpartition(".")[0].rpartition(".")[2]
+    rotating = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads, "q_norm": 1, "k_norm": 1}
+    rotating["qkv_proj"] = config.num_heads + config.num_kv_heads
+    if rotated == head or kind not in rotating:
+        return None
+    still = torch.arange(rotated, head).chunk(2)
+    turning = torch.arange(rotated).chunk(2)
+    order = torch.cat([turning[0], still[0], turning[1], still[1]])
+    rows = (torch.arange(rotating[kind])[:, None] * head + order).flatten()
+    if kind == "qkv_proj":
+        rows = torch.cat([rows, torch.arange(len(rows), len(rows) + config.num_kv_heads * head)])
+    return rows

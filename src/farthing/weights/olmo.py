@@ -32,7 +32,7 @@ def model_config(settings: Settings) -> ModelConfig:
     if settings["model_type"] == "olmo3":
         more = windows_by_layer(settings, lambda layer: (layer + 1) % 4 > 0)
         # transformers gives rope_theta to the full layers only
-        more["local_rope"] = llama.rope(rope_by_kind(settings, "sliding_attention", _THETA, local=True))
+        more["local_rope"] = llama.rope(rope_by_kind(settings, "sliding_attention", _THETA, local=True), 2)
         settings = rope_by_kind(settings, "full_attention", settings.number("rope_theta", above=1.0))
     if "head_dim" in settings:
         settings.whole("head_dim")

@@ -1,13 +1,15 @@
 """Phi-3 and Phi-4's folder layout (`Phi3ForCausalLM`): Llama's network, with q, k, v in one tensor and
 gate, up in another.
 
-Models whose context was extended by longrope, or that rotate a part of each head (Phi-4-mini), are refused.
+Phi-4-mini rotates three quarters of each head. Models whose context longrope extended are read up to the original
+length, where its short factors hold.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from farthing.base.errors import UserError
 from farthing.model import ModelConfig
 from farthing.weights import llama
 from farthing.weights.settings import Settings
@@ -21,6 +23,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
         "sliding_window": None,
+        "partial_rotary_factor": 1.0,
     }
 }
 
@@ -33,8 +36,14 @@ def model_config(settings: Settings) -> ModelConfig:
     """
     settings.refuse_unbuilt()
     settings.whole("original_max_position_embeddings")
-    kind = settings.mapping("rope_scaling") or settings.mapping("rope_parameters")
-    Settings(kind, {"rope_type": kind.get("type", "default")}, "rope_scaling").choice("rope_type", "default")
+    name = "rope_scaling" if settings.mapping("rope_scaling") else "rope_parameters"
+    rotation = settings.mapping(name)
+    if (kind := rotation.get("rope_type") or rotation.get("type")) in ("su", "yarn"):  # its older names
+        settings = settings.over(**{name: {**rotation, "rope_type": "longrope", "type": "longrope"}})
+    elif kind not in (None, "default", "longrope"):
+        raise UserError(
+            f"config.json: {name} {kind!r} is not supported in a phi3; supported: default, longrope"
+        )
     return ModelConfig(**llama.common_fields(settings.over(head_dim=None)), **windows_everywhere(settings))
 
 
@@ -45,3 +54,6 @@ def tensors(config: ModelConfig) -> dict[str, list[str]]:
         table[f"layers.{i}.attention.qkv.weight"] = [f"model.layers.{i}.self_attn.qkv_proj.weight"]
         table[f"layers.{i}.feedforward.gate_up.weight"] = [f"model.layers.{i}.mlp.gate_up_proj.weight"]
     return table
+
+
+row_order = llama.row_order

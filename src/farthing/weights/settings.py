@@ -98,6 +98,17 @@ class Settings(Mapping[str, Any]):
         """`number`, or `otherwise` where the key is missing or null."""
         return otherwise if self._values.get(key) is None else self.number(key, above)
 
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """So many finite numbers above 0."""
+        values = self._wanted(key)
+        if (
+            not isinstance(values, list)
+            or len(values) != count
+            or not all(type(value) in (int, float) and 0 < value < 1e38 for value in values)
+        ):
+            raise self._refuse(key, f"a list of {count} numbers above 0")
+        return tuple(map(float, values))
+
     def flag(self, key: str) -> bool:
         """True or false."""
         value = self._wanted(key)
@@ -158,11 +169,12 @@ class Settings(Mapping[str, Any]):
         return UserError(f"config.json: {self._where}{key} is {self._shown(key)}; it must be {wanted}")
 
 
+PARTIAL = ("phi3", "glm4_moe")  # families that may rotate a part of each head
 _ROPE_KEYS = frozenset(
     {
         "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
         "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow", "mscale",
-        "mscale_all_dim", "truncate", "finetuned",
+        "mscale_all_dim", "truncate", "finetuned", "short_factor", "long_factor",
     }
 )  # fmt: skip
 
@@ -172,7 +184,8 @@ def rope_settings(settings: Settings) -> tuple[str, Settings]:
     `rope_scaling` (4 and before), completed as transformers completes them.
 
     Raises:
-        UserError: for an unsupported scaling or key, and for rotation of a part of each head.
+        UserError: for an unsupported scaling or key, and for rotation of a part of each head in other families than
+            `PARTIAL`.
     """
     name = "rope_scaling" if settings.mapping("rope_scaling") else "rope_parameters"
     given = settings.mapping(name)
@@ -180,8 +193,11 @@ def rope_settings(settings: Settings) -> tuple[str, Settings]:
         if key in settings:
             given.setdefault(key, settings[key])
     given["rope_type"] = given.get("rope_type") or given.get("type") or "default"
-    kind = Settings(given, {}, name).choice("rope_type", *KINDS)
-    if kind in ("llama3", "yarn"):
+    phi = settings["model_type"] == "phi3"
+    kind = Settings(given, {}, name).choice(
+        "rope_type", *(kind for kind in KINDS if phi or kind != "longrope")
+    )
+    if kind in ("llama3", "yarn", "longrope"):
         if "original_max_position_embeddings" in settings:
             given["original_max_position_embeddings"] = settings["original_max_position_embeddings"]
         if given.get("original_max_position_embeddings") is None:
@@ -192,8 +208,10 @@ def rope_settings(settings: Settings) -> tuple[str, Settings]:
             "without it"
         )
     found = Settings(given, {}, name)
-    if found.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError("config.json: only partial_rotary_factor 1.0 is supported, which rotates whole heads")
+    if found.get("partial_rotary_factor", 1.0) != 1.0 and settings["model_type"] not in PARTIAL:
+        raise UserError(
+            "config.json: only partial_rotary_factor 1.0 is supported in this family, which rotates whole heads"
+        )
     return kind, found
 
 

@@ -5,7 +5,7 @@ Shapes: B sequences, H query heads, G key/value heads, L queries, M keys, D head
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ class Rule:
     """Tokens that a token sees, itself included; None for all before it. The caller masks the others."""
     softcap: float | None = None
     """Bounds the scores: s becomes softcap * tanh(s / softcap) (Gemma 2, arXiv:2408.00118 section 2)."""
+    sinks: Tensor | None = None
+    """Score of a key without a value that every query sees, [H, L or 1, 1] (arXiv:2309.17453 section 3.2)."""
 
     @property
     def weighs(self) -> bool:
         """Whether the weights are not the softmax of the scores alone."""
-        return self.softcap is not None
+        return self.softcap is not None or self.sinks is not None
 
 
 FULL = Rule()
@@ -76,7 +78,10 @@ def _in_pieces(
             rows = at[start:, None] >= at
         elif mask is not None and mask.shape[-2] > 1:
             rows = mask[..., start:end, :]
-        piece = (q_BHLD[:, :, start:end], k_BGMD[:, :, :reach], v_BGME[:, :, :reach], rows, False, rule)
+        k, v, own = k_BGMD[:, :, :reach], v_BGME[:, :, :reach], rule
+        if rule.sinks is not None and rule.sinks.shape[1] > 1:
+            own = replace(rule, sinks=rule.sinks[:, start:end])
+        piece = (q_BHLD[:, :, start:end], k, v, rows, False, own)
         if torch.is_grad_enabled():
             outs.append(checkpoint(plain, *piece, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -99,7 +104,13 @@ def plain(
     if rule.softcap is not None:
         scores_BHLM = rule.softcap * torch.tanh(scores_BHLM / rule.softcap)
     bias = _score_bias(q_BHLD, k_BGMD, mask, causal)
-    weights_BHLM = (scores_BHLM if bias is None else scores_BHLM + bias).softmax(-1)
+    if bias is not None:
+        scores_BHLM = scores_BHLM + bias
+    if rule.sinks is None:
+        weights_BHLM = scores_BHLM.softmax(-1)
+    else:
+        sinks = rule.sinks.float().expand(*scores_BHLM.shape[:-1], 1)
+        weights_BHLM = torch.cat([scores_BHLM, sinks], -1).softmax(-1)[..., :-1]
     return (weights_BHLM @ v_BHME).to(q_BHLD.dtype)
 
 
