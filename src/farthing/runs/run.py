@@ -41,6 +41,7 @@ from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
 from farthing.recipe.log_to import check_installed
 from farthing.report import write_report
+from farthing.report.live import LiveView
 from farthing.runs import record
 from farthing.runs.folder import (
     claim,
@@ -54,7 +55,6 @@ from farthing.runs.folder import (
     room_on_disk,
     source_commit,
 )
-from farthing.runs.live import LiveView
 from farthing.runs.loggers import Loggers
 from farthing.runs.memory import within_memory
 from farthing.runs.result import Run
