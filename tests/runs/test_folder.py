@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from farthing.base.device import Place
 from farthing.base.errors import UserError
 from farthing.recipe import Recipe, validate
 from farthing.runs import folder
-from farthing.runs.folder import claim, place_of
+from farthing.runs.folder import claim, locked, place_of
 
 
 def recipe(**keys: str) -> Recipe:
@@ -73,3 +75,19 @@ def test_device_and_dtype_make_no_other_recipe(tmp_path: Path) -> None:
     assert "dtype: auto" in (tmp_path / "recipe.yaml").read_text()
     with pytest.raises(UserError, match="was started with another base"):
         claim(tmp_path, recipe(base="y"))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda path: path.symlink_to(path.name), "a link that leads in a circle"),
+        (os.mkfifo, "a pipe"),
+        (Path.mkdir, "a folder"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+    ],
+)
+def test_a_recipe_that_is_no_file(make: Callable[[Path], None], what: str, tmp_path: Path) -> None:
+    make(tmp_path / "recipe.yaml")
+    with pytest.raises(UserError, match=f"recipe.yaml is {what}, not a file; remove it"), locked(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

@@ -201,6 +201,44 @@ def test_documents_of_a_validation_path_never_train(
     assert (material.train.documents, material.validation.documents) == (293, 7)
 
 
+def test_near_copies_of_validation_documents_and_held_out_questions_never_train(
+    stage: Callable[..., Pretrain], text: Path, tmp_path: Path
+) -> None:
+    apart = " ".join(f"word{n} of {n * n % 97} things" for n in range(60))
+    rows = [
+        apart.replace("word9 ", "other ").upper(),
+        f"Notes of the day. What is 12\u2212-30? No, what is\u00a012 + 30? {'So it goes. ' * 9}",
+        "What is 12 + 31? And what is 12 + 30 + 5?",
+        "word1 of 1 things and word2 of 4 things",
+    ]
+    (tmp_path / "apart.jsonl").write_text(json.dumps({"text": apart}) + "\n")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    data = [str(text), {"path": str(tmp_path / "rows.jsonl"), "weight": 2}]
+    made = stage(data=data, validation=str(tmp_path / "apart.jsonl"))
+    material, said = prepare(made, tmp_path / "run", HeldOut(["What is 12 + 30?"]))
+    assert (material.train.documents, material.validation.documents) == (304, 1)
+    assert said == [
+        "rows.jsonl:1: it is a validation document, or nearly; left out",
+        'rows.jsonl:2: it holds a held-out question ("What is 12 + 30?"); left out',
+    ]
+    counts = {"it is a validation document, or nearly": 1, "it holds a held-out question": 1}
+    assert json.loads((tmp_path / "run" / "data" / "left-out.json").read_text()) == counts
+
+
+def test_near_copies_of_a_validation_share_never_train(
+    stage: Callable[..., Pretrain], tmp_path: Path
+) -> None:
+    texts = [f"{n} " + " ".join(f"w{(n * k) % 211}x{n}" for k in range(1, 40)) for n in range(120)]
+    rows = [*texts, *(f"{text.upper()} Read more." for text in texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    made = stage(data=[str(tmp_path / "rows.jsonl")], validation=0.1, vocab_size=270)
+    material, said = prepare(made, tmp_path / "run")
+    kept = [number % 120 for number, row in enumerate(rows) if is_validation(row, 0.1)]
+    assert material.validation.documents == len(kept)
+    assert material.train.documents == 2 * (120 - len(set(kept)))
+    assert "it is a validation document, or nearly" in said[0]
+
+
 def test_a_given_tokenizer_is_copies(
     stage: Callable[..., Pretrain], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from farthing.base.errors import UserError
-from farthing.tasks.audit import audit
+from farthing.tasks.audit import audit, paid
 from farthing.tasks.gym import load_task
-from farthing.tasks.item import CONVENTIONS, Convention
+from farthing.tasks.item import CONVENTIONS, Convention, Item
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 
@@ -118,3 +118,84 @@ def test_a_task_with_one_answer_is_refused(pool: VerifierPool) -> None:
     impossible = load_task("binary_alternation", {"p_solvable": 0.0})
     with pytest.raises(UserError, match="binary_alternation gave the answer '-1' to 200 questions in a row"):
         audit({"binary_alternation": impossible}, "final", pool)
+
+
+# ---- rewards by name, and of one's own ----
+
+ROWS = [
+    ("What is 3 + 4?", "7", "B"), ("What is 9 - 4?", "5", "A"), ("What is 2 * 8?", "16", "C"),
+    ("What is 1 + 1?", "2", "A"), ("What is 8 / 2?", "4", "B"), ("What is 10 - 1?", "9", "C"),
+]  # fmt: skip
+
+
+class Asked:
+    """A task from data, with one reward."""
+
+    def __init__(self, use: str, column: int = 1, **settings: Any) -> None:
+        self.name = "mine"
+        self.part = {"use": use, "weight": 1.0, "settings": settings}
+        self.column = column
+
+    def item(self, seed: int, index: int) -> Item:
+        row = ROWS[index % len(ROWS)]
+        facts = {"scorer": "rewards", "rewards": [self.part], "row": {"test_list": ["assert f(2) == 4"]}}
+        choices = {"choices": ["Rome", "Paris", "Oslo"]} if self.column == 2 else {}
+        return Item(
+            "mine", seed, index, row[0], row[self.column] if self.column else "", {**facts, **choices}
+        )
+
+
+def audited(pool: VerifierPool, asked: Asked, convention: Convention) -> dict[str, Any]:
+    result = audit({"mine": asked}, convention, pool)  # type: ignore[dict-item]
+    json.dumps(result)
+    return result
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("use", ["number", "exact", "choice", "math", "json"])
+def test_verifiers_by_name_pass(pool: VerifierPool, use: str, convention: Convention) -> None:
+    if use == "math":
+        pytest.importorskip("math_verify")
+    if use == "json" and convention != "tag":
+        pytest.skip("takes the whole completion, where the attacks have words around an answer")
+    settings: dict[str, Any] = {"equal": True} if use == "json" else {}
+    result = audited(pool, Asked(use, 2 if use == "choice" else 1, **settings), convention)
+    assert not failed(result)
+    assert len(result["cases"]) > 20
+
+
+def test_programs_are_attacked_without_a_gold_answer(pool: VerifierPool) -> None:
+    result = audited(pool, Asked("code", 0), "final")
+    assert not failed(result)
+    assert {"empty", "code", "garbage"} <= {case["case"] for case in result["cases"]}
+    assert "control" not in {case["case"] for case in result["cases"]}
+
+
+def test_models_are_not_asked(pool: VerifierPool) -> None:
+    assert audited(pool, Asked("judge", url="http://127.0.0.1:9", model="m"), "final")["cases"] == []
+
+
+def test_what_a_reward_of_ones_own_pays_for_is_said_and_stops_nothing(
+    pool: VerifierPool, tmp_path: Path
+) -> None:
+    file = tmp_path / "careless.py"
+    file.write_text(
+        "def contains(answer, completion): return answer in completion\n"
+        "def fine(answer, completion): return completion.rpartition('<answer>')[2] == f'{answer}</answer>'\n"
+        "def fails(answer, completion): return float(completion)\n"
+    )
+    result = audited(pool, Asked(f"{file}:contains"), "tag")
+    assert result["passed"]
+    [line] = paid(result["cases"])
+    assert line.startswith(
+        "the reward careless.py:contains pays for garbage, nested answers, repeated answers, "
+    )
+    assert "every answer at once" in line
+    fine = audited(pool, Asked(f"{file}:fine"), "tag")
+    assert paid(fine["cases"]) == []
+    assert not failed(fine)
+    [line] = paid(audited(pool, Asked(f"{file}:fails"), "tag")["cases"])
+    assert "does not do as it should on control (error), empty (error)" in line
+    generous = audited(pool, Asked("regex", 0, pattern="."), "final")
+    assert generous["passed"]
+    assert "the reward regex pays for white space" in paid(generous["cases"])[0]

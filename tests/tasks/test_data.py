@@ -59,6 +59,7 @@ def test_an_item_has_its_row_and_its_rewards_and_is_plain_json(pens: Path) -> No
     row = next(row for row in word_problems(40) if row["question"] == item.question)
     assert item.answer == row["answer"].rpartition("#### ")[2]
     assert item.metadata["row"] == row
+    assert item.metadata["place"] == f"pens.jsonl:{int(row['question'].split()[2]) + 1}"
     assert item.metadata["scorer"] == "rewards"
     assert item.metadata["rewards"] == [{"use": "number", "weight": 1.0, "settings": {}}]
     assert item.asked == item.question

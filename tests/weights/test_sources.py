@@ -486,3 +486,20 @@ def test_wheels_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_the_session_fixture_is_a_whole_model(smollm2: Path) -> None:
     assert "model.embed_tokens.weight" in tensor_files(smollm2)
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "m.gguf")
+    assert "is a link that leads in a circle" in said(lambda: resolve(tmp_path / "loop"))
+    assert "m.gguf is a pipe, neither a file nor a folder" in said(lambda: resolve(tmp_path / "m.gguf"))
+    assert "is a device" in said(lambda: resolve("/dev/zero"))
+    for name in ("config.json", "recipe.yaml"):
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        os.mkfifo(folder / name)
+        assert f"{name} is a pipe, not a file" in said(lambda folder=folder: resolve(folder))
+    (folder / "recipe.yaml").unlink()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").symlink_to("/dev/zero")
+    assert "model.safetensors is a device, not a file" in said(lambda: resolve(folder))

@@ -10,13 +10,47 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from farthing.base.errors import UserError
 from farthing.base.limits import Unwritable, is_disk_full, unwritable
+
+_STRANGE = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def strange(path: Path) -> str | None:
+    """What stands under a file's or folder's name and is neither, as it follows "is"; None also where nothing does."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link that leads in a circle"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return f"not readable ({error.strerror})"
+        return f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else None
+    return next((what for applies, what in _STRANGE if applies(mode)), None)
+
+
+def require_file(path: Path, remedy: str) -> None:
+    """Refuse what would be waited for, or never end, if it were read. Raises UserError; a missing file passes."""
+    if what := strange(path):
+        raise UserError(f"{path} is {what}, not a file; {remedy}")
+
+
+def open_ready(path: Path) -> BinaryIO:
+    """A file to read. A pipe is empty if nobody writes to it, where `open` would wait for somebody."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
 
 
 def read_json(path: Path, remedy: str = "download the file again") -> dict[str, Any]:
@@ -25,6 +59,7 @@ def read_json(path: Path, remedy: str = "download the file again") -> dict[str, 
     Raises:
         UserError: if it cannot be read or does not hold one.
     """
+    require_file(path, remedy)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -252,12 +287,38 @@ def link(path: Path, target: Path) -> None:
     temporary.replace(path)
 
 
+def appending(path: Path) -> BinaryIO:
+    """A .jsonl file to add lines to, made if it is missing, on a line of its own: one torn by a crash must not swallow
+    the next."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    if path.stat().st_size and not _ends_a_line(path):
+        file.write(b"\n")
+        file.flush()
+    return file
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Add objects to a .jsonl file, a line each, and flush them to the disk."""
+    with appending(path) as file:
+        file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_lines(path: Path, remedy: str = "put the file back as it was") -> list[dict[str, Any]]:
     """Read the JSON objects of a .jsonl file, one a line; empty if the file does not exist.
 
     Raises:
         UserError: that names the first line that is none.
     """
+    require_file(path, remedy)
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -280,6 +341,7 @@ def read_lines(path: Path, remedy: str = "put the file back as it was") -> list[
 
 def sha256(path: Path) -> str:
     """Digest of a file, in hexadecimal. Raises UserError if it cannot be read."""
+    require_file(path, "give a readable file")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from farthing.base.errors import UserError
+from farthing.base.files import open_ready
 
 # Names that other trainers use for our keys, where spelling alone would not find the right one.
 _OTHER_NAMES = {
@@ -183,7 +184,7 @@ def _right_key(root: type[BaseModel], path: Sequence[str], data: Any) -> str:
             for name in (key, _OTHER_NAMES.get(key)):
                 if any(name in model.model_fields for model in _models_at(root, parent, data)):
                     return f"did you mean {'.'.join(parent)}.{name}?"
-    return nearest(key, fields) or f"the keys are {', '.join(fields)}"
+    return nearest(key, fields) or f"the keys are {', '.join(dict.fromkeys(fields))}"
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
@@ -367,7 +368,7 @@ def dump_value(value: Any) -> str:
 def read_yaml(path: Path) -> Any:
     """The YAML document in a file. Raises UserError that names the file, and the line where there is one."""
     try:
-        with path.open("rb") as file:
+        with open_ready(path) as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else error

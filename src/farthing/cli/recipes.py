@@ -79,27 +79,33 @@ def init(
     from farthing.recipe.draft import draft
     from farthing.recipe.editor import SCHEMA_FILE, SCHEMA_LINE, json_schema
 
-    target = named(str(file))
+    target, files = named(str(file)), dict[Path, str]()
     if target.suffix not in (".yaml", ".yml"):
         raise UserError(f"{file}: a recipe's name ends with .yaml")
     if from_ is not None:
         if base or data or goal or device:
             raise UserError("--from copies a recipe as it is; leave the other options out")
-        from farthing.recipe import source_text
+        from farthing.recipe import own_files, source_text
 
         text = f"{SCHEMA_LINE}\n{source_text(from_)}"
+        files = {target.parent / from_ / each.name: each.read_text("utf-8") for each in own_files(from_)}
     else:
         with only_results_on_stdout():
             text = draft(_have(target, base, data, goal, device))
-    may_overwrite(target, instead="another name")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{target.parent}: cannot be made ({error.strerror}); choose another place") from None
-    write(target, text)
+    for path in (target, *files):
+        may_overwrite(path, instead="another name" if path == target else "FILE in another folder")
+    for path, content in ((target, text), *files.items()):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path.parent}: cannot be made ({error.strerror}); choose another place"
+            ) from None
+        write(path, content)
     schema = target.with_name(SCHEMA_FILE)
     write_json(schema, json_schema())
-    print_result({"recipe": str(target), "schema": str(schema)}, str(target), as_json)
+    made = {"recipe": str(target), "schema": str(schema), "files": list(map(str, files))}
+    print_result(made, "\n".join(map(str, (target, *files))), as_json)
     log(f"next: farthing plan {file} says what it will take, farthing run {file} runs it")
 
 

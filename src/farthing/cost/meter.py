@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from farthing.base.files import append_lines, appending
 from farthing.base.machine import cpu_cores
 from farthing.cost import energy, ledger
 from farthing.cost.devices import Device
@@ -134,7 +135,7 @@ class Meter:
         self._lock = threading.RLock()
 
         self._open_path = _open_path(path)
-        self._file = _append_to(path)
+        self._file = appending(path)
         self._unsynced = False
         if started is not None:
             self._book_load(started, max(0.0, load_seconds))
@@ -349,10 +350,7 @@ def recover(path: Path) -> int:
     written = path.read_bytes()[offset:] if path.exists() else b""
     closed = {_identity(line) for piece in written.split(b"\n") if (line := ledger.parse(piece)) is not None}
     lost = [line for line in lines if _identity(line) not in closed]
-    with _append_to(path) as file:
-        file.writelines(json.dumps(line).encode() + b"\n" for line in lost)
-        file.flush()
-        os.fsync(file.fileno())
+    append_lines(path, lost)
     open_path.unlink()
     return len(lost)
 
@@ -376,19 +374,3 @@ def _identity(line: Line) -> tuple[object, ...]:
 
 def _open_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.open.json")
-
-
-def _append_to(path: Path) -> BinaryIO:
-    """The ledger opened for appending, on a line of its own: a torn last line must not swallow the next."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
-    if path.stat().st_size and not _ends_a_line(path):
-        file.write(b"\n")
-        file.flush()
-    return file
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

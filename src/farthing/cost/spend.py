@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +20,7 @@ from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
 from farthing.base.figures import amount, hourly
+from farthing.base.files import append_lines
 from farthing.base.schema import Strict, checked, parse_value, read_yaml
 from farthing.cost import devices, ledger
 from farthing.cost.devices import Device, Price, peak
@@ -147,13 +147,7 @@ def add_entry(run_dir: Path, data: Any) -> Entry:
     if isinstance(data, dict):
         data = {"date": time.strftime("%Y-%m-%d"), **data}
     entry = checked(Entry, data, "--add")
-    text = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False)
-    path = run_dir / ENTRIES
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_lines(run_dir / ENTRIES, [entry.model_dump(exclude_defaults=True)])
     return entry
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from farthing.base.figures import plural
+from farthing.base.files import write_json
 from farthing.base.terminal import one_line
 
+LEFT_OUT = Path("data") / "left-out.txt"
+"""Where a stage lists the rows that it cannot use, in its folder."""
 EXAMPLES = 3  # sentences said as they are; more are counted and listed in the file
 KINDS = 4  # reasons named with their counts
 MARK = "; left out"  # ends a sentence about a row that is not used; other sentences are notes
@@ -23,7 +26,8 @@ class LeftOut:
     there is to say, also when it ends in an error.
 
     Args:
-        file: lists every sentence if there are more than three; left alone otherwise. None lists them nowhere.
+        file: lists every sentence if there are more than three; left alone otherwise. A .json beside it counts by
+            reason. None lists them nowhere.
         say: called with each line.
         only_after_errors: says nothing when all went well, because another pass over the same rows follows.
     """
@@ -60,6 +64,9 @@ class LeftOut:
         if self._open is not None and self.file is not None:
             self._open.close()
             _partial(self.file).replace(self.file)
+        if self._rows and self.file is not None and not self._only_after_errors:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(counts(self.file), dict(self._rows.most_common()))
         if error is not None or not self._only_after_errors:
             for line in self.lines():
                 self._say(line)
@@ -83,6 +90,11 @@ class LeftOut:
             self._open = _partial(file).open("w", encoding="utf-8", errors="backslashreplace")
             self._open.writelines(f"{line}\n" for line in self._first)
         self._open.write(f"{sentence}\n")
+
+
+def counts(file: Path) -> Path:
+    """The file that counts what `file` lists."""
+    return file.with_suffix(".json")
 
 
 def _partial(file: Path) -> Path:

@@ -195,7 +195,7 @@ class HeldOut:
 
     def _index_runs(self) -> None:
         """Make the table of runs: those that one question alone has, and one run of each to look for it by."""
-        runs = [_runs(ids) for ids in self._words]
+        runs = [runs_of(ids, RUN) for ids in self._words]
         distinct, times = np.unique(
             np.concatenate([np.empty(0, np.uint64), *map(np.unique, runs)]), return_counts=True
         )
@@ -225,7 +225,7 @@ class HeldOut:
         """(place in the text, row of the table) of each run of a text that is in the table."""
         if len(ids) < RUN or not len(self._distinct):
             return
-        runs = _runs(ids)
+        runs = runs_of(ids, RUN)
         places = np.flatnonzero(self._maybe[runs >> np.uint64(64 - self._bits)])
         rows = np.searchsorted(self._distinct, runs[places])
         there = self._distinct[np.minimum(rows, len(self._distinct) - 1)] == runs[places]
@@ -254,21 +254,26 @@ class HeldOut:
         return best / total if self._numbers_agree(own, window) else 0.0
 
     def _numbers_agree(self, own: np.ndarray, window: np.ndarray) -> bool:
-        """Whether each number, sign and single letter of a question stands in the text between the same words: in one
-        of its runs of three words, and not next to another number where the question has a word."""
-        signs, others = ~self._name[own], self._signs[window]
-        runs, others_runs = _runs(own, 3), _runs(window, 3)
-        for word in np.flatnonzero(signs).tolist():
-            for first in range(max(0, word - 2), min(word + 1, len(runs))):
-                places = (np.flatnonzero(others_runs == runs[first]) + (word - first)).tolist()
-                if any(
-                    all(_at(others, place + side) == _at(signs, word + side) for side in (-1, 1))
-                    for place in places
-                ):
-                    break
-            else:
+        """Whether the numbers, signs and single letters of a question stand in the text as they do in it: each row of
+        them whole, neither begun earlier nor going on, and beside the same words (two, on either side)."""
+        signs = np.concatenate([[False], ~self._name[own], [False]])
+        edges = np.flatnonzero(signs[1:] != signs[:-1]).reshape(-1, 2).tolist()
+        question, text, in_text = own.tolist(), window.tolist(), self._signs[window].tolist()
+
+        def agrees(begin: int, end: int, start: int) -> bool:
+            stop = start + end - begin
+            if text[start:stop] != question[begin:end]:
                 return False
-        return True
+            if (start and in_text[start - 1]) or (stop < len(text) and in_text[stop]):
+                return False
+            before = [_at(text, start - side) == _at(question, begin - side) for side in (1, 2)]
+            after = [_at(text, stop + side) == _at(question, end + side) for side in (0, 1)]
+            return all(before) or all(after) or (before[0] and after[0])
+
+        return all(
+            any(agrees(begin, end, start) for start, word in enumerate(text) if word == question[begin])
+            for begin, end in edges
+        )
 
 
 class _Ids(dict[str, int]):
@@ -299,14 +304,12 @@ def _is_operand(word: str) -> bool:
     return word[0].isdecimal() or word in "()-" or (len(word) == 1 and word.isalpha())
 
 
-def _at(marked: np.ndarray, place: int) -> bool:
-    """Whether a place is marked; False beyond both ends."""
-    return bool(0 <= place < len(marked) and marked[place])
+def _at(words: list[int], place: int) -> int | None:
+    return words[place] if 0 <= place < len(words) else None
 
 
-def _runs(ids: np.ndarray, words: int | None = None) -> np.ndarray:
-    """A hash for each run of so many words: int32 [N] -> uint64 [N - words + 1], empty for fewer."""
-    words = words or RUN
+def runs_of(ids: np.ndarray, words: int) -> np.ndarray:
+    """A hash for each run of so many words: int [N] -> uint64 [N - words + 1], empty for fewer."""
     size = max(0, len(ids) - words + 1)
     runs = np.zeros(size, dtype=np.uint64)
     for shift in range(words):

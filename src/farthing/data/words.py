@@ -42,9 +42,12 @@ def _pattern(letters: str, dashes: str, quotes: str, others: str) -> re.Pattern[
 
 _ASCII = _pattern("[a-z]", r"\-", "'", "")
 _ANY = _pattern(
-    rf"(?![{_ONE_BY_ONE}]){_LETTERS}", rf"\{_DASHES}", _QUOTES, rf"| [{_ONE_BY_ONE}] | [^\w\s\x00-\x7f]"
+    rf"(?![{_ONE_BY_ONE}]){_LETTERS}",
+    rf"\{_DASHES}",
+    _QUOTES,
+    rf"| [{_ONE_BY_ONE}] | [^\w\s\x00-\x7f{_DASHES}]",
 )
-_WORDS = 0.75  # of the characters of a text that is no picture
+_DRAWN = 8  # signs, with fewer letters among them, make a line of a picture; three lines a picture
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _LABEL = re.compile(r"(?<![\w()])\(?([a-h])\)(?=\s+\w)")  # of a choice
 _VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")  # 2½ is not 21/2
@@ -144,6 +147,6 @@ def question_key(text: str) -> str:
 
 
 def is_picture(text: str) -> bool:
-    """Whether much of a text is signs that `words` drops, so that its words do not tell it from others."""
-    visible = sum(map(len, text.split()))
-    return sum(map(len, split(text))) < _WORDS * visible
+    """Whether a text is drawn with signs, which `words` drops, so that its words do not tell it from others."""
+    lines = ("".join(line.split()) for line in text.splitlines())
+    return sum(len(line) >= _DRAWN and 2 * sum(map(str.isalnum, line)) < len(line) for line in lines) > 2

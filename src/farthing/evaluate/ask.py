@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from farthing.base.errors import UserError
-from farthing.base.files import read_lines
+from farthing.base.files import read_json, read_lines
 from farthing.data.tokenizer import question_ids
 from farthing.data.words import question_key
 from farthing.engine import Model, Request, Sample, Sampling
@@ -89,8 +89,9 @@ def _ask(
     told: Callable[[int, int], None] | None,
     keep: Callable[[list[Record]], None],
 ) -> Work:
-    cache_tokens = EVALUATED_AT_ONCE * (asks.max_new_tokens + PROMPT_TOKENS)
-    engine = model.engine(EVALUATED_AT_ONCE, cache_tokens, speculate=speculate)
+    at_once = min(EVALUATED_AT_ONCE, len(numbered) * samples)
+    cache_tokens = at_once * (asks.max_new_tokens + PROMPT_TOKENS)
+    engine = model.engine(at_once, cache_tokens, speculate=speculate)
     requests = [
         Request(
             question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system),
@@ -156,15 +157,20 @@ def judge(
     ]
 
 
-def trained_questions(source: Path) -> set[str]:
+def trained_questions(source: Path, say: Callable[[str], None] = lambda _: None) -> set[str]:
     """The `question_key`s of all training questions of the run that `source` is or lies in; empty for a model from
-    elsewhere."""
+    elsewhere.
+
+    Args:
+        say: called with a sentence for data that are gone or have changed since, so that what trained is not known.
+    """
     place = source.resolve()
     run = next((folder for folder in (place, *place.parents[:3]) if (folder / "ledger.jsonl").exists()), None)
     if run is None:
         return set()
     recipe = load_recipe(run / "recipe.yaml")
     keys: set[str] = set()
+    known = True
     for number, stage in enumerate(recipe.stages, 1):
         folder = run / "stages" / f"{number:02d}-{stage.kind}"
         for path in folder.glob("data/lessons-*.jsonl"):  # worked solutions
@@ -173,16 +179,37 @@ def trained_questions(source: Path) -> set[str]:
             continue
         metrics = folder / "metrics.jsonl"
         lines = read_lines(metrics)
-        mixture = Mixture(stage.asks.tasks, recipe.seed)
         last = lines[-1].get("cursor") if lines else 0
         if not isinstance(last, int) or not 0 <= last <= _MOST_QUESTIONS:
             raise UserError(
                 f"{metrics}: its last line does not say how many questions were asked; put it back"
             )
-        keys |= {question_key(mixture.train(index).question) for index in range(last)}
-    if recipe.evaluate is not None:  # never trained on, though the stream passes over them
+        try:
+            mixture = Mixture(stage.asks.tasks, recipe.seed)
+        except UserError as error:
+            say(f"{error}: which of its questions {run} trained on is not known, and some may be asked again")
+            known = False
+            continue
+        if (changed := _changed(mixture, run)) is None:
+            keys |= {question_key(mixture.train(index).question) for index in range(last)}
+            continue
+        say(f"{changed} has changed since {run} trained on it, so all its questions count as trained on")
+        known = False
+        keys |= {question_key(question) for task in mixture.data_tasks for question in task.every_trained()}
+    if recipe.evaluate is not None and known:  # never trained on, though the stream passes over them
         own = Mixture(recipe.evaluation_tasks(), recipe.seed)
         keys -= {question_key(item.question) for item in own.held_out(recipe.evaluate.held_out)}
         apart = own.never_trained(tasks for stage in recipe.stages for tasks in stage.mixtures)
         keys -= set(map(question_key, apart))
     return keys
+
+
+def _changed(mixture: Mixture, run: Path) -> str | None:
+    """Data of a mixture that are not those a run has recorded; None if all are."""
+    recorded = read_json(run / "lineage.json").get("data") if mixture.data_tasks else None
+    hashes = {entry.get("source"): entry.get("sha256") for entry in recorded or [] if isinstance(entry, dict)}
+    for task in mixture.data_tasks:
+        for entry in task.origins(license_too=False):
+            if hashes.get(entry["source"]) != entry["sha256"]:
+                return str(entry["source"])
+    return None

@@ -83,7 +83,9 @@ class Answers:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._file is not None
         self._file.close()
-        if kind is None:
+        if not self.count:
+            self.path.unlink(missing_ok=True)
+        elif kind is None:
             write(self.path, "".join(json.dumps(record) + "\n" for record in self._kept))
 
 
@@ -123,11 +125,11 @@ def evaluate_sources(
             raise UserError(
                 f"{suite.samples} samples at temperature 0 are all the same; give --temperature 0.6"
             )
+    answers = Answers(save) if save is not None else None  # refuses before anything takes long
     questions = _questions(sources, suites, seed, say)
     total = len(sources) * sum(
         len(items) * suite.samples for suite, items in zip(suites, questions, strict=True)
     )
-    answers = Answers(save) if save is not None else None
     found: list[list[list[Record]]] = []
     models: list[dict[str, Any]] = []
     try:
@@ -187,7 +189,7 @@ def _questions(sources: Sequence[str], suites: Sequence[Suite], seed: int, say: 
         check_tasks(suite.asks.tasks)
     with Waiting("choosing questions", say):
         mixtures = [Mixture(suite.asks.tasks, seed) for suite in suites]
-        trained = set().union(*(trained_questions(Path(source)) for source in sources))
+        trained = set().union(*(trained_questions(Path(source), say) for source in sources))
         found = [mixture.held_out(suite.n, trained) for suite, mixture in zip(suites, mixtures, strict=True)]
     for line in (line for mixture in mixtures for line in mixture.said):
         say(line)

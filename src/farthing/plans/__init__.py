@@ -16,6 +16,7 @@ from farthing.base.arguments import takes
 from farthing.base.device import Place, choose
 from farthing.base.errors import UserError
 from farthing.base.figures import bytes_, parse_amount
+from farthing.base.files import open_ready
 from farthing.base.limits import named
 from farthing.cost import devices
 from farthing.cost.devices import peak
@@ -235,7 +236,7 @@ def config_of(source: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open_ready(path) as file:
             config = json.loads(file.read(_MAX_BYTES))
     except OSError as error:
         raise UserError(

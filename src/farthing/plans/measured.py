@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import write_json
+from farthing.base.files import sha256, write_json
 from farthing.base.limits import Unwritable, unwritable
 
 DTYPES = ("float32", "bfloat16")
@@ -213,8 +213,6 @@ def disk(seconds: float, folder: Path | None = None) -> float:
     """Bytes a second of the largest file that fits in `seconds`: written, flushed to disk, and read again for its
     checksum. In `folder`, by default where the calibration is kept, or beside other temporary files if none may be
     written there."""
-    import hashlib
-
     where = folder or cache()
     try:
         where.mkdir(parents=True, exist_ok=True)
@@ -224,13 +222,12 @@ def disk(seconds: float, folder: Path | None = None) -> float:
     block = os.urandom(_WRITTEN[0])
 
     def write(size: int) -> None:
-        with tempfile.TemporaryFile(dir=where) as file:
+        with tempfile.NamedTemporaryFile(dir=where) as file:
             for _ in range(size // len(block)):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-            file.seek(0)
-            hashlib.file_digest(file, "sha256")
+            sha256(Path(file.name))
 
     found = grow(lambda size: timed(lambda: write(size)), _WRITTEN, float, seconds)
     size = max(found)

@@ -35,6 +35,7 @@ _PROBLEMS = {
 
 _TALKS = {"messages", "conversations", "conversation", "instruction", "completion", "response", "chosen"}
 _ASKS = ("question", "problem", "prompt", "query", "input")
+_FOUND = {"question", "problem", "prompt", "answer", "solution"}
 _ANSWERS = ("answer", "solution", "gold", "target", "label", "output", "ground_truth")
 
 
@@ -163,10 +164,11 @@ def holds(columns: Sequence[str]) -> Holds:
 
 
 def question_keys(columns: Sequence[str]) -> dict[str, str] | None:
-    """Keys of a task that name the columns which ask and answer, without the usual names; None if there are none."""
+    """Keys of a task that name the columns which ask and answer, where it does not find them itself; None if there are
+    no such columns."""
     asks = next((column for column in _ASKS if column in columns), None)
     answers = next((column for column in _ANSWERS if column in columns), None)
     if asks is None or answers is None:
         return None
     named = {"question": asks, "answer": answers}
-    return {key: column for key, column in named.items() if key != column}
+    return {key: column for key, column in named.items() if column not in _FOUND}

@@ -23,6 +23,7 @@ from pydantic import (
 from farthing.base.arguments import takes
 from farthing.base.device import check_device, check_dtype
 from farthing.base.errors import UserError
+from farthing.base.files import open_ready
 from farthing.base.limits import shortened
 from farthing.base.schema import (
     MAX_BYTES,
@@ -35,11 +36,13 @@ from farthing.base.schema import (
     parse_value,
 )
 from farthing.recipe.kinds import GONE, Stage
+from farthing.recipe.log_to import LogTo
 from farthing.recipe.places import reading_from
 from farthing.recipe.stage import Asks
 from farthing.recipe.tasks import Tasks, TaskSetting
 from farthing.recipe.types import Count, Held, NotNegative, Place, Positive
 
+_BUILT_IN = Path(str(resources.files("farthing") / "recipes"))
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -62,6 +65,31 @@ class Evaluate(Strict):
     held_out: Held = Field(default=200, description="Number of questions, never trained on.")
     max_new_tokens: Count | None = Field(default=None, description="Longest answer; null takes the stage's.")
     temperature: NotNegative = Field(default=0.0, description="0 answers greedily.")
+    samples: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="Answers to each question; the accuracy is their mean, pass@1."
+    )
+    every: Count | None = Field(
+        default=None,
+        description="Steps of sft and grpo between answers to the subset, also after the last; null never asks it.",
+    )
+    subset: Held = Field(
+        default=50,
+        description="Number of further questions for that: never trained on, nor among the held_out ones.",
+    )
+    keep_best: bool = Field(
+        default=False,
+        description="A stage leaves the weights with the most right answers to the subset, not its last ones.",
+    )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples: {self.samples} greedy answers are all the same; give a temperature above 0"
+            )
+        if self.keep_best and self.every is None:
+            raise ValueError("keep_best: needs every, the steps between answers to the subset")
+        return self
 
 
 class Recipe(Strict):
@@ -85,6 +113,9 @@ class Recipe(Strict):
         description="Dtype of products; auto takes the faster one. Folders are bfloat16 either way.",
     )
     rates: dict[str, Positive] = Field(default={}, description="Dollars per device-hour by device name.")
+    log_to: LogTo = Field(
+        default=[], description="wandb, tensorboard, trackio: where curves go besides metrics.jsonl."
+    )
 
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:
@@ -181,7 +212,13 @@ def source_text(name: str) -> str:
     if name not in names:
         hint = nearest(name, names) or f"there are {', '.join(names)}"
         raise UserError(f"{shortened(name)}: no such built-in recipe; {hint}")
-    return (resources.files("farthing") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    return (_BUILT_IN / f"{name}.yaml").read_text("utf-8")
+
+
+def own_files(name: str) -> list[Path]:
+    """The files that a built-in recipe reads, beside it in a folder of its name."""
+    folder = _BUILT_IN / name
+    return sorted(file for file in folder.glob("*") if file.is_file()) if folder.is_dir() else []
 
 
 class _Tasks(Strict):
@@ -192,8 +229,7 @@ class _Tasks(Strict):
 
 
 def _builtin_names() -> list[str]:
-    files = (resources.files("farthing") / "recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    return sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
 
 
 def _read(name_or_path: str | Path) -> str:
@@ -201,7 +237,7 @@ def _read(name_or_path: str | Path) -> str:
     if isinstance(name_or_path, str) and name in names:
         return source_text(name)
     try:
-        with Path(name_or_path).open("rb") as file:
+        with open_ready(Path(name_or_path)) as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         hint = nearest(name, names) or f"give the path of a YAML file, or one of {', '.join(names)}"
@@ -217,10 +253,11 @@ def _read(name_or_path: str | Path) -> str:
         raise UserError(f"{name}: not UTF-8 text, so not a recipe; give a YAML file") from None
 
 
-def _folder_of(name_or_path: str | Path) -> Path | None:
-    """Where a recipe's own files lie; None for a built-in one."""
-    built_in = isinstance(name_or_path, str) and name_or_path in _builtin_names()
-    return None if built_in else Path(name_or_path).absolute().parent
+def _folder_of(name_or_path: str | Path) -> Path:
+    """Where a recipe's own files lie."""
+    if isinstance(name_or_path, str) and name_or_path in _builtin_names():
+        return _BUILT_IN
+    return Path(name_or_path).absolute().parent
 
 
 # ---- --set ----

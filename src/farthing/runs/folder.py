@@ -16,10 +16,11 @@ from typing import Any
 
 from farthing.base.device import Place, choose, has_bfloat16
 from farthing.base.errors import UserError
-from farthing.base.files import sha256, write
+from farthing.base.files import sha256, strange, write
 from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.recipe import Recipe, dump, load
-from farthing.tasks.data import DataTask, is_data
+from farthing.recipe.rewards import is_own
+from farthing.tasks.data import DataTask, is_data, parts_of
 
 # A loop of links, something else under the name of a file or folder, and what may not be read or written.
 _UNUSABLE = {
@@ -56,6 +57,9 @@ def room_on_disk(folder: Path) -> Iterator[None]:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock the run directory for this process; the lock ends with the process, however that ends."""
+    recipe = folder / "recipe.yaml"
+    if what := strange(recipe) or ("a folder" if recipe.is_dir() else None):
+        raise UserError(f"{recipe} is {what}, not a file; remove it, or give another --run-dir")
     try:
         foreign = folder.is_dir() and not (folder / "recipe.yaml").exists()
         if foreign and any(entry.name not in ("lock", ".recipe.yaml.partial") for entry in folder.iterdir()):
@@ -84,7 +88,12 @@ def claim(folder: Path, recipe: Recipe) -> None:
         return
     # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out, and what
     # does not change the weights.
-    free: Any = {"device": True, "dtype": True, "stages": {"__all__": {"memory_gb", "stop_silent"}}}
+    free: Any = {
+        "device": True,
+        "dtype": True,
+        "log_to": True,
+        "stages": {"__all__": {"memory_gb", "stop_silent"}},
+    }
     ours, theirs = (r.model_dump(mode="json", exclude=free) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(
@@ -157,6 +166,8 @@ def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
         path = named(name)
         if name.startswith("hf:"):
             hashes[name] = {}
+        elif what := strange(path):
+            raise UserError(f"{name} is {what}; give a file, a folder of files or hf:owner/name")
         elif not path.exists():
             raise UserError(f"{name} does not exist; give a file, a folder of files or hf:owner/name")
         else:
@@ -164,7 +175,21 @@ def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
             hashes[name] = {str(file.relative_to(path.parent)): sha256(file) for file in files}
     for task in data_tasks(recipe).values():
         hashes |= {entry["source"]: entry["sha256"] for entry in task.origins(license_too=False)}
-    return hashes
+    return hashes | {path: {Path(path).name: digest} for path, digest in reward_files(recipe).items()}
+
+
+def rewards_used(recipe: Recipe) -> set[str]:
+    """What pays in a recipe: verifiers by name, and functions of the user's own."""
+    mixtures = [mixture for stage in recipe.stages for mixture in stage.mixtures]
+    mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
+    tasks = (task for mixture in mixtures for task in mixture.items())
+    return {part.use for name, setting in tasks for part in parts_of(name, setting) or []}
+
+
+def reward_files(recipe: Recipe) -> dict[str, str]:
+    """Hashes of the files with rewards of the user's own, by their paths. Raises UserError for one that is gone."""
+    own = {use.rpartition(":")[0] for use in rewards_used(recipe) if is_own(use)}
+    return {path: sha256(Path(path)) for path in sorted(own)}
 
 
 def data_tasks(recipe: Recipe) -> dict[str, DataTask]:

@@ -33,7 +33,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
     assert start is not None
     model = at.load(start, spec.chat_template)
     at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
-    with at.progress(spec.steps) as progress:
+    with at.progress(spec.steps, model) as progress:
         train_grpo(
             spec,
             model,
@@ -133,6 +133,7 @@ def train_grpo(
             "step": step + 1,
             **measured,
             **learned,
+            **({"judge_calls": pool.judges.calls, "judge_usd": pool.judges.usd} if pool.judges.calls else {}),
             "tokens_per_second": sampled / seconds,
             "seconds": seconds,
             "seconds_by_activity": {name: value for name, value in spent.items() if value > 0},

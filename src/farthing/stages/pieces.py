@@ -27,7 +27,7 @@ class Pieces:
     """
 
     def __init__(self, folder: Path, say: Say) -> None:
-        self.folder, self._say = folder, say
+        self.folder, self.say = folder, say
         self._path = folder / _RECORD
         self._hashes: dict[str, Any] = self._recorded()
 
@@ -42,7 +42,7 @@ class Pieces:
         damaged = changed(path, self._hashes[name])
         if damaged is None:
             return True
-        self._say(f"{damaged} has changed since it was made; {name} is made again")
+        self.say(f"{damaged} has changed since it was made; {name} is made again")
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False
 
@@ -60,6 +60,6 @@ class Pieces:
             record = {}
         files = record.get("files")
         if not isinstance(files, dict) or not intact(record):
-            self._say(f"{self._path} is damaged, so what was prepared is taken as it is")
+            self.say(f"{self._path} is damaged, so what was prepared is taken as it is")
             return {}
         return files

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,24 @@ from farthing.base.files import new_folder
 from farthing.cost.flops import parameters
 from farthing.cost.meter import Meter
 from farthing.data.bpe import SPECIAL, train_tokenizer
+from farthing.data.copies import NearCopies
 from farthing.data.corpus import Corpus
-from farthing.data.left_out import LeftOut
+from farthing.data.left_out import LEFT_OUT, LeftOut
 from farthing.data.overlap import HeldOut
 from farthing.data.packing import FIM, Packer, fim_marks
 from farthing.data.text import Document
 from farthing.data.tokenizer import Tokenizer
 from farthing.engine import Model
 from farthing.model import Decoder
-from farthing.recipe import Pretrain, Source
+from farthing.recipe import Pretrain
 from farthing.recipe.dial import Dialled, dial
 from farthing.stages.at import At, Say
 from farthing.stages.pieces import Pieces
 from farthing.stages.sources import (
-    LEFT_OUT,
+    all_documents,
     silent,
     source_paths,
     training_documents,
-    validation_digests,
     validation_documents,
 )
 from farthing.train.lm import train_lm
@@ -104,7 +105,7 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: Held
     """Read the data, train the tokenizer and write the untrained model, each unless it is there already.
 
     Args:
-        held_out: keys of questions that worked solutions must not show.
+        held_out: questions that no document may show.
         say: called with the number of documents that cannot be used, and three of them.
 
     Raises:
@@ -114,10 +115,18 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: Held
     pieces = Pieces(folder, say)
     paths = source_paths(stage.data, pieces, seed, held_out)
     share = stage.validation if isinstance(stage.validation, float) else 0.0
-    excluded = validation_digests(stage.validation, stage.data[0].field, stage.policy)
+    field = stage.data[0].field
+
+    @cache
+    def validation_texts() -> NearCopies:
+        if isinstance(path := stage.validation, str):
+            kept = all_documents(path, field, stage.policy, silent)
+        else:
+            kept = validation_documents([p for p in paths if p[0].path], share, stage.policy, silent)
+        return NearCopies(document.text for document in kept)
 
     def training(report: Say) -> Iterator[Document]:
-        return training_documents(paths, share, stage.policy, report, excluded)
+        return training_documents(paths, share, stage.policy, report, held_out, validation_texts())
 
     # The tokenizer may stop before the end of the data; the pass after it reports what all of it lacks.
     with LeftOut(folder / LEFT_OUT, say, only_after_errors=True) as left_out:
@@ -126,12 +135,8 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: Held
     with LeftOut(folder / LEFT_OUT, say) as left_out:
         train = corpus_of(lambda: training(left_out), tokenizer, pieces, "train")
         if isinstance(path := stage.validation, str):
-            own = Source(path=path, field=stage.data[0].field)
             validation = corpus_of(
-                lambda: training_documents([(own, path)], 0.0, stage.policy, left_out),
-                tokenizer,
-                pieces,
-                "validation",
+                lambda: all_documents(path, field, stage.policy, left_out), tokenizer, pieces, "validation"
             )
     if not isinstance(stage.validation, str):
         documents = validation_documents(paths, share, stage.policy, silent)

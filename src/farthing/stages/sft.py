@@ -20,7 +20,7 @@ from farthing.base.figures import plural
 from farthing.base.files import read_json, write_json
 from farthing.cost.meter import Meter
 from farthing.data.conversations import ConversationPacker, examples
-from farthing.data.left_out import LeftOut
+from farthing.data.left_out import LEFT_OUT, LeftOut
 from farthing.data.masking import Example
 from farthing.data.messages import Conversation, Passage
 from farthing.data.overlap import HeldOut
@@ -28,11 +28,12 @@ from farthing.data.packing import PackedBatch
 from farthing.data.shapes import Found, placed_conversations
 from farthing.data.text import Problems
 from farthing.data.tokenizer import Tokenizer
+from farthing.data.words import question_key
 from farthing.engine import Model
 from farthing.recipe import Asks, Sft, Source
 from farthing.stages.at import At, Say
 from farthing.stages.pieces import Pieces
-from farthing.stages.sources import LEFT_OUT, copies, is_validation, source_paths
+from farthing.stages.sources import copies, is_validation, source_paths
 from farthing.train.lm import train_lm
 from farthing.train.loop import Progress
 from farthing.train.optim import add_lora
@@ -70,7 +71,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
     at.say(
         f"{at.folder.name}: {plural(len(prepared.packer.examples), 'example')}, {plural(prepared.steps, 'step')}"
     )
-    with at.progress(prepared.steps) as progress:
+    with at.progress(prepared.steps, model) as progress:
         train_sft(
             spec,
             prepared,
@@ -132,27 +133,26 @@ class _Kept:
     """The conversations kept for validation, and what may therefore not be trained on.
 
     Args:
-        share: of the conversations, kept by what they ask first.
+        share: of the conversations, kept by what they ask first, however it is spelt.
     """
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.conversations: list[tuple[Conversation | Passage, str]] = []
-        self._asked: set[str] = set()
+        self._asked = HeldOut()
 
     def keep(self, placed: Iterable[tuple[Conversation | Passage, str]]) -> None:
         """Keep all of them, and whatever asks the same."""
-        for conversation, place in placed:
-            self.conversations.append((conversation, place))
-            self._asked.add(conversation.asked[0])
+        self.conversations += placed
+        self._asked = HeldOut(dict.fromkeys(conversation.asked[0] for conversation, _ in self.conversations))
 
     def takes(self, conversation: Conversation | Passage, place: str) -> bool:
         """Whether the conversation may not be trained on; one that belongs to the share is kept."""
         asked = conversation.asked[0]
-        if is_validation(asked, self.share):
+        if is_validation(question_key(asked), self.share):
             self.conversations.append((conversation, place))
             return True
-        return asked in self._asked
+        return self._asked.holds(asked)
 
 
 def _validation(stage: Sft, tokenizer: Tokenizer, kept: _Kept, problems: Problems) -> list[Example]:
@@ -217,7 +217,7 @@ def _conversations(
         for number, (conversation, place) in enumerate(
             placed_conversations(path, problems, field=source.field, shape=source.shape, found=found)
         ):
-            said = (*conversation.asked, *conversation.texts) if held_out else ()
+            said = dict.fromkeys((*conversation.asked, *conversation.texts)) if held_out else ()
             if overlap := next(filter(None, map(held_out.match, said)), None):
                 problems.leave_out(place, overlap.sentence)
             elif not kept.takes(conversation, place):

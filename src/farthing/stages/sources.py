@@ -13,19 +13,19 @@ from pathlib import Path
 
 from farthing.base.errors import UserError
 from farthing.base.files import write
+from farthing.data.copies import NearCopies
+from farthing.data.left_out import MARK
 from farthing.data.overlap import HeldOut
 from farthing.data.text import Document, documents
 from farthing.recipe import Asks, Source
 from farthing.stages.at import Say
 from farthing.stages.pieces import Pieces
-from farthing.tasks.check import check_solvable
+from farthing.tasks.check import NO_SOLUTIONS, check_solvable
 from farthing.tasks.item import Item
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.solutions import solution_conversation, solution_text
 
 LESSONS = "lessons-{}.jsonl"
-LEFT_OUT = Path("data") / "left-out.txt"
-"""Lists the rows that cannot be used, in the stage's folder, if there are more than a few."""
 _AT_ONCE = 1000  # questions
 _SEEDS = 2**32  # a recipe's seeds lie below it, so that no two stages draw the same questions
 
@@ -50,39 +50,47 @@ def source_paths(
             continue
         path = pieces.folder / "data" / LESSONS.format(number)
         if not pieces.has(path):
-            _write_lessons(source, path, seed, held_out, asks)
+            _write_lessons(source, path, seed, held_out, asks, pieces.say)
             pieces.record(path)
         paths.append((source, str(path)))
     return paths
 
 
-def _write_lessons(source: Source, path: Path, seed: int, held_out: HeldOut, asks: Asks | None) -> None:
+def _write_lessons(
+    source: Source, path: Path, seed: int, held_out: HeldOut, asks: Asks | None, say: Say
+) -> None:
     assert source.tasks is not None
     assert source.items is not None
     check_solvable(source.tasks)
     stage = 1 if asks is None else 2
     # examples before a question are for models that have not learnt yet
     tasks = {name: task.model_copy(update={"shots": task.shots or 0}) for name, task in source.tasks.items()}
-    stream = Mixture(tasks, seed + stage * _SEEDS).stream(exclude=held_out)
+    mixture = Mixture(tasks, seed + stage * _SEEDS)
+    stream, patience = mixture.stream(exclude=held_out), max(_AT_ONCE, 2 * mixture.epoch)
     lines: list[str] = []
     taught: set[str] = set()  # rows of data, which come again in the next epoch
-    cursor = 0
-    while len(lines) < source.items:
-        items, cursor = stream.take(cursor, min(source.items - len(lines), _AT_ONCE))
-        new = [item for item in items if item.metadata["scorer"] != "rewards" or item.question not in taught]
-        taught.update(item.question for item in new if item.metadata["scorer"] == "rewards")
-        solved = [json.dumps(lesson) + "\n" for item in new if (lesson := _lesson(item, asks))]
-        if not solved:
-            named = ", ".join(source.tasks)
-            raise UserError(
-                f"data: {named} has {len(lines):,} questions with worked solutions, and items asks for "
-                f"{source.items:,}; ask for fewer"
-                if taught
-                else f"data: hardly any question of {named} can be solved; widen the config"
-            )
-        lines += solved
+    cursor, last = 0, 0
+    while len(lines) < source.items and cursor - last < patience:
+        items, cursor = stream.take(cursor, min(source.items, _AT_ONCE))
+        for item in items:
+            is_new = item.metadata["scorer"] != "rewards" or item.question not in taught
+            if is_new and (lesson := _lesson(item, asks)):
+                lines.append(json.dumps(lesson) + "\n")
+                taught |= {item.question} if item.metadata["scorer"] == "rewards" else set()
+                last = cursor
+    named = ", ".join(source.tasks)
+    if not lines:
+        raise UserError(
+            NO_SOLUTIONS.format(named)
+            if mixture.data_tasks
+            else f"data: hardly any question of {named} can be solved; widen the config"
+        )
+    if len(lines) < source.items:
+        say(
+            f"data: {named} has {len(lines):,} worked solutions, and items asks for {source.items:,}: all are taught"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, "".join(lines))
+    write(path, "".join(lines[: source.items]))
 
 
 def _lesson(item: Item, asks: Asks | None) -> dict[str, object] | None:
@@ -114,26 +122,40 @@ def training_documents(
     share: float,
     policy: str,
     say: Say,
-    excluded: frozenset[bytes] = frozenset(),
+    held_out: HeldOut,
+    validation: NearCopies,
 ) -> Iterator[Document]:
     """Every document to train on, as often as its source's weight says.
 
+    Worked solutions are not looked at again: their questions are not held out, and one of another question is no copy,
+    however alike they are.
+
     Args:
         share: of the documents, kept for validation.
-        excluded: digests (`validation_digests`) of further documents kept for validation.
+        held_out: questions; a document that holds one is left out.
+        validation: the documents kept for validation; one that nearly equals any of them is left out.
     """
-    for document, times in _all(paths, policy, say):
-        if not is_validation(document.text, share) and _digest(document.text) not in excluded:
-            for _ in range(times):
+    for source, path in paths:
+        for number, document in enumerate(_of(source, path, policy, say)):
+            if is_validation(document.text, share):
+                continue
+            if source.path is not None and (why := _repeats(document.text, held_out, validation)):
+                say(f"{document.place}: {why}{MARK}")
+                continue
+            for _ in range(copies(number, source.weight)):
                 yield document
 
 
-def validation_digests(validation: float | str, field: str | None, policy: str) -> frozenset[bytes]:
-    """Digests of the documents in a validation path, so that none of them trains though a source holds it too."""
-    if not isinstance(validation, str):
-        return frozenset()
-    source = Source(path=validation, field=field)
-    return frozenset(_digest(d.text) for d in training_documents([(source, validation)], 0.0, policy, silent))
+def _repeats(text: str, held_out: HeldOut, validation: NearCopies) -> str | None:
+    """What a document repeats that must not be trained on, in a sentence; None if nothing."""
+    if found := held_out.match(text):
+        return found.sentence
+    return "it is a validation document, or nearly" if validation.holds(text) else None
+
+
+def all_documents(path: str, field: str | None, policy: str, say: Say) -> Iterator[Document]:
+    """Every document of a path, once."""
+    return _of(Source(path=path, field=field), path, policy, say)
 
 
 def validation_documents(
@@ -141,7 +163,7 @@ def validation_documents(
 ) -> Iterator[Document]:
     """Every document kept for validation, once."""
     seen: set[bytes] = set()
-    for document, _ in _all(paths, policy, say):
+    for document in (found for source, path in paths for found in _of(source, path, policy, say)):
         if is_validation(document.text, share):
             key = _digest(document.text)
             if key not in seen:
@@ -149,11 +171,8 @@ def validation_documents(
                 yield document
 
 
-def _all(paths: Sequence[tuple[Source, str]], policy: str, say: Say) -> Iterator[tuple[Document, int]]:
-    for source, path in paths:
-        found = documents(path, field=source.field or "text", policy=policy, on_problem=say)  # type: ignore[arg-type]
-        for number, document in enumerate(found):
-            yield document, copies(number, source.weight)
+def _of(source: Source, path: str, policy: str, say: Say) -> Iterator[Document]:
+    return documents(path, field=source.field or "text", policy=policy, on_problem=say)  # type: ignore[arg-type]
 
 
 def silent(_: str) -> None:

@@ -2,30 +2,45 @@
 
 Every case is tried on several items of every task. One more case, the control, must be paid: the right answer
 in the convention's plainest form. A verifier that pays an attack teaches the attack.
+
+Where a reward compares nothing with a gold answer, as tests of a program do, only the attacks that need none are tried.
+What rules of the user's own pay for (a function, a pattern, a schema, instructions) is recorded and said, and stops
+nothing. Models are not asked.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import string
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.recipe.rewards import is_own
 from farthing.tasks.data import DataTask
 from farthing.tasks.extract import plain_form
 from farthing.tasks.gym import Task
 from farthing.tasks.item import Convention, Item
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
+from farthing.tasks.rewards.total import decides, named, settings
 
 _ITEMS = 6  # a task
+_GOLDLESS_ITEMS = 2  # a task whose rewards compare nothing: a program takes a process
 _DRAWS = 200  # which must have at least two different answers
 _SEED = 3 * 2**30  # neither Mixture's training seeds nor its held-out ones
 _MEGABYTE = 1_000_000
+_RULES = ("regex", "ifeval")  # the user's own rules, or the data's
+_ASKED = ("judge", "reward_model")  # models, which cost something
+_GOLDLESS = ("code", "format", "ifeval", "length", "overlong")  # have no answer to compare with
+_NEED_NO_GOLD = (
+    "empty", "white space", "garbage", "empty answer", "code", "tower of powers", "a megabyte of digits",
+    "a megabyte of tags", "echo of the question",
+)  # fmt: skip
 _LOOKALIKE = {ord(char): ord(char) + 0xFEE0 for char in string.digits + string.ascii_letters}  # full width
 
 # An attack is a completion for an item, given the answer of another item of the task, in some convention.
@@ -37,7 +52,7 @@ def audit(tasks: Mixture | Mapping[str, Task], convention: Convention, pool: Ver
 
     {"passed", "seconds", "cases": [{"case", "task", "expected", "outcome", "passed", "seconds"}]}, where
     `expected` is "paid" or "unpaid". `outcome` is the items' worst: the verdict that fails the case if there
-    is one.
+    is one. A case of a reward of the user's own also has "own", its name, and does not count in "passed".
 
     Raises UserError for a task whose answer is always the same, which any model learns at once.
     """
@@ -48,25 +63,44 @@ def audit(tasks: Mixture | Mapping[str, Task], convention: Convention, pool: Ver
         trap = Path(folder) / "ran"
         for name, task in by_name.items():
             items, others = _items(task)
+            part = _deciding(items[0])
+            if part in _ASKED:
+                continue
+            own = {"own": part} if part is not None and (is_own(part) or part in _RULES) else {}
             for case, attack in _attacks(trap).items():
+                if not all(others) and case not in _NEED_NO_GOLD:
+                    continue
                 pairs = [
                     (item, attack(item, other, item.convention(convention)))
                     for item, other in zip(items, others, strict=True)
                 ]
-                cases.append({"case": case, "task": name, **_try(pairs, convention, pool, trap)})
+                found = _try(case == "control", pairs, convention, pool, trap)
+                cases.append({"case": case, "task": name, **found, **own})
     return {
-        "passed": all(case["passed"] for case in cases),
+        "passed": all(case["passed"] or "own" in case for case in cases),
         "seconds": time.monotonic() - started,
         "cases": cases,
     }
 
 
+def paid(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What rewards of the user's own do wrong, a line for each of them."""
+    lines: list[str] = []
+    for name in dict.fromkeys(case["own"] for case in cases if "own" in case and not case["passed"]):
+        failed = [case for case in cases if case.get("own") == name and not case["passed"]]
+        pays = [case["case"] for case in failed if case["outcome"] == "right"]
+        fails = [f"{case['case']} ({case['outcome']})" for case in failed if case["outcome"] != "right"]
+        said = [f"pays for {', '.join(pays)}"] if pays else []
+        said += [f"does not do as it should on {', '.join(fails)}"] if fails else []
+        lines.append(f"the reward {PurePath(name).name} {'; it '.join(said)}: a model will learn that")
+    return lines
+
+
 def _try(
-    pairs: list[tuple[Item, str]], convention: Convention, pool: VerifierPool, trap: Path
+    control: bool, pairs: list[tuple[Item, str]], convention: Convention, pool: VerifierPool, trap: Path
 ) -> dict[str, Any]:
     started = time.monotonic()
-    outcomes = [verdict.outcome for verdict in pool.verify(pairs, convention)]
-    control = all(text == plain_form(item.answer, item.convention(convention)) for item, text in pairs)
+    outcomes = [verdict.outcome for verdict in pool.verify(pairs, convention, beside=False)]
     good = {"right"} if control else {"wrong", "unparsed"}
     failures = [outcome for outcome in outcomes if outcome not in good]
     outcome: str = failures[0] if failures else outcomes[0]
@@ -143,8 +177,29 @@ def _everything(item: Item, other: str, convention: Convention) -> str:
     return plain_form(", ".join(answers), convention)
 
 
+def _deciding(item: Item) -> str | None:
+    """The use of the reward that says whether an answer is right; None for a generator's scorer."""
+    rewards = item.metadata.get("rewards")
+    return named(rewards)[decides(named(rewards))]["use"] if rewards else None
+
+
+def _compares(item: Item) -> bool:
+    """Whether the reward compares answers with the item's gold one."""
+    use = _deciding(item)
+    if use is None:
+        return True
+    chosen = settings(named(item.metadata["rewards"])[decides(named(item.metadata["rewards"]))])
+    if use == "regex":
+        return bool(re.compile(chosen.pattern).groups)
+    return chosen.equal if use == "json" else use not in _GOLDLESS and bool(item.answer)
+
+
 def _items(task: Task | DataTask) -> tuple[list[Item], list[str]]:
-    """Several items, each with the wrong answer of another."""
+    """Several items, each with the wrong answer of another; "" where none is compared."""
+    first = task.item(_SEED, 0)
+    if _deciding(first) in _ASKED or not _compares(first):
+        items = [task.item(_SEED, index) for index in range(_GOLDLESS_ITEMS)]
+        return items, [""] * len(items)
     drawn: list[Item] = []
     for index in range(_DRAWS):
         drawn.append(task.item(_SEED, index))
@@ -154,6 +209,8 @@ def _items(task: Task | DataTask) -> tuple[list[Item], list[str]]:
     others = []
     for item in items:
         other = next((other for other in drawn if _differ(item, other)), None)
+        if other is None and is_own(_deciding(item) or ""):
+            return items[:_GOLDLESS_ITEMS], [""] * len(items[:_GOLDLESS_ITEMS])
         if other is None:
             raise UserError(
                 f"tasks: {task.name} gave the answer {item.answer!r} to {len(drawn)} questions in a row, so "

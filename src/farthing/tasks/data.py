@@ -5,6 +5,7 @@ An item's metadata has, for the verifiers and for whoever asks:
 scorer      "rewards"
 rewards     [{"use", "weight", "settings"}, …], the parts of what an answer earns
 row         the row, every column that can be read
+place       where the row stands, as in "questions.jsonl:12"
 asked       what a model is shown, where that is more than the question: a set's words, and examples before it
 system      the system message, where the prompt is a conversation with one
 choices     the options in their order, where there are any; the answer is the letter of one
@@ -111,7 +112,7 @@ class DataTask:
 
         Raises UserError for a set without a part to train on.
         """
-        rows = self._to_train
+        rows = self.to_train
         epoch, place = divmod(index, len(rows))
         order = self._orders.get((seed, epoch))
         if order is None:
@@ -134,8 +135,14 @@ class DataTask:
         """Every question that an evaluation may ask."""
         return (self.questions.asked(number).question for number in self.questions.order)
 
+    def every_trained(self) -> Iterator[str]:
+        """Every question that training may draw."""
+        return (
+            (self.training.asked(number).question for number in self.to_train) if self.training else iter(())
+        )
+
     @cached_property
-    def _to_train(self) -> array[int]:
+    def to_train(self) -> array[int]:
         """Numbers of the rows to train on, by hash."""
         if self.training is None:
             raise UserError(
@@ -163,11 +170,13 @@ class DataTask:
     # ---- items ----
 
     def _item(self, rows: Table, number: int, seed: int, index: int) -> Item:
-        row, read = rows.row(number), rows.asked(number)
+        place, row = rows.placed(number)
+        read = rows.reading.read(row)
         metadata: dict[str, Any] = {
             "scorer": "rewards",
             "rewards": [part.model_dump() for part in self.rewards],
             "row": row,
+            "place": place,
         }
         asked = self._asked(row, read)
         if asked != read.question:

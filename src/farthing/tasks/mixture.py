@@ -59,6 +59,14 @@ class Mixture:
         return [task for task in self.tasks.values() if isinstance(task, DataTask)]
 
     @property
+    def epoch(self) -> int:
+        """Places of the stream after which every row of data has come, or nearly; 0 without data."""
+        total = sum(self.weights.values())
+        return max(
+            (math.ceil(len(t.to_train) * total / self.weights[t.name]) for t in self.data_tasks), default=0
+        )
+
+    @property
     def said(self) -> list[str]:
         """What there is to say about rows of data that are not used."""
         return [line for task in self.data_tasks for line in task.said]

@@ -29,7 +29,7 @@ from farthing.tasks.columns import Asked, Unusable, reading
 
 MOST = 10_000_000  # rows of a source
 SAMPLE = 100  # rows by which columns are found
-_KEPT = 6  # tables kept for the next that asks; a run makes its mixtures several times
+_KEPT = 64  # tables kept for the next that asks; a run makes its mixtures several times
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,13 @@ class Table:
 
     def row(self, number: int) -> Row:
         """A row by its number in the file, counted among those that are used."""
+        return self.placed(number)[1]
+
+    def placed(self, number: int) -> tuple[str, Row]:
+        """Where a row stands, as in "questions.jsonl:12", and the row."""
         start, end = self._starts[number], self._starts[number + 1]
-        row: Row = json.loads(os.pread(self._file.fileno(), end - start, start))
-        return row
+        place, row = json.loads(os.pread(self._file.fileno(), end - start, start))
+        return place, row
 
     def asked(self, number: int) -> Asked:
         """A row's question and answer."""
@@ -128,9 +132,9 @@ class Table:
                 raise UserError(f"{self.source} has more than {MOST:,} rows; give a part of it")
             seen.add(key)
             keys.append(key)
-            line = json.dumps(row).encode()
+            self._digest.update(json.dumps(row).encode())
+            line = json.dumps([place, row]).encode()
             self._file.write(line)
-            self._digest.update(line)
             self._starts.append(self._starts[-1] + len(line))
         return repeated
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import new_folder, read_json, write_json
+from farthing.base.files import new_folder, read_json, require_file, write_json
 from farthing.weights.chat_template import give_template
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a model folder that holds config.json")
+    require_file(folder / "config.json", "download it again")
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds no config.json, so it is not a model folder; give the folder that has one"
@@ -75,6 +76,8 @@ def tensor_headers(folder: Path) -> dict[str, Stored]:
     cut short or damaged, an index that points outside the folder or does not name what its shards hold.
     """
     folder = Path(folder)
+    for name in (SINGLE, INDEX):
+        require_file(folder / name, "download it again")
     if (folder / SINGLE).is_file():
         return _header(folder / SINGLE)
     if not (folder / INDEX).is_file():
@@ -88,6 +91,7 @@ def tensor_headers(folder: Path) -> dict[str, Stored]:
             raise UserError(
                 f"{folder / INDEX} names {shard!r}, which is not a safetensors file in the same folder"
             )
+        require_file(folder / shard, "download it again")
         if not (folder / shard).is_file():
             raise UserError(f"{folder / shard} is missing, though the index names it; download it again")
         for name, stored in _header(folder / shard).items():

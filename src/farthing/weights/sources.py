@@ -20,7 +20,7 @@ from typing import Any
 
 from farthing.base.arguments import takes
 from farthing.base.errors import UserError
-from farthing.base.files import locked, new_file, sha256, sync
+from farthing.base.files import locked, new_file, require_file, sha256, strange, sync
 from farthing.base.limits import named, unwritable
 from farthing.weights import hub, package
 from farthing.weights.folder import PICKLED, read_config, tensor_files
@@ -95,6 +95,8 @@ def resolve(source: str | Path, cache: Path | None = None) -> Source:
     if text.startswith("hf:"):
         return _hub(text, text.removeprefix("hf:"))
     path = named(text)
+    if what := strange(path):
+        raise UserError(f"{text} is {what}, neither a file nor a folder; give {FORMS}")
     if path.exists():
         return _local(text, path)
     name = text.partition("@")[0]
@@ -181,6 +183,8 @@ def _local(text: str, path: Path) -> Source:
         return Source("folder", text, path)
     if (path / "recipe.yaml").is_file() or (path / "run.json").is_file():
         return Source("run", text, _last_model(path))
+    for name in ("recipe.yaml", "run.json"):
+        require_file(path / name, "put the run's own back")
     read_config(path)  # says that config.json is missing
     raise AssertionError(path)
 

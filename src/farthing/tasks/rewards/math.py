@@ -98,7 +98,13 @@ def _bare(text: str) -> str:
 @functools.lru_cache(4096)
 def _parsed(text: str) -> list[Any] | None:
     """What math-verify makes of a formula; None for nothing, and for what would take it too long."""
-    if len(text) > _LONGEST or _TOWER.search(text) or text.count("{") + text.count("(") > _DEEPEST:
+    if (
+        len(text) > _LONGEST
+        or "**" in text
+        or "//" in text
+        or _TOWER.search(text)
+        or text.count("{") + text.count("(") > _DEEPEST
+    ):
         return None
     if one_number(text) is None and _WORDS.search(_NAMES.sub("", text)):
         return [text]  # words are compared as text

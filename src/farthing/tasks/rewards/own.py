@@ -43,7 +43,7 @@ def verify(use: str, item: Item, text: str, settings: Own) -> Part:
         function = _function(path, name)
         return _part(_call(function, item, text, settings), settings.right_from)
     except (Exception, SystemExit) as error:
-        where = f"row {item.index} of {item.task}"
+        where = item.metadata.get("place", f"row {item.index} of {item.task}")
         return Part("error", error=f"{line_of(error, path)} ({where})")
 
 
