@@ -182,7 +182,7 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         for suite in asked.get("suite") or ():
             assert suite in SCORERS | SETS.keys(), "no such suite"
         if asked.get("tasks"):
-            assert recipe.parse_tasks(asked["tasks"]).keys() <= SCORERS.keys(), "no such task"
+            assert recipe.parse_tasks(asked["tasks"]).keys() <= SCORERS.keys() | SETS.keys(), "no such task"
         if asked.get("recipe"):
             recipe.load(asked["recipe"])
         sources = asked["sources"] if name == "eval" else [asked["source"] or "runs/quickstart"]
@@ -202,6 +202,9 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         assert (
             name == "calibrate" or is_config(asked["what"]) or recipe.load(asked["what"], asked["set_"] or ())
         )
+        return None
+    if name == "watch" and "--help" not in rest:
+        assert is_source(COMMANDS[name].make_context(name, list(rest)).params["run"]), "no such run"
         return None
     if name in ("ledger", "compare") and "--help" not in rest:
         asked = COMMANDS[name].make_context(name, list(rest)).params

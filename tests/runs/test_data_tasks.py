@@ -8,7 +8,7 @@ import pytest
 
 from farthing.base.errors import UserError
 from farthing.base.files import sha256
-from farthing.evaluate.ask import trained_questions
+from farthing.evaluate.trained import trained_questions
 from farthing.recipe import Recipe, dump, validate
 from farthing.runs import run
 from farthing.runs.folder import data_files
