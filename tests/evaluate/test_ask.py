@@ -172,6 +172,18 @@ def test_an_answer_ends_where_its_question_says(
     assert last not in "".join(record["text"] for record in found)
 
 
+def test_one_long_question_has_the_cache_it_needs(
+    tiny_model: Path, setting: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = setting(2)
+    found = Mixture(how["asks"].tasks, 3).held_out(1)
+    items = [replace(item, metadata={**item.metadata, "asked": "7 " * 45}) for item in found]
+    monkeypatch.setattr("farthing.evaluate.ask.PROMPT_TOKENS", 8)
+    with VerifierPool(1) as pool:
+        [record], _ = evaluate(Model(tiny_model), items, how["asks"], pool, temperature=0, seed=3)
+    assert record["question"] == items[0].question
+
+
 def test_guessing_changes_no_answer_and_is_counted(
     small_deepseek: Callable[..., Any],
     tiny_model: Path,

@@ -82,9 +82,6 @@ def _ask(
     told: Callable[[int, int], None] | None,
     keep: Callable[[list[Record]], None],
 ) -> Work:
-    at_once = min(EVALUATED_AT_ONCE, len(numbered) * samples)
-    cache_tokens = at_once * (asks.max_new_tokens + PROMPT_TOKENS)
-    engine = model.engine(at_once, cache_tokens, speculate=speculate)
     requests = [
         Request(
             question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system),
@@ -94,6 +91,10 @@ def _ask(
         )
         for place, (_, item) in enumerate(numbered)
     ]
+    at_once = min(EVALUATED_AT_ONCE, len(numbered) * samples)
+    longest = max(len(request.ids) for request in requests)  # examples before a question make it long
+    cache_tokens = max(at_once * (asks.max_new_tokens + PROMPT_TOKENS), asks.max_new_tokens + longest)
+    engine = model.engine(at_once, cache_tokens, speculate=speculate)
     waiting: list[tuple[int, Item, int, Sample]] = []
 
     def judge_waiting() -> None:

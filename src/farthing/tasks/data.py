@@ -185,7 +185,8 @@ class DataTask:
             if value:
                 metadata[key] = value
         if self.set is not None:
-            metadata |= {"until": list(self.set.until)} if self.set.until else {}
+            # without examples nothing suggests to a model how to go on, and an answer may have paragraphs
+            metadata |= {"until": list(self.set.until)} if self.set.until and self._shots else {}
             metadata |= {"convention": self.set.convention} if self.set.convention else {}
             if self.set.likelihood and read.choices:
                 metadata["likelihood"] = self._likelihood(row, read, asked)
