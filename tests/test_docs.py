@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from farthing import recipe
 from farthing.cli import app
+from farthing.recipe import rewards
 from farthing.tasks.gym import SCORERS
 from farthing.tasks.sets import SETS
 
@@ -135,3 +136,12 @@ def test_the_site_breaks_no_name_in_two():
     assert "word-break: normal;" in rules[".md-typeset code"]
     assert rules[".md-typeset td code, .md-typeset th code"] == "overflow-wrap: normal;"
     assert "white-space: nowrap;" in rules[".md-typeset td:first-child code, .md-typeset th:first-child code"]
+
+
+def test_every_reward_and_its_settings_are_named():
+    text = section(page("recipes.md"), "Rewards")
+    for name, model in {**rewards.VERIFIERS, **rewards.SHAPING}.items():
+        assert f"| `{name}` |" in text, name
+        for key, field in model.model_fields.items():
+            assert f"`{field.alias or key}" in text, (name, key)
+    assert all(f"`{key}" in text for key in rewards.Own.model_fields)

@@ -18,7 +18,7 @@ from farthing.base.errors import UserError
 from farthing.base.schema import Strict, checked, nearest
 from farthing.recipe.places import folders
 from farthing.recipe.tasks import RewardPart
-from farthing.recipe.types import Count, NotNegative, Place, Positive, Text
+from farthing.recipe.types import Count, NotNegative, Positive, Text
 
 _MOST_BYTES = 1_000_000  # of a file of one's own
 
@@ -90,11 +90,10 @@ class Code(Strict):
 
 
 class Judge(Strict):
-    url: Text | None = Field(
-        default=None, description="An OpenAI-compatible server, as http://127.0.0.1:8000/v1; or path."
+    url: Text = Field(
+        description="An OpenAI-compatible server, as http://127.0.0.1:8000/v1, or `farthing serve`'s."
     )
-    path: Place | None = Field(default=None, description="Instead of a server: a model, as in `base`.")
-    model: Text | None = Field(default=None, description="The model's name at the server.")
+    model: Text = Field(description="The model's name at the server.")
     prompt: Text = Field(
         default="Question:\n{question}\n\nReference answer:\n{answer}\n\nAnswer to judge:\n{completion}\n\n"
         "How good is the answer to judge, from 0 (wrong) to 10 (as right as the reference)? "
@@ -107,12 +106,16 @@ class Judge(Strict):
     )
     key: Text = Field(default="OPENAI_API_KEY", description="The environment variable that holds the key.")
     max_new_tokens: Count = Field(default=256, description="Longest reply of the judge, in tokens.")
-    calls: Count | None = Field(default=None, description="Most calls of a run; the run stops beyond.")
-    usd: Positive | None = Field(default=None, description="Most dollars of a run, by the two prices below.")
+    calls: Count | None = Field(
+        default=None, description="Most calls of an attempt at a run, which stops beyond."
+    )
+    usd: Positive | None = Field(
+        default=None, description="Most dollars of an attempt, by the two prices below."
+    )
     usd_per_million_in: NotNegative = Field(default=0.0, description="Dollars for a million prompt tokens.")
     usd_per_million_out: NotNegative = Field(default=0.0, description="Dollars for a million reply tokens.")
     tokens: Count | None = Field(
-        default=None, description="Most tokens of a run, prompts and replies together."
+        default=None, description="Most tokens of an attempt, prompts and replies together."
     )
     retries: Annotated[int, Field(ge=0, le=20)] = Field(
         default=3, description="Further tries of a call that failed."
@@ -121,12 +124,8 @@ class Judge(Strict):
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:
-        if (self.url is None) == (self.path is None):
-            raise ValueError("a judge has either a url or a path: give one of them")
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
+        if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url: must begin with http:// or https://, got {self.url!r}")
-        if self.url is not None and self.model is None:
-            raise ValueError("model: is missing (the model's name at the server)")
         if "{completion}" not in self.prompt:
             raise ValueError('prompt must contain "{completion}", where the answer goes')
         if self.usd is not None and not self.usd_per_million_in + self.usd_per_million_out:
@@ -134,11 +133,6 @@ class Judge(Strict):
                 "usd: needs usd_per_million_in and usd_per_million_out, from which dollars are counted"
             )
         return self
-
-
-class RewardModel(Strict):
-    path: Place = Field(description="A sequence classifier with one score, as in `base`.")
-    right_from: float = Field(default=0.0, description="An answer counts as right from this score up.")
 
 
 class Overlong(Strict):
@@ -161,7 +155,7 @@ class Own(Strict):
 
 VERIFIERS: dict[str, type[Strict]] = {
     "number": Number, "math": Plain, "choice": Plain, "exact": Exact, "regex": Regex, "json": Json, "code": Code,
-    "judge": Judge, "reward_model": RewardModel, "ifeval": Plain,
+    "judge": Judge, "ifeval": Plain,
 }  # fmt: skip
 SHAPING: dict[str, type[Strict]] = {"format": Plain, "length": Plain, "overlong": Overlong}
 _EXTRAS = {

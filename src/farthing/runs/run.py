@@ -42,7 +42,7 @@ from farthing.recipe import Recipe, StageSpec, load, validate
 from farthing.recipe.log_to import check_installed
 from farthing.report import write_report
 from farthing.report.live import LiveView
-from farthing.runs import record
+from farthing.runs import attacks, record
 from farthing.runs.folder import (
     claim,
     data_files,
@@ -51,7 +51,6 @@ from farthing.runs.folder import (
     place_of,
     put_back,
     reward_files,
-    rewards_used,
     room_on_disk,
     source_commit,
 )
@@ -61,8 +60,8 @@ from farthing.runs.result import Run
 from farthing.stages import kind
 from farthing.stages.at import UNCHANGED, At, Models, View
 from farthing.stages.subset import Subset
-from farthing.tasks import Item, gym, sandbox
-from farthing.tasks.audit import audit, paid
+from farthing.tasks import Item, gym
+from farthing.tasks.audit import audit
 from farthing.tasks.check import check
 from farthing.tasks.data import is_data
 from farthing.tasks.mixture import Mixture
@@ -327,18 +326,9 @@ class _Work:
                     },
                 )
         found = record.audited(path)
-        own = [case for case in found["cases"] if "own" in case]
-        failed = [case["case"] for case in found["cases"] if not case["passed"] and "own" not in case]
-        if failed:
-            raise UserError(f"the reward audit failed on {', '.join(sorted(set(failed)))}; see {path}")
-        if held := len(found["cases"]) - len(own):
-            self._say(f"reward audit: {held} cases, none of which earned a reward, ran code or hung")
-        if own and all(case["passed"] for case in own):
-            self._say(f"reward audit of your own rewards: {len(own)} cases, none of which earned anything")
-        for line in paid(own):
-            self._say(f"warning: {line}; see {path}", aloud=True)
-        if "code" in rewards_used(self.recipe) and sandbox.protection() == "limits":
-            self._say(f"warning: {sandbox.WEAK}", aloud=True)
+        self._say(attacks.verdict(found, path))
+        for line in attacks.warnings(found, path, self.recipe):
+            self._say(line, aloud=True)
 
     def _conclude(self) -> None:
         lines, _ = ledger.read(self.folder / "ledger.jsonl")

@@ -16,14 +16,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from farthing.base.errors import UserError
 from farthing.base.machine import cpu_cores
 from farthing.tasks.extract import tail
 from farthing.tasks.item import Convention, Item, Verdict
-from farthing.tasks.rewards.beside import Score, completed
+from farthing.tasks.rewards.beside import completed
 from farthing.tasks.rewards.judge import Judges
 from farthing.tasks.rewards.total import own_files, patience
 
@@ -45,8 +45,7 @@ class VerifierPool:
 
     There is one for each core that this process may use but one, unless `workers` says how many.
 
-    `function` is the dotted name of what they call: (item, text, convention) -> Verdict. `models` say how a model of a
-    folder is asked, for the rewards judge and reward_model.
+    `function` is the dotted name of what they call: (item, text, convention) -> Verdict.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class VerifierPool:
         workers: int | None = None,
         timeout: float = 2.0,
         function: str = "farthing.tasks.verify.verify",
-        models: Mapping[str, Score] | None = None,
     ) -> None:
         workers = max(1, cpu_cores() - 1) if workers is None else workers
         assert workers > 0
@@ -63,13 +61,12 @@ class VerifierPool:
         self._function = function
         self._workers: list[_Worker | None] = [_Worker(function, timeout) for _ in range(workers)]
         self._closed = False
-        self._models = models or {}
         self.judges = Judges()
 
     def verify(
         self, pairs: Sequence[tuple[Item, str]], convention: Convention, beside: bool = True
     ) -> list[Verdict]:
-        """The verdicts on (item, completion) pairs, in their order; without the parts that models find unless `beside`.
+        """The verdicts on (item, completion) pairs, in their order; judges are asked only if `beside`.
 
         Raises UserError when a reward file of the user's own cannot be imported in time, RuntimeError when the function
         itself raises or no worker can start.
@@ -86,7 +83,7 @@ class VerifierPool:
             raise
         if not beside:
             return job.verdicts
-        return completed(pairs, job.verdicts, self.judges, self._models)
+        return completed(pairs, job.verdicts, self.judges)
 
     def close(self) -> None:
         """Ends the workers. Further calls do nothing."""

@@ -9,7 +9,7 @@ from farthing.tasks.item import Item, Verdict
 from farthing.tasks.rewards.part import Part
 from farthing.tasks.rewards.total import added, named, settings
 
-_PAY_ANYHOW = ("reward_model", "format", "length", "overlong")  # answers that ran out of tokens too
+_PAY_ANYHOW = ("format", "length", "overlong")  # answers that ran out of tokens too
 _CACHE = 5  # max_new_tokens over this: DAPO's 4,096 of 20,480
 
 
