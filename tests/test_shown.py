@@ -31,6 +31,7 @@ from farthing.base.schema import checked, parse_text
 from farthing.cost import devices
 from farthing.cost.spend import Entry
 from farthing.tasks.gym import SCORERS
+from farthing.tasks.sets import SETS
 from farthing.weights.export import FORMATS, TYPES
 
 ROOT = Path(__file__).parents[1]
@@ -179,9 +180,9 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         context = COMMANDS[name].make_context(name, list(rest))  # raises on what the command does not know
         asked = context.params
         for suite in asked.get("suite") or ():
-            assert suite in SCORERS, "no such suite"
+            assert suite in SCORERS | SETS.keys(), "no such suite"
         if asked.get("tasks"):
-            assert recipe.parse_tasks(asked["tasks"]).keys() <= SCORERS.keys(), "no such task"
+            assert recipe.parse_tasks(asked["tasks"]).keys() <= SCORERS.keys() | SETS.keys(), "no such task"
         if asked.get("recipe"):
             recipe.load(asked["recipe"])
         sources = asked["sources"] if name == "eval" else [asked["source"] or "runs/quickstart"]
@@ -202,6 +203,9 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
             name == "calibrate" or is_config(asked["what"]) or recipe.load(asked["what"], asked["set_"] or ())
         )
         return None
+    if name == "watch" and "--help" not in rest:
+        assert is_source(COMMANDS[name].make_context(name, list(rest)).params["run"]), "no such run"
+        return None
     if name in ("ledger", "compare") and "--help" not in rest:
         asked = COMMANDS[name].make_context(name, list(rest)).params
         assert all(is_source(each) for each in asked["runs"]), "no such run"
@@ -214,6 +218,12 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         assert asked.get("to", "gguf") in FORMATS, "no such format"
         assert asked.get("kind", "f16") in TYPES, "no such type"
         return None
+    if name == "data" and "--help" not in rest:
+        asked = COMMANDS[name].make_context(name, list(rest)).params
+        assert asked["model"] is None or is_source(asked["model"]), "no such model"
+        chats = [{"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "Blue."}]
+        (folder / asked["source"]).write_text(json.dumps({"messages": chats}))
+        return run([sys.executable, "-m", "farthing", "data", asked["source"]], folder)
     if name == "run" and not {"--dry-run", "--help"} & set(rest):
         run([sys.executable, "-m", "farthing", "run", *rest, "--dry-run"], folder)
         return None
@@ -433,7 +443,8 @@ def test_commands_are_read_as_a_shell_reads_them() -> None:
 
 def talking() -> list[list[str]]:
     every = (words for shown in SHOWN for words in simple_commands(shown.command))
-    return [words for words in every if words[0] == "farthing" and words[1] in ("chat", "eval")]
+    said = [words for words in every if words[0] == "farthing" and words[1] in ("chat", "eval")]
+    return [words for words in said if not SETS.keys() & set(words)]  # those are the hub's
 
 
 @pytest.mark.slow

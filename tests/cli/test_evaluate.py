@@ -113,6 +113,14 @@ def test_several_suites_and_samples(run: Run, asked: list[Any]) -> None:
     assert settings["save"] == Path("answers.jsonl")
 
 
+def test_a_named_set_has_examples(run: Run, asked: list[Any]) -> None:
+    assert run("eval", "a", "--suite", "gsm8k", "--shots", "8")[0] == 0
+    assert run("eval", "a", "--tasks", "{mine: {path: x.jsonl, weight: 2}}", "--shots", "3")[0] == 0
+    (_, [first], _), (_, [second], _) = asked
+    assert first.asks.tasks["gsm8k"].shots == 8
+    assert (second.asks.tasks["mine"].shots, second.asks.tasks["mine"].weight) == (3, 2)
+
+
 def test_two_models_are_compared(run: Run, asked: list[Any]) -> None:
     code, out, _ = run("eval", "a", "b", "--tasks", "chain_sum")
     change = (
@@ -133,6 +141,7 @@ def test_guesses_that_were_right_are_said(run: Run, asked: list[Any]) -> None:
         (["a", "b", "c", "--tasks", "gcd"], "takes a model, or two to compare, not 3"),
         (["a", "--tasks", "gcd", "--suite", "gcd"], "needs either --tasks"),
         (["a", "--recipe", "quickstart", "--shots", "2"], "--shots is for --suite and --tasks"),
+        (["a", "--tasks", "chain_sum", "--shots", "2"], "--shots: chain_sum has no solved examples"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, words: list[str], said: str) -> None:

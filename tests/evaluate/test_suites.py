@@ -107,6 +107,9 @@ def test_a_file_of_answers_is_never_overwritten(tiny_model: Path, asks: Asks, tm
     with pytest.raises(UserError, match="exists; give another --save"):
         evaluate_sources([str(tiny_model)], [Suite("s", asks, 2)], save=saved)
     assert saved.read_text() == "mine\n"
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate_sources(["no/such/model"], [Suite("s", asks, 2)], save=tmp_path / "new.jsonl")
+    assert not (tmp_path / "new.jsonl").exists()
     for place in (tmp_path, tmp_path / "no" / "answers.jsonl"):
         with pytest.raises(UserError, match="give another --save"):
             evaluate_sources([str(tiny_model)], [Suite("s", asks, 2)], save=place)

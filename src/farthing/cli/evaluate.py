@@ -49,7 +49,9 @@ def evaluate(
     shots: Annotated[
         int | None, typer.Option(min=0, help="Solved examples before each question; the suite's own number.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, max=10_000, help="Answers to each question.")] = 1,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Answers to each question; the recipe's own, or 1.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 answers greedily; the recipe's own, or 0.")
     ] = None,
@@ -89,36 +91,43 @@ def evaluate(
     chosen = [model_source(source) for source in sources]
     with only_results_on_stdout():
         with starting():
+            from farthing.cost.room import room_for
             from farthing.evaluate.suites import Suite, evaluate_sources
 
         asks = {
             name: each._replace(max_new_tokens=max_new_tokens) if max_new_tokens else each
             for name, each in mixtures.items()
         }
-        card = evaluate_sources(
-            chosen,
-            [
-                Suite(
-                    name,
-                    each,
-                    n or (settings.held_out if settings else FEWEST),
-                    samples=samples,
-                    temperature=temperature
-                    if temperature is not None
-                    else settings.temperature
-                    if settings
-                    else 0.0,
-                    by_likelihood=asked is None and not generate,
-                )
-                for name, each in asks.items()
-            ],
-            seed=asked.seed if asked else seed or 0,
-            speculate=speculate,
-            device=device or (asked.device if asked else "auto"),
-            dtype=dtype or (asked.dtype if asked else "auto"),
-            save=save,
-            say=log,
+        suites = [
+            Suite(
+                name,
+                each,
+                n or (settings.held_out if settings else FEWEST),
+                samples=samples or (settings.samples if settings else 1),
+                temperature=temperature
+                if temperature is not None
+                else settings.temperature
+                if settings
+                else 0.0,
+                by_likelihood=asked is None and not generate,
+            )
+            for name, each in asks.items()
+        ]
+        device, dtype = (
+            device or (asked.device if asked else "auto"),
+            dtype or (asked.dtype if asked else "auto"),
         )
+        with room_for(f"evaluating {' and '.join(sources)}", chosen[0], device, dtype):
+            card = evaluate_sources(
+                chosen,
+                suites,
+                seed=asked.seed if asked else seed or 0,
+                speculate=speculate,
+                device=device,
+                dtype=dtype,
+                save=save,
+                say=log,
+            )
     print_result(card, "\n".join(_said(card, sources)), as_json)
 
 
@@ -126,6 +135,11 @@ def _with_shots(tasks: Any, shots: int | None) -> Any:
     """The tasks as written, each with so many examples."""
     if shots is None or not isinstance(tasks, dict):
         return tasks
+    from farthing.tasks.sets import SETS
+
+    for name, setting in tasks.items():
+        if name not in SETS and not (isinstance(setting, dict) and "path" in setting):
+            raise UserError(f"--shots: {name} has no solved examples; they come from data, or a suite's own")
     tables = {
         name: setting if isinstance(setting, dict) else {"weight": setting} for name, setting in tasks.items()
     }

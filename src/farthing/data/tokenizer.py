@@ -67,7 +67,11 @@ class Tokenizer:
     @property
     def stop_texts(self) -> tuple[str, ...]:
         """The tokens on which generation stops, as they are written in text."""
-        return tuple(self._tokens.decode([i], skip_special_tokens=False) for i in sorted(self.stop_ids))
+        return tuple(map(self.token_text, sorted(self.stop_ids)))
+
+    def token_text(self, token_id: int) -> str:
+        """A token as it is written in text, also a special one."""
+        return self._tokens.decode([token_id], skip_special_tokens=False)
 
     @property
     def has_template(self) -> bool:

@@ -82,8 +82,9 @@ def _ask(
     told: Callable[[int, int], None] | None,
     keep: Callable[[list[Record]], None],
 ) -> Work:
-    cache_tokens = EVALUATED_AT_ONCE * (asks.max_new_tokens + PROMPT_TOKENS)
-    engine = model.engine(EVALUATED_AT_ONCE, cache_tokens, speculate=speculate)
+    at_once = min(EVALUATED_AT_ONCE, len(numbered) * samples)
+    cache_tokens = at_once * (asks.max_new_tokens + PROMPT_TOKENS)
+    engine = model.engine(at_once, cache_tokens, speculate=speculate)
     requests = [
         Request(
             question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system),

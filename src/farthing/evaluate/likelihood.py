@@ -119,7 +119,7 @@ def _one_pass(decoder: Decoder, groups: Sequence[_Group], work: Work) -> Iterato
     work.prompt_tokens += len(ids)
     work.computed_tokens += len(ids)
     work.scored_tokens += len(rows)
-    work.pairs += segments.pairs()
+    work.pairs += segments.pairs(decoder.config.windows)
     logprobs: list[float] = []
     greedy: list[bool] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):

@@ -84,7 +84,9 @@ class Answers:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._file is not None
         self._file.close()
-        if kind is None:
+        if not self.count:
+            self.path.unlink(missing_ok=True)
+        elif kind is None:
             write(self.path, "".join(json.dumps(record) + "\n" for record in self._kept))
 
 
@@ -124,11 +126,11 @@ def evaluate_sources(
             raise UserError(
                 f"{suite.samples} samples at temperature 0 are all the same; give --temperature 0.6"
             )
+    answers = Answers(save) if save is not None else None  # refuses before anything takes long
     questions = _questions(sources, suites, seed, say)
     total = len(sources) * sum(
         len(items) * suite.samples for suite, items in zip(suites, questions, strict=True)
     )
-    answers = Answers(save) if save is not None else None
     found: list[list[list[Record]]] = []
     models: list[dict[str, Any]] = []
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import read_lines
+from farthing.base.files import read_json, read_lines
 from farthing.data.overlap import HeldOut
 from farthing.data.rows import rows
 from farthing.data.text import Problems
@@ -21,14 +21,19 @@ Say = Callable[[str], None]
 _MOST_QUESTIONS = 10**7  # of a run's training; more were never asked
 
 
-def trained_questions(source: Path) -> set[str]:
+def trained_questions(source: Path, say: Say = lambda _: None) -> set[str]:
     """The `question_key`s of all training questions of the run that `source` is or lies in, and of the run that its
-    base came from; empty for a model from elsewhere."""
+    base came from; empty for a model from elsewhere.
+
+    Args:
+        say: called with a sentence for data that are gone or have changed since, so that what trained is not known.
+    """
     run = _run_of(source)
     if run is None:
         return set()
     recipe = load_recipe(run / "recipe.yaml")
     keys: set[str] = set()
+    known = True
     for number, stage in enumerate(recipe.stages, 1):
         folder = run / "stages" / f"{number:02d}-{stage.kind}"
         for path in folder.glob("data/lessons-*.jsonl"):  # worked solutions
@@ -37,16 +42,37 @@ def trained_questions(source: Path) -> set[str]:
             continue
         metrics = folder / "metrics.jsonl"
         lines = read_lines(metrics)
-        mixture = Mixture(stage.asks.tasks, recipe.seed)
         last = lines[-1].get("cursor") if lines else 0
         if not isinstance(last, int) or not 0 <= last <= _MOST_QUESTIONS:
             raise UserError(
                 f"{metrics}: its last line does not say how many questions were asked; put it back"
             )
-        keys |= {question_key(mixture.train(index).question) for index in range(last)}
-    # never trained on, though the stream passes over them
-    keys.difference_update(map(question_key, _never(recipe)))
+        try:
+            mixture = Mixture(stage.asks.tasks, recipe.seed)
+        except UserError as error:
+            say(f"{error}: which of its questions {run} trained on is not known, and some may be asked again")
+            known = False
+            continue
+        if (changed := _changed(mixture, run)) is None:
+            keys |= {question_key(mixture.train(index).question) for index in range(last)}
+            continue
+        say(f"{changed} has changed since {run} trained on it, so all its questions count as trained on")
+        known = False
+        keys |= {question_key(question) for task in mixture.data_tasks for question in task.every_trained()}
+    if known:  # never trained on, though the stream passes over them
+        keys.difference_update(map(question_key, _never(recipe)))
     return keys | before(recipe)
+
+
+def _changed(mixture: Mixture, run: Path) -> str | None:
+    """Data of a mixture that are not those a run has recorded; None if all are."""
+    recorded = read_json(run / "lineage.json").get("data") if mixture.data_tasks else None
+    hashes = {entry.get("source"): entry.get("sha256") for entry in recorded or [] if isinstance(entry, dict)}
+    for task in mixture.data_tasks:
+        for entry in task.origins(license_too=False):
+            if hashes.get(entry["source"]) != entry["sha256"]:
+                return str(entry["source"])
+    return None
 
 
 def before(recipe: Recipe) -> set[str]:
@@ -63,7 +89,7 @@ def untrained(mixtures: Sequence[tuple[Mixture, int]], sources: Iterable[Path], 
         say: called with a sentence for data that cannot be read any more.
     """
     sources = list(sources)
-    trained = set().union(*map(trained_questions, sources))
+    trained = set().union(*(trained_questions(source, say) for source in sources))
     looked_for: set[str] = set()
     while True:
         found = [mixture.held_out(n, trained) for mixture, n in mixtures]

@@ -8,7 +8,7 @@ of a plan halve and double it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from farthing.cost.devices import Device
@@ -49,15 +49,17 @@ def plan_stages(
     """
     plans = [_start(base)] if base else []
     config = base
+    works: list[StageWork] = []
     for number, stage in enumerate(recipe.stages, 1):
         if config is not None:
             check_latent(config)
         work = stage.work(config, guess)
+        works.append(work)
         plans.append(_stage(f"{number:02d}-{stage.kind}", work, speed, device))
         config = work.config
     assert config is not None
     if recipe.evaluate is not None:
-        plans.append(_evaluate(recipe, config, speed, guess))
+        plans.append(_evaluate(recipe, works, config, speed, guess))
     return tuple(plans), config
 
 
@@ -137,25 +139,35 @@ def _sampling(like: Answers, config: Config, speed: Speed) -> tuple[float, float
     return seconds, work
 
 
-def _evaluate(recipe: Recipe, config: Config, speed: Speed, guess: Guess) -> StagePlan:
-    """The held-out questions, before and after; a model from nothing without rewards is asked only after."""
+def _evaluate(
+    recipe: Recipe, stages: Sequence[StageWork], config: Config, speed: Speed, guess: Guess
+) -> StagePlan:
+    """The held-out questions, before and after, and the subset during; a model from nothing without rewards is asked
+    only after."""
     settings, asks = recipe.evaluate, recipe.asks()
     assert settings is not None
     trained = [stage.asks.max_new_tokens for stage in recipe.stages if stage.asks]
     natural = guess.answer * (trained[-1] if trained else asks.max_new_tokens)
-    n = settings.held_out
-    answers = Answers(
-        questions=n,
-        answers=n,
-        at_once=EVALUATED_AT_ONCE,
-        prompt=guess.prompt_tokens(asks.system),
-        mean=max(1.0, min(natural, asks.max_new_tokens)),
-        longest=asks.max_new_tokens,
-        rounds=2 if recipe.base is not None or trained else 1,
-    )
-    seconds, flops = _sampling(answers, config, speed)
-    rounds = answers.rounds
-    return StagePlan("99-final", {"evaluate": rounds * (seconds + n * JUDGE)}, rounds * flops, 0.0, Memory())
+    rounds = {settings.held_out: 2.0 if recipe.base is not None or trained else 1.0}
+    if settings.every is not None:
+        every = settings.every
+        asked = sum(math.ceil(work.steps / every) for spec, work in zip(recipe.stages, stages, strict=True)
+                    if not spec.starts_from_nothing)  # fmt: skip
+        rounds[settings.subset] = rounds.get(settings.subset, 0.0) + asked
+    seconds = flops = 0.0
+    for questions, times in rounds.items():
+        answers = Answers(
+            questions=questions,
+            answers=questions * settings.samples,
+            at_once=EVALUATED_AT_ONCE,
+            prompt=guess.prompt_tokens(asks.system),
+            mean=max(1.0, min(natural, asks.max_new_tokens)),
+            longest=asks.max_new_tokens,
+        )
+        once, work = _sampling(answers, config, speed)
+        seconds += times * (once + answers.answers * JUDGE)
+        flops += times * work
+    return StagePlan("99-final", {"evaluate": seconds}, flops, 0.0, Memory())
 
 
 def _saves(work: StageWork, speed: Speed) -> float:

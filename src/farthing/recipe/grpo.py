@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from farthing.cost.flops import causal_pairs
 from farthing.recipe.places import ChatTemplate
-from farthing.recipe.stage import GRAD_NORM, PACE, Asks, Curve, StageSpec
+from farthing.recipe.stage import GRAD_NORM, PACE, SUBSET, Asks, Curve, StageSpec
 from farthing.recipe.tasks import Tasks
 from farthing.recipe.types import Count, Decay, Gigabytes, NotNegative, Positive, Text, Warmup
 from farthing.recipe.work import PROMPT_TOKENS, SAMPLED_AT_ONCE, Answers, Config, Guess, StageWork
@@ -22,6 +22,7 @@ CURVES = (
     Curve("right", "Answers right", "share right",
           "Share of sampled answers that the verifier accepted, on training questions.", live="right",
           drawn=True, share=True),
+    SUBSET,
     Curve("unparsed", "No answer read", "share of answers",
           "Share of sampled answers in which no answer was found.", share=True),
     Curve("cut_off", "Cut off", "share of answers",

@@ -36,6 +36,7 @@ from farthing.base.schema import (
     parse_value,
 )
 from farthing.recipe.kinds import GONE, Stage
+from farthing.recipe.log_to import LogTo
 from farthing.recipe.places import reading_from
 from farthing.recipe.stage import Asks
 from farthing.recipe.tasks import Tasks, TaskSetting
@@ -64,6 +65,31 @@ class Evaluate(Strict):
     held_out: Held = Field(default=200, description="Number of questions, never trained on.")
     max_new_tokens: Count | None = Field(default=None, description="Longest answer; null takes the stage's.")
     temperature: NotNegative = Field(default=0.0, description="0 answers greedily.")
+    samples: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="Answers to each question; the accuracy is their mean, pass@1."
+    )
+    every: Count | None = Field(
+        default=None,
+        description="Steps of sft and grpo between answers to the subset, also after the last; null never asks it.",
+    )
+    subset: Held = Field(
+        default=50,
+        description="Number of further questions for that: never trained on, nor among the held_out ones.",
+    )
+    keep_best: bool = Field(
+        default=False,
+        description="A stage leaves the weights with the most right answers to the subset, not its last ones.",
+    )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples: {self.samples} greedy answers are all the same; give a temperature above 0"
+            )
+        if self.keep_best and self.every is None:
+            raise ValueError("keep_best: needs every, the steps between answers to the subset")
+        return self
 
 
 class Recipe(Strict):
@@ -87,6 +113,9 @@ class Recipe(Strict):
         description="Dtype of products; auto takes the faster one. Folders are bfloat16 either way.",
     )
     rates: dict[str, Positive] = Field(default={}, description="Dollars per device-hour by device name.")
+    log_to: LogTo = Field(
+        default=[], description="wandb, tensorboard, trackio: where curves go besides metrics.jsonl."
+    )
 
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:

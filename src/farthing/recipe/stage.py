@@ -100,6 +100,11 @@ class StageSpec(Strict):
         """
 
 
+SUBSET = Curve(
+    "subset_right", "Held-out subset", "share right",
+    "Share of right answers to questions that are neither trained on nor among those of the final evaluation.",
+    live="held out", share=True, optional=True,
+)  # fmt: skip
 PACE = Curve("tokens_per_second", "Tokens per second", live="tokens/s")
 GRAD_NORM = Curve(
     "grad_norm", "Gradient norm", "L2 norm", "Size of the update before clipping; spikes are large steps."
@@ -112,6 +117,7 @@ LANGUAGE_CURVES = (
           optional=True),
     Curve("val_loss", "Validation", "nats per token",
           "The same on conversations that are never trained on.", live="validation", optional=True),
+    SUBSET,
     Curve("tokens", "Tokens", live="tokens"),
     PACE,
     Curve("mtp_loss", "Loss further ahead", "nats per token", "Loss of the modules that look beyond the next token.",

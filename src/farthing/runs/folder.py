@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,12 +70,18 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to the run directory {folder}: {error.strerror}") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder} is in use by another run; wait for it or give another --run-dir"
-            ) from error
+        for last in (False, False, True):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if last:
+                    raise UserError(
+                        f"{folder} is in use by another run; wait for it or give another --run-dir"
+                    ) from error
+                time.sleep(
+                    0.1
+                )  # `farthing watch` may have asked for the lock, which takes it no longer than this
         yield
 
 
@@ -88,7 +95,12 @@ def claim(folder: Path, recipe: Recipe) -> None:
         return
     # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out, and what
     # does not change the weights.
-    free: Any = {"device": True, "dtype": True, "stages": {"__all__": {"memory_gb", "stop_silent"}}}
+    free: Any = {
+        "device": True,
+        "dtype": True,
+        "log_to": True,
+        "stages": {"__all__": {"memory_gb", "stop_silent"}},
+    }
     ours, theirs = (r.model_dump(mode="json", exclude=free) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(

@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from farthing.base import processor, terminal
 from farthing.base.arguments import takes
 from farthing.base.device import Alone, choose, reference_only
 from farthing.base.errors import UserError
-from farthing.base.figures import bits, duration, interval, percent, points
+from farthing.base.figures import bits, duration
 from farthing.base.files import link, read_json, read_lines, write, write_json
 from farthing.base.limits import named
 from farthing.base.seal import changed
@@ -33,13 +32,16 @@ from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
 from farthing.data.overlap import HeldOut
+from farthing.data.words import question_key
 from farthing.evaluate.ask import evaluate
-from farthing.evaluate.intervals import finding
 from farthing.evaluate.score import gain, summarise
 from farthing.evaluate.trained import before
+from farthing.evaluate.words import gain_line, score_line
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
+from farthing.recipe.log_to import check_installed
 from farthing.report import write_report
+from farthing.report.live import LiveView
 from farthing.runs import record
 from farthing.runs.folder import (
     claim,
@@ -53,10 +55,12 @@ from farthing.runs.folder import (
     room_on_disk,
     source_commit,
 )
-from farthing.runs.live import LiveView
+from farthing.runs.loggers import Loggers
 from farthing.runs.memory import within_memory
+from farthing.runs.result import Run
 from farthing.stages import kind
-from farthing.stages.at import UNCHANGED, At, Models
+from farthing.stages.at import UNCHANGED, At, Models, View
+from farthing.stages.subset import Subset
 from farthing.tasks import Item, gym, sandbox
 from farthing.tasks.audit import audit, paid
 from farthing.tasks.check import check
@@ -67,29 +71,6 @@ from farthing.weights.folder import read_config
 from farthing.weights.sources import Source, model_folder, resolve
 
 _ATTEMPTS = itertools.count()  # in this process
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its directory and its results.json."""
-
-    run_dir: Path
-    results: dict[str, Any]
-
-    @property
-    def model_folder(self) -> Path:
-        """The last stage's model folder."""
-        return (self.run_dir / "model").resolve()
-
-    @property
-    def ledger(self) -> list[ledger.Line]:
-        """Every complete line of the ledger."""
-        return ledger.read(self.run_dir / "ledger.jsonl")[0]
-
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """The model's inputs: base, data, teachers."""
-        return read_json(self.run_dir / "lineage.json", put_back(self.run_dir))
 
 
 @takes(recipe=(str, Path, Recipe, Mapping), run_dir=(str, Path, None), quiet=(bool,))
@@ -113,6 +94,7 @@ def run(
         raise UserError("run_dir is empty; give the path of a folder")
     folder = named(run_dir) if run_dir is not None else Path("runs") / recipe.name
     choose(recipe.device, recipe.dtype)  # a missing device leaves no folder behind
+    check_installed(recipe.log_to)
     check(recipe)  # nor does a task that does not exist
     console = terminal.console()
     with locked(folder), room_on_disk(folder):
@@ -175,13 +157,15 @@ class _Work:
             started=self.began,
         )
         self.models = Models(self.place)
+        self.loggers = Loggers(recipe, folder, lambda text: self._say(text, aloud=True))
         self.held_out = HeldOut()  # the questions that no stage may train on
         self.plan: RecipePlan | None = None  # of this machine, where it has been calibrated
+        self._subset: Subset | None = None
 
     def do(self) -> None:
         """Do everything that is not done yet."""
         recipe = self.recipe
-        with self.meter:
+        with self.meter, self.loggers:
             self._record_run()
             with self.meter.span("load"):
                 current = self._base()
@@ -236,8 +220,14 @@ class _Work:
             asks=self.recipe.asks(),
             say=self._say,
             warn=lambda text: self._say(f"{folder.name}: {text}", aloud=True),
-            view=lambda steps: LiveView(steps, stage.curves, self.console, self.quiet),
+            view=lambda steps: self._view(folder, stage, steps),
+            subset=self._subset,
         )
+
+    def _view(self, folder: Path, stage: StageSpec, steps: int) -> View:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "steps.json", {"steps": steps})  # for `farthing watch`
+        return self.loggers.beside(LiveView(steps, stage.curves, self.console, self.quiet), folder.name)
 
     def _base(self) -> Path | None:
         """The base model's folder; None if the first stage starts from nothing."""
@@ -261,14 +251,31 @@ class _Work:
         return rewarded[-1] if rewarded else None
 
     def _held_out(self) -> list[Item]:
+        asked = data_tasks(self.recipe).values()
+        for line in dict.fromkeys(line for task in asked for line in task.said):
+            self._say(line, aloud=True)
         if self.recipe.evaluate is None:
             return []
         mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
-        for line in mixture.said:
-            self._say(line, aloud=True)
-        items = mixture.held_out(self.recipe.evaluate.held_out, before(self.recipe))
+        earlier = before(self.recipe)
+        items = mixture.held_out(self.recipe.evaluate.held_out, earlier)
+        settings, between = self.recipe.evaluate, list[Item]()
+        if settings.every is not None:
+            asked_last = {question_key(item.question) for item in items}
+            between = mixture.held_out(settings.subset, earlier | asked_last)
+            self._subset = Subset(
+                between,
+                self.recipe.asks(),
+                settings.every,
+                settings.temperature,
+                settings.samples,
+                settings.keep_best,
+                self.recipe.seed,
+            )
         apart = mixture.never_trained(tasks for stage in self.recipe.stages for tasks in stage.mixtures)
-        self.held_out = HeldOut(dict.fromkeys([*(item.question for item in items), *sorted(apart)]))
+        self.held_out = HeldOut(
+            dict.fromkeys([*(item.question for item in [*items, *between]), *sorted(apart)])
+        )
         return items
 
     def _evaluate(self, name: str, folder: Path, items: list[Item], pool: VerifierPool) -> None:
@@ -288,13 +295,15 @@ class _Work:
                 pool,
                 temperature=settings.temperature,
                 seed=self.recipe.seed,
+                samples=settings.samples,
                 told=waiting.at,
             )
             book_sampling(span, work, model.hf_config)
             path.parent.mkdir(exist_ok=True)
             write(path, "".join(json.dumps(answer) + "\n" for answer in records))
         summary = summarise(name, records)
-        self._say(_score_line(summary))
+        self._say(score_line(summary))
+        self.loggers.evaluation(summary)
         if summary["timeout"]:
             self._say(
                 f"{summary['timeout']} answers could not be judged in time, in two tries, and count as not right; is "
@@ -469,39 +478,16 @@ def _show(finished: Run, console: Console) -> None:
         if stage.get("val_bits_per_byte") is not None:
             measured = f"{bits(stage['val_bits_per_byte'])} bits per byte of validation text"
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
-        if stage.get("unchanged"):
-            console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
         if stage.get("val_loss") is not None:
             measured = f"{stage['val_loss']:.3f} nats a token of validation conversations"
             console.print(f"{stage['name']}: {measured} at its end", highlight=False, soft_wrap=True)
+        if stage.get("unchanged"):
+            console.print(f"{stage['name']}: {UNCHANGED}", highlight=False, soft_wrap=True)
     for evaluation in results["evaluations"]:
-        console.print(_score_line(evaluation), highlight=False, soft_wrap=True)
+        console.print(score_line(evaluation), highlight=False, soft_wrap=True)
     if results["gain"]:
-        console.print(_gain_line(results["gain"]), highlight=False, soft_wrap=True)
+        console.print(gain_line(results["gain"]), highlight=False, soft_wrap=True)
     console.print(
         f"chat: farthing chat {finished.run_dir}     report: {finished.run_dir / 'report.html'}",
         soft_wrap=True,
     )
-
-
-def _score_line(evaluation: dict[str, Any]) -> str:
-    right = f"{percent(evaluation['accuracy'])} right (95% interval {interval(evaluation['ci95'])})"
-    return (
-        f"{evaluation['name']:>6}: {right}, "
-        f"{evaluation['right']} right, {evaluation['wrong']} wrong, {evaluation['unparsed']} no answer found, "
-        f"{evaluation['cut_off']} cut off, of {evaluation['n']}"
-    )
-
-
-def _gain_line(gain: dict[str, Any]) -> str:
-    def change(part: dict[str, Any]) -> str:
-        low, high = part["ci95"]
-        told = finding(low, high)
-        unclear = f", {told}" if told in ("no clear change", "too few to tell") else ""
-        return f"{points(part['difference'])} points (95% interval {points(low)} to {points(high)}{unclear})"
-
-    line = f"  gain: {change(gain)}, paired"
-    readable = gain["on_parseable"]
-    if readable["n"]:
-        line += f"; {change(readable)} on the {readable['n']} questions answered readably before"
-    return f"{line}; format alone {points(gain['format']['share_of_all'])}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from farthing.base.device import Place, Ranks
-from farthing.base.files import read_json, write_json
+from farthing.base.files import read_json, read_lines, write_json
 from farthing.base.seal import hashes
 from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
@@ -18,8 +18,9 @@ from farthing.data.left_out import LEFT_OUT, counts
 from farthing.data.overlap import HeldOut
 from farthing.engine import Model, at_place
 from farthing.recipe import Asks
+from farthing.stages.subset import RIGHT, Subset
 from farthing.tasks.pool import VerifierPool
-from farthing.train.loop import Progress
+from farthing.train.loop import Progress, best_step
 from farthing.weights.folder import same_weights
 
 Say = Callable[[str], None]
@@ -96,20 +97,31 @@ class At:
     """Say a sentence that matters to the result, in a quiet run too."""
     view: Callable[[int], View]
     """Make a view of so many steps."""
+    subset: Subset | None = None
+    """Questions to measure training by."""
 
     def waiting(self, what: str) -> Waiting:
         """A context that says what is being done if that takes longer than two seconds."""
         return Waiting(f"{self.folder.name}: {what}", self.say)
 
     @contextmanager
-    def progress(self, steps: int) -> Iterator[Progress]:
-        """Show the progress of training."""
+    def progress(self, steps: int, model: Model | None = None) -> Iterator[Progress]:
+        """Show the progress of training, and measure the model by the held-out subset, if there is one."""
+        subset = self.subset if model is not None else None
+
+        def measure(step: int) -> dict[str, Any]:
+            if subset is None or model is None:
+                return {}
+            return subset.measure(model, step, steps, self.pool, self.meter)
+
         with self.view(steps) as view:
             yield Progress(
                 view.update,
                 view.recall,
                 say=lambda text: self.say(f"{self.folder.name}: {text}"),
                 warn=lambda text: self.warn(f"{self.folder.name}: {text}"),
+                measure=measure,
+                best=RIGHT if subset is not None and subset.keep_best else "",
             )
 
     def load(self, folder: Path, chat_template: str | None = None) -> Model:
@@ -138,6 +150,9 @@ class At:
         with self.meter.span("checkpoint"), self.waiting("writing the model"):
             model.save(folder)
             kind = self.folder.name.partition("-")[2]
+            if self.subset is not None and self.subset.keep_best:
+                best = best_step(read_lines(self.folder / "metrics.jsonl"), RIGHT)
+                facts |= {} if best is None else {"best_step": best}
             if start is not None and same_weights(start, folder):
                 facts["unchanged"] = True
                 self.warn(UNCHANGED)

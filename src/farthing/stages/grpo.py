@@ -33,7 +33,7 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
     assert start is not None
     model = at.load(start, spec.chat_template)
     at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
-    with at.progress(spec.steps) as progress:
+    with at.progress(spec.steps, model) as progress:
         train_grpo(
             spec,
             model,

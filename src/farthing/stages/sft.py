@@ -71,7 +71,7 @@ def run(spec: Sft, start: Path | None, at: At) -> Path:
     at.say(
         f"{at.folder.name}: {plural(len(prepared.packer.examples), 'example')}, {plural(prepared.steps, 'step')}"
     )
-    with at.progress(prepared.steps) as progress:
+    with at.progress(prepared.steps, model) as progress:
         train_sft(
             spec,
             prepared,

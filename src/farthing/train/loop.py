@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,13 @@ def _nothing(_: object) -> None:
     pass
 
 
+def _no_measure(_: int) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Progress:
-    """Where training reports; nowhere by default."""
+    """Where training reports, and how it is measured; nowhere and not at all by default."""
 
     update: Callable[[dict[str, Any]], None] = _nothing
     """Takes a step that was just done: its line of metrics.jsonl."""
@@ -43,6 +47,11 @@ class Progress:
     """Takes a sentence about what is being done."""
     warn: Callable[[str], None] = _nothing
     """Takes a sentence that matters to the result."""
+    measure: Callable[[int], dict[str, Any]] = _no_measure
+    """Measures the weights after so many steps, by them alone: more entries of the step's line."""
+    best: str = ""
+    """The measurement whose highest value, the first of equal ones, decides which weights training leaves; "" leaves
+    the last."""
 
 
 def train(
@@ -97,6 +106,10 @@ def train(
                 where = kept if last else "nothing was trained yet"
                 what = f"training stopped at step {step + 1}: {error}; {where}"
                 raise Diverged(what) from error
+            line |= progress.measure(step + 1)
+            if progress.best and _is_best(line, metrics.kept, progress.best):
+                with meter.span("checkpoint", step=step):
+                    _keep_best(folder, line, weights, buffers or {}, progress.best)
             metrics.append(line)
             progress.update(line)
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
@@ -106,6 +119,47 @@ def train(
                     checkpoint.save(folder / "state", step + 1, tensors, state)
     finally:
         metrics.close()
+    if progress.best:
+        _take_best(folder, metrics.kept, weights, buffers or {}, progress)
+
+
+def best_step(lines: Sequence[Mapping[str, Any]], key: str) -> int | None:
+    """The step with the highest value of `key`, the first of equal ones; None where no line has it."""
+    found = [line for line in lines if line.get(key) is not None]
+    return max(found, key=lambda line: line[key])["step"] if found else None
+
+
+def _is_best(line: Mapping[str, Any], before: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return line.get(key) is not None and best_step([*before, line], key) == line["step"]
+
+
+def _keep_best(
+    folder: Path, line: Mapping[str, Any], weights: MasterWeights, buffers: Mapping[str, Tensor], key: str
+) -> None:
+    """Keep the weights of a step, without what the optimizer remembers."""
+    tensors = {name: tensor for name, tensor in weights.state().items() if name.startswith("master.")}
+    tensors |= {name: tensor.detach() for name, tensor in buffers.items()}
+    checkpoint.save(folder / "best", line["step"], tensors, {key: line[key]})
+
+
+def _take_best(
+    folder: Path,
+    lines: Sequence[Mapping[str, Any]],
+    weights: MasterWeights,
+    buffers: Mapping[str, Tensor],
+    progress: Progress,
+) -> None:
+    """Put the best step's weights into the network."""
+    wanted, found = best_step(lines, progress.best), checkpoint.latest(folder / "best", progress.warn)
+    if wanted is None:
+        return
+    if found is None or found[0] != wanted:
+        progress.warn(f"the weights of step {wanted}, the best, are gone; the last ones are left instead")
+        return
+    weights.restore(found[1])
+    for name, tensor in buffers.items():
+        tensor.data.copy_(found[1][name])
+    progress.say(f"the weights of step {wanted} answered most of the held-out subset and are kept")
 
 
 def check_norm(norm: float, limit: float) -> None:
@@ -141,6 +195,7 @@ class _MetricsFile:
         self._file = appending(path)
 
     def append(self, line: dict[str, Any]) -> None:
+        self.kept.append(line)
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 

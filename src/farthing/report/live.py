@@ -30,7 +30,7 @@ class LiveView:
     nothing.
 
     Args:
-        total_steps: of the stage; a line's "step" counts the steps done, from 1.
+        total_steps: of the stage, 0 if unknown; a line's "step" counts the steps done, from 1.
         curves: the stage's figures; those with a `live` name are shown.
     """
 
@@ -45,6 +45,7 @@ class LiveView:
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._steps_seen = 0
         self._activities: Counter[str] = Counter()
+        self._seen: set[str] = set()  # keys of figures
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -72,6 +73,7 @@ class LiveView:
         self._latest = metrics
         self._history.append(metrics)
         self._steps_seen += 1
+        self._seen |= {curve.key for curve in self._figures if metrics.get(curve.key) is not None}
         if metrics.get("seconds") is not None:
             self._seconds.append(metrics["seconds"])
         self._activities.update(metrics.get("seconds_by_activity") or {})
@@ -89,7 +91,7 @@ class LiveView:
 
     def seconds_left(self) -> float | None:
         """Seconds left: the median time of the last steps times the steps left; None while too few are known."""
-        if self._steps_seen < MIN_STEPS or not self._seconds:
+        if self._steps_seen < MIN_STEPS or not self._seconds or not self._total:
             return None
         return statistics.median(self._seconds) * max(0, self._total - self._done())
 
@@ -107,6 +109,10 @@ class LiveView:
         value = next((line[curve.key] for line in lines if line.get(curve.key) is not None), None)
         return percent(value) if curve.share else short(value)
 
+    def _known(self, curves: Sequence[Curve]) -> list[Curve]:
+        """Those that have a value, or will have one in every step."""
+        return [curve for curve in curves if not curve.optional or curve.key in self._seen]
+
     def _parts(self) -> list[tuple[str, float]]:
         """The parts of the reward, where it has several."""
         return [(name, value) for name, value in (self._latest.get("reward_parts") or {}).items()]
@@ -115,7 +121,7 @@ class LiveView:
         get = self._latest.get
         parts = [
             f"step {self._done()}/{self._total}",
-            *(f"{curve.live} {self._value(curve)}" for curve in (*self._curves, *self._figures)),
+            *(f"{curve.live} {self._value(curve)}" for curve in self._known((*self._curves, *self._figures))),
             *(f"{name} {short(value)}" for name, value in self._parts()),
             f"step time {duration(get('seconds'))}",
             f"spent {money(get('usd_so_far'))}",
@@ -142,7 +148,7 @@ class LiveView:
             drawn = self._drawn(values, (0.0, 1.0) if curve.share else None)
             curves.add_row(curve.live, self._value(curve), drawn)
         figures = Text(no_wrap=True, overflow="ellipsis")
-        for curve in self._figures:
+        for curve in self._known(self._figures):
             figures.append(f"{curve.live} ", style="dim").append(f"{self._value(curve)}   ")
         for name, value in self._parts():
             figures.append(f"{name} ", style="dim").append(f"{short(value)}   ")

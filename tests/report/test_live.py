@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from farthing.recipe import Grpo, Pretrain
-from farthing.runs.live import LiveView, sparkline
+from farthing.report.live import LiveView, sparkline
 
 
 def metrics(step: int, **changes: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def test_without_a_terminal_each_step_is_one_plain_line() -> None:
     lines = output.getvalue().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith(
-        "step 1/5  reward 0.25  right 50.0%  silent 25.0%  entropy 1.5  KL –  length 12  tokens/s 812"
+        "step 1/5  reward 0.25  right 50.0%  silent 25.0%  entropy 1.5  length 12  tokens/s 812"
     )
     assert lines[0].endswith("spent $0.0012  left –")
     assert lines[2].endswith("left 8.0 s")
@@ -117,7 +117,7 @@ def test_missing_and_odd_numbers_are_dashes() -> None:
     to, output = console(terminal=False)
     with LiveView(5, Grpo.curves, to) as view:
         view.update({"step": 1, "reward": None, "right": float("nan"), "entropy": float("inf")})
-    assert "reward –  right –  silent –  entropy –" in output.getvalue()
+    assert "reward –  right –  entropy –" in output.getvalue()
 
 
 def test_an_ascii_log_does_not_end_the_run() -> None:
