@@ -128,7 +128,7 @@ def caught() -> dict[str, list[bool]]:
 
 
 def test_the_table_of_what_is_found_says_what_is_found() -> None:
-    from farthing.evaluate.score import wilson
+    from farthing.evaluate.intervals import wilson
 
     docs = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     for kind, found in caught().items():
