@@ -164,6 +164,20 @@ def test_no_interval_is_left_out_on_a_phone(build_run):
     assert all(re.fullmatch(r"[\d.]+% to [\d.]+%", row) for row in rows)
 
 
+def test_what_a_stage_left_out_stands_beside_its_data(build_run):
+    run = build_run()
+    stage = {
+        "name": "01-sft",
+        "kind": "sft",
+        "steps": 4,
+        "left_out": {"it holds a held-out question": 1200, HOSTILE: "?"},
+    }
+    edit(run, "results.json", stages=[stage])
+    page = Page(write_report(run))
+    assert "left out 01-sft: 1,200: it holds a held-out question; 0: " in page.words
+    assert not page.all("script", "img")
+
+
 def test_text_from_the_run_is_never_markup(build_run):
     run = build_run()
     edit(run, "evaluations/before.jsonl", text=HOSTILE, question=HOSTILE, gold=HOSTILE, task=HOSTILE)

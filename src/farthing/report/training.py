@@ -228,7 +228,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def built_from(run: Run) -> list[tuple[str, str]]:
-    """lineage.json as pairs of a part and its origin: source, version, licence, hashes."""
+    """lineage.json as pairs of a part and its origin: source, version, licence, hashes; and of what each stage was to
+    train on, the rows that it left out."""
     parts = [("weights", mapping(run.lineage.get("base")))]
     for entry in rows(run.lineage.get("data")):
         asks = entry.get("questions") or text(entry.get("source")).startswith("reasoning-gym:")
@@ -244,6 +245,11 @@ def built_from(run: Run) -> list[tuple[str, str]]:
         ]
         if entry.get("source"):
             found.append((name, ", ".join(part for part in said if part)))
+    for stage in rows(run.results.get("stages")):
+        left_out = mapping(stage.get("left_out")).items()
+        if left_out:
+            said = [f"{number(count) or 0:,.0f}: {text(why)}" for why, count in left_out]
+            found.append(("left out", f"{text(stage.get('name'))}: {'; '.join(said)}"))
     return found
 
 
