@@ -203,6 +203,9 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
             name == "calibrate" or is_config(asked["what"]) or recipe.load(asked["what"], asked["set_"] or ())
         )
         return None
+    if name == "watch" and "--help" not in rest:
+        assert is_source(COMMANDS[name].make_context(name, list(rest)).params["run"]), "no such run"
+        return None
     if name in ("ledger", "compare") and "--help" not in rest:
         asked = COMMANDS[name].make_context(name, list(rest)).params
         assert all(is_source(each) for each in asked["runs"]), "no such run"

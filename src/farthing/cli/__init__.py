@@ -26,7 +26,7 @@ from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.limits import refusal
 from farthing.base.terminal import guard
-from farthing.cli import data, doctor, folders, help, money, recipes
+from farthing.cli import data, doctor, folders, help, money, recipes, watch
 from farthing.cli.evaluate import evaluate
 from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
@@ -150,6 +150,7 @@ def chat(
         from farthing import load
     with only_results_on_stdout(f"loading {chosen}"):
         model = load(chosen, dtype, device)
+    from farthing.cost.room import room_for
     from farthing.serve.chat import Message, chat_loop
 
     def reply(messages: list[Message]) -> Iterator[str]:
@@ -168,7 +169,9 @@ def chat(
         import readline  # noqa: F401  (line editing and history for input())
 
         log(f"{chosen}   /help lists the commands")
-    messages = chat_loop(reply, input if terminal else _read_line, output, system=system, terminal=terminal)
+    with room_for(f"talking to {chosen}", model.tokenizer.folder, device, dtype):
+        read = input if terminal else _read_line
+        messages = chat_loop(reply, read, output, system=system, terminal=terminal)
     if as_json:
         print_result({"source": chosen, "messages": messages}, "", as_json)
 
@@ -179,7 +182,8 @@ app.command(name="eval")(evaluate)
 app.add_typer(recipes.recipes, name="recipes")
 
 # In the order `farthing --help` lists them.
-for _command in itertools.chain(*(part.COMMANDS for part in (recipes, data, money, folders, doctor, help))):
+_PARTS = (watch, recipes, data, money, folders, doctor, help)
+for _command in itertools.chain(*(part.COMMANDS for part in _PARTS)):
     app.command()(_command)
 
 
@@ -229,6 +233,8 @@ def main() -> NoReturn:
             raise
         log(f"farthing: {refused}")
         code = 2
+    if code == 2:  # libraries that end without memory or disk would complain again
+        atexit.register(setattr, sys, "unraisablehook", lambda _: None)
     sys.exit(code)
 
 

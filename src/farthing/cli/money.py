@@ -12,7 +12,6 @@ import typer
 from farthing.base.errors import UserError
 from farthing.cli.help import claim_names, recipe_names, run_names
 from farthing.cli.shared import (
-    RUNS,
     DeviceName,
     DeviceOr,
     Dtype,
@@ -24,6 +23,7 @@ from farthing.cli.shared import (
     placed,
     print_result,
     print_text,
+    run_folder,
 )
 
 
@@ -242,7 +242,7 @@ def ledger(
 
     if as_csv and as_json:
         raise UserError("give --csv or --json, not both")
-    folders = list({folder.resolve(): folder for folder in map(_run_folder, runs)}.values())
+    folders = list({folder.resolve(): folder for folder in map(run_folder, runs)}.values())
     if add is not None:
         if len(folders) != 1:
             raise UserError("--add enters into one run; give one RUN")
@@ -311,7 +311,7 @@ def compare(
     """Compare what runs cost with what they can do, and how they learned."""
     from farthing.report import compare as comparing
 
-    found = comparing.compare(list({f.resolve(): f for f in map(_run_folder, runs)}.values()), baseline)
+    found = comparing.compare(list({f.resolve(): f for f in map(run_folder, runs)}.values()), baseline)
     if out is not None:
         if not _is_page(out):
             may_overwrite(out)
@@ -326,16 +326,6 @@ def _is_page(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(15).lower() == b"<!doctype html>"
-
-
-def _run_folder(run: str) -> Path:
-    """Resolve a run: a directory, or the bare name of one under runs/."""
-    path = Path(run)
-    if not path.exists() and "/" not in run and (RUNS / run).is_dir():
-        return RUNS / run
-    if not path.exists():
-        raise UserError(f"{run}: no such run; give a run directory, or the name of one under {RUNS}/")
-    return path
 
 
 COMMANDS: tuple[Callable[..., Any], ...] = (plan, calibrate, ledger, claim, compare)

@@ -53,6 +53,16 @@ def model_source(source: str | None) -> str:
     return str(max(finished, key=lambda path: (path / "model").lstat().st_mtime))
 
 
+def run_folder(run: str) -> Path:
+    """Resolve a run: a directory, or the bare name of one under runs/."""
+    path = Path(run)
+    if not path.exists() and "/" not in run and (RUNS / run).is_dir():
+        return RUNS / run
+    if not path.exists():
+        raise UserError(f"{run}: no such run; give a run directory, or the name of one under {RUNS}/")
+    return path
+
+
 def may_overwrite(path: Path, otherwise: str = "", *, instead: str = "another --out") -> None:
     """Ask before something is overwritten.
 

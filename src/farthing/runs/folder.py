@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,12 +70,18 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to the run directory {folder}: {error.strerror}") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder} is in use by another run; wait for it or give another --run-dir"
-            ) from error
+        for last in (False, False, True):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if last:
+                    raise UserError(
+                        f"{folder} is in use by another run; wait for it or give another --run-dir"
+                    ) from error
+                time.sleep(
+                    0.1
+                )  # `farthing watch` may have asked for the lock, which takes it no longer than this
         yield
 
 

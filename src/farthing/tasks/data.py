@@ -135,6 +135,12 @@ class DataTask:
         """Every question that an evaluation may ask."""
         return (self.questions.asked(number).question for number in self.questions.order)
 
+    def every_trained(self) -> Iterator[str]:
+        """Every question that training may draw."""
+        return (
+            (self.training.asked(number).question for number in self.to_train) if self.training else iter(())
+        )
+
     @cached_property
     def to_train(self) -> array[int]:
         """Numbers of the rows to train on, by hash."""

@@ -30,7 +30,7 @@ class LiveView:
     nothing.
 
     Args:
-        total_steps: of the stage; a line's "step" counts the steps done, from 1.
+        total_steps: of the stage, 0 if unknown; a line's "step" counts the steps done, from 1.
         curves: the stage's figures; those with a `live` name are shown.
     """
 
@@ -91,7 +91,7 @@ class LiveView:
 
     def seconds_left(self) -> float | None:
         """Seconds left: the median time of the last steps times the steps left; None while too few are known."""
-        if self._steps_seen < MIN_STEPS or not self._seconds:
+        if self._steps_seen < MIN_STEPS or not self._seconds or not self._total:
             return None
         return statistics.median(self._seconds) * max(0, self._total - self._done())
 

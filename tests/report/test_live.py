@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from farthing.recipe import Grpo, Pretrain
-from farthing.runs.live import LiveView, sparkline
+from farthing.report.live import LiveView, sparkline
 
 
 def metrics(step: int, **changes: Any) -> dict[str, Any]:
