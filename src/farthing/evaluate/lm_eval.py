@@ -102,7 +102,8 @@ class Farthing(TemplateLM):
         return text[: text.rindex(last) + len(last)]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return str(self.model.folder) if chat_template and self.tokens.has_template else None
+        name = chat_template if isinstance(chat_template, str) else "default"
+        return self.tokens.templates.get(name) if chat_template else None
 
     @property
     def tokenizer_name(self) -> str:
@@ -151,7 +152,7 @@ class Farthing(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         made: list[Request] = []
         stops: list[list[str]] = []
-        eos = self.tokens._tokens.decode([self.eot_token_id], skip_special_tokens=False)
+        eos = self.tokens.token_text(self.eot_token_id)
         for number, request in enumerate(requests):
             context, given = request.args
             until, sampling = self._sampling(given, eos)
