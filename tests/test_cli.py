@@ -344,6 +344,8 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     class Model:
+        tokenizer = SimpleNamespace(folder=None)
+
         def stream(self, messages: list[dict[str, str]], **sampling: Any) -> Iterator[str]:
             if messages[-1]["content"] == "mistake":
                 raise UserError("too\nlong")
@@ -390,8 +392,10 @@ def test_chat_takes_the_newest_run_or_one_by_name(run: Run, sources: list[str], 
 
 def test_chat_in_a_terminal() -> None:
     code = """
-import time, farthing, farthing.cli
+import time, types, farthing, farthing.cli
 class Model:
+    tokenizer = types.SimpleNamespace(folder=None)
+
     def stream(self, messages, **sampling):
         yield "<think>hm hm</think>hello"
         if len(messages) == 1:

@@ -124,9 +124,7 @@ def test_the_checks_before_a_merge_are_there() -> None:
     assert matrix["include"] == [{"os": matrix["os"][0], "python": "3.12", "isa": "avx2"}]
     assert job["env"]["FARTHING_ISA"] == "${{ matrix.isa }}"
     gate = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert {line.partition(" ")[0] + " " + line.split()[1] for line in gate if line.startswith("make ")} == {
-        "make .venv/.dev", "make test-paths", "make test",
-    }  # fmt: skip
+    assert [line.split()[1] for line in gate if line.startswith("make ")] == ["test", "test-paths"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy"]

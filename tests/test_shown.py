@@ -182,7 +182,7 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
         for suite in asked.get("suite") or ():
             assert suite in SCORERS | SETS.keys(), "no such suite"
         if asked.get("tasks"):
-            assert recipe.parse_tasks(asked["tasks"]).keys() <= SCORERS.keys(), "no such task"
+            assert recipe.parse_tasks(asked["tasks"]).keys() <= SCORERS.keys() | SETS.keys(), "no such task"
         if asked.get("recipe"):
             recipe.load(asked["recipe"])
         sources = asked["sources"] if name == "eval" else [asked["source"] or "runs/quickstart"]

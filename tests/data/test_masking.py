@@ -199,6 +199,31 @@ def test_nothing_that_a_template_leaves_out_is_dropped_in_silence(
         masks(template, messages, tools=tools)
 
 
+def test_reasoning_that_only_some_turns_have_a_place_for_is_refused(
+    masks: Any, chat: SimpleNamespace, tmp_path: Path
+) -> None:
+    """A template that opens a thought, but not after a tool, and takes reasoning out of every answer."""
+    thought = [WITH_TOOL[0], WITH_TOOL[1] | {"reasoning_content": "x"}, WITH_TOOL[2],
+               WITH_TOOL[3] | {"reasoning_content": "y"}]  # fmt: skip
+    assert masks("drops earlier", thought)[0][0].startswith("<think>\nx\n</think>")
+    after_tool = (
+        "{% if add_generation_prompt %}{{ '<bot>' if messages[-1].role == 'tool' "
+        "else '<bot><think>\n' }}{% endif %}"
+    )
+    template = chat.templates["forces"].partition("{% if add_generation_prompt")[0] + after_tool
+    with pytest.raises(Unusable, match="leaves out the reasoning of message 4"):
+        encode(chat.tokenizer(tmp_path, template, eos="</s>"), chat.conversation(thought))
+
+
+def test_a_template_that_writes_a_turn_twice_is_refused(chat: SimpleNamespace, tmp_path: Path) -> None:
+    twice = chat.templates["chatml"].replace(
+        "<|im_end|>\n{% endfor %}", "<|im_end|>\nand again<|im_end|>{% endfor %}"
+    )
+    assert twice != chat.templates["chatml"]
+    with pytest.raises(Unusable, match="goes on after the end of message 2"):
+        encode(chat.tokenizer(tmp_path, twice), chat.conversation(chat.turns("1?", "one")))
+
+
 def test_a_developer_is_the_system_unless_the_template_knows_one(masks: Any, chat: SimpleNamespace) -> None:
     messages = [{"role": "developer", "content": "Be kind."}, *chat.turns("a", "b")]
     assert masks("ours", messages) == [["b" + SPECIAL[1]]]

@@ -52,6 +52,13 @@ def test_csv_by_its_delimiter(tmp_path: Path, name: str, mark: str) -> None:
     assert read(tmp_path / name) == (expected, [], set())
 
 
+@pytest.mark.parametrize("header", ["a\rb", '"a;b;c",d', "a\0,b", '"a'])
+def test_an_odd_header_is_read_or_refused(tmp_path: Path, header: str) -> None:
+    (tmp_path / "a.csv").write_bytes(f"{header}\n1,2\n".encode())
+    found, _, _ = read(tmp_path / "a.csv")
+    assert found in ([{"a": "b"}], [{"a;b;c": "1", "d": "2"}], [{"a\0": "1", "b": "2"}], [])
+
+
 def test_a_folder_is_its_files_by_name_and_json_beside_tables_describes_them(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.jsonl").write_text(lines(ROWS[1:]))

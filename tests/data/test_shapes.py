@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import patch
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
 from farthing.data.messages import Conversation, Passage
@@ -97,6 +100,8 @@ def test_the_formats_of_trl_are_recognised(name: str, tmp_path: Path) -> None:
         ({"prompt": "1+1", "completions": ["2"], "labels": [True]}, "it judges steps"),
         ({"prompt": "Sky?", "completion": " "}, "an answer is empty"),
         ({"note": "Sky?"}, "the row has no conversation that is recognised (it has 'note')"),
+        ({"messages": PAIR, "chat_template_kwargs": {"messages": []}}, "sets messages, which the conversation itself"),
+        ({"messages": PAIR, "chat_template_kwargs": "x"}, "its 'chat_template_kwargs' is not an object"),
         ({"messages": PAIR, "images": ["a.png"]}, "the row has a column 'images'; only text is read"),
     ],
 )  # fmt: skip
@@ -196,8 +201,8 @@ def test_calls_and_their_results_are_kept_whatever_their_names(
     messages: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     tools = [{"name": "look", "parameters": {}}]
-    for given in (tools, json.dumps(tools), [{"type": "function", "function": tools[0]}]):
-        made = conversation({"messages": [ASKED, *messages, SAID], "tools": given}, tmp_path)
+    for written in (tools, json.dumps(tools), [{"type": "function", "function": tools[0]}]):
+        made = conversation({"messages": [ASKED, *messages, SAID], "tools": written}, tmp_path)
         assert made.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALLED]}
         assert made.messages[2] == {"role": "tool", "content": "blue"}
         assert made.learnt == [False, True, False, True]
@@ -301,3 +306,40 @@ def test_parquet_columns_are_read_as_they_are_filled(tmp_path: Path) -> None:
 def test_plain_text_files_are_no_conversations(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.txt is plain text"):
         list(placed_conversations("a.txt", Problems("skip", lambda _: None)))
+
+
+# ---- rows of any kind ----
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=True) | st.sampled_from(
+        ["", "a", "user", "assistant", "tool", '[{"role": "user"}]', "{", "<think>x</think>y", "\ud800", "text"]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["role", "content", "from", "value", "type", "text", "tool_calls", "function", "name",
+                         "arguments", "weight", "train", "reasoning_content", "label", "id"]), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+COLUMNS = st.sampled_from([
+    "messages", "conversations", "prompt", "completion", "chosen", "rejected", "instruction", "output", "input",
+    "history",
+    "system", "tools", "label", "labels", "completions", "text", "segments", "question", "answer", "context",
+    "chat_template_kwargs", "images", "Prompt",
+])  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(st.dictionaries(COLUMNS, VALUES, max_size=5))
+def test_a_row_of_any_kind_is_read_or_reported(row: dict[str, Any]) -> None:
+    said: list[str] = []
+    problems = Problems("skip", said.append)
+    with patch("farthing.data.shapes.records", lambda *_: iter([(row, "rows.jsonl:1")])):
+        made = [learnable for learnable, _ in placed_conversations("rows.jsonl", problems)]
+    assert len(made) + len(said) == 1
+    for sentence in said:
+        sentence.encode()
+        assert "\n" not in sentence
+        assert len(sentence) < 500
+    for learnable in made:
+        assert learnable.asked
+        for text in learnable.texts:
+            text.encode()

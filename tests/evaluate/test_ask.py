@@ -9,13 +9,12 @@ import pytest
 
 from farthing.base.errors import UserError
 from farthing.data.tokenizer import question_ids
-from farthing.data.words import question_key
 from farthing.engine import Model, Request, Sample, Sampling
-from farthing.evaluate.ask import evaluate, judge, trained_questions
+from farthing.evaluate.ask import evaluate, judge
 from farthing.evaluate.intervals import mcnemar, paired_difference, wilson
 from farthing.evaluate.score import Record, gain, summarise
 from farthing.evaluate.suites import Suite, evaluate_sources
-from farthing.recipe import Asks, dump, validate
+from farthing.recipe import Asks, validate
 from farthing.tasks import Item, Verdict
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
@@ -173,6 +172,18 @@ def test_an_answer_ends_where_its_question_says(
     assert last not in "".join(record["text"] for record in found)
 
 
+def test_one_long_question_has_the_cache_it_needs(
+    tiny_model: Path, setting: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = setting(2)
+    found = Mixture(how["asks"].tasks, 3).held_out(1)
+    items = [replace(item, metadata={**item.metadata, "asked": "7 " * 45}) for item in found]
+    monkeypatch.setattr("farthing.evaluate.ask.PROMPT_TOKENS", 8)
+    with VerifierPool(1) as pool:
+        [record], _ = evaluate(Model(tiny_model), items, how["asks"], pool, temperature=0, seed=3)
+    assert record["question"] == items[0].question
+
+
 def test_guessing_changes_no_answer_and_is_counted(
     small_deepseek: Callable[..., Any],
     tiny_model: Path,
@@ -192,31 +203,3 @@ def test_guessing_changes_no_answer_and_is_counted(
 def test_no_questions_are_refused(tiny_model: Path, setting: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="n is 0"):
         evaluate_source(tiny_model, **setting(n=0))
-
-
-def test_what_a_run_trained_on_is_never_asked_of_its_model(tmp_path: Path) -> None:
-    recipe = validate(
-        {
-            "name": "r",
-            "base": "somewhere",
-            "seed": 3,
-            "stages": [{"kind": "grpo", "tasks": {"chain_sum": DIGITS}, "steps": 1}],
-            "evaluate": {"held_out": 20},
-        }
-    )
-    stage = tmp_path / "stages" / "01-grpo"
-    (stage / "model").mkdir(parents=True)
-    (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    (tmp_path / "ledger.jsonl").touch()
-    (stage / "metrics.jsonl").write_text('{"step": 1, "cursor": 5}\n{"step": 2, "cursor": 40}\n')
-    mixture = Mixture({"chain_sum": DIGITS}, 3)
-    own = {question_key(item.question) for item in mixture.held_out(20)}
-    trained = {question_key(mixture.train(index).question) for index in range(40)} - own
-    for source in (tmp_path, stage / "model"):
-        assert trained_questions(source) == trained
-    assert not trained & {question_key(item.question) for item in mixture.held_out(60, trained)}
-    assert trained & {
-        question_key(item.question) for item in mixture.held_out(60)
-    }  # or the test proves nothing
-    assert mixture.held_out(20, trained) == mixture.held_out(20)
-    assert trained_questions(tmp_path.parent) == set()

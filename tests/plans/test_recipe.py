@@ -96,6 +96,18 @@ def test_longer_answers_larger_groups_and_a_reference_cost_more():
     assert planned(load("quickstart", ["stages.1.kl=0.1"])).likely["train"] > base["train"]
 
 
+def test_samples_and_a_subset_between_steps_are_planned():
+    def seconds(*changes):
+        return planned(load("quickstart", [f"evaluate.{change}" for change in changes])).likely["evaluate"]
+
+    once = seconds()
+    assert seconds("samples=4", "temperature=0.6") > 1.5 * once  # the prompts are read once
+    steps, held_out = QUICKSTART.stages[0].steps, QUICKSTART.evaluate.held_out
+    asked = seconds("every=6", f"subset={held_out}")
+    assert asked == pytest.approx(once * (2 + steps // 6) / 2)
+    assert seconds("every=6", "subset=10") < asked
+
+
 def test_the_flops_are_those_that_a_real_run_booked():
     """A quickstart run (seed 0) booked 11.0 TFLOP of training and 12.3 of sampling."""
     [_, stage, _] = planned().stages

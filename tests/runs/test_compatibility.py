@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from farthing.cost import ledger, spend
-from farthing.evaluate.ask import trained_questions
+from farthing.evaluate.trained import trained_questions
 from farthing.recipe import load
 from farthing.report import write_report
 from farthing.report.compare import as_text, compare

@@ -8,7 +8,7 @@ import pytest
 
 from farthing.base.errors import UserError
 from farthing.base.files import sha256
-from farthing.evaluate.ask import trained_questions
+from farthing.evaluate.trained import trained_questions
 from farthing.recipe import Recipe, dump, validate
 from farthing.runs import run
 from farthing.runs.folder import data_files
@@ -50,8 +50,22 @@ def test_the_questions_that_trained_are_known(folder: Path, own: bool) -> None:
     mixture = Mixture(made.stages[0].asks.tasks, 0)
     drawn = {question_key(mixture.train(index).question) for index in range(10)}
     held = {question_key(item.question) for item in Mixture(made.evaluation_tasks(), 0).held_out(7)}
-    assert trained_questions(run_dir) == drawn - held
-    assert len(drawn) == 10
+    lineage = [{"source": name, "sha256": digests} for name, digests in data_files(made).items()]
+    (run_dir / "lineage.json").write_text(json.dumps({"base": None, "data": lineage}))
+    said: list[str] = []
+    assert trained_questions(run_dir, said.append) == drawn - held
+    assert (len(drawn), said) == (10, [])
+
+    train = folder / "train.jsonl"
+    train.write_text(train.read_text() + '{"question": "A new one?", "answer": "1"}\n')
+    assert len(trained_questions(run_dir, said.append)) == 51
+    assert (
+        said.pop()
+        == f"{train} has changed since {run_dir} trained on it, so all its questions count as trained on"
+    )
+    train.unlink()
+    assert trained_questions(run_dir, said.append) == set()
+    assert "train.jsonl does not exist" in said.pop()
 
 
 def test_a_mistake_in_a_task_leaves_no_run_directory_behind(folder: Path) -> None:

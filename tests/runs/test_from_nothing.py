@@ -18,7 +18,7 @@ import torch
 from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.data.words import question_key
-from farthing.evaluate.ask import trained_questions
+from farthing.evaluate.trained import trained_questions
 from farthing.recipe import load, validate
 from farthing.runs import run
 

@@ -25,8 +25,7 @@ def stage(memory_gb: float = 8.0, **changes: Any) -> Any:
 
 
 def said(act: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, room: float) -> str:
-    monkeypatch.setattr(memory, "free_memory", lambda _: room)
-    monkeypatch.setattr(memory, "_held", lambda _: 0)
+    monkeypatch.setattr(memory, "could_be_had", lambda _: room)
     with pytest.raises(UserError) as caught, within_memory(CPU, 3, stage(**changes)):
         act()
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from farthing.base.errors import UserError
-from farthing.evaluate.ask import trained_questions
+from farthing.evaluate.trained import trained_questions
 from farthing.recipe import load
 from farthing.runs import Run, record, run
 

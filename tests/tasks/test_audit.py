@@ -192,9 +192,9 @@ def test_what_a_reward_of_ones_own_pays_for_is_said_and_stops_nothing(
     )
     assert "every answer at once" in line
     fine = audited(pool, Asked(f"{file}:fine"), "tag")
-    assert "pays for" in paid(fine["cases"])[0]  # an answer before the last goes unseen
+    assert paid(fine["cases"]) == []
+    assert not failed(fine)
     [line] = paid(audited(pool, Asked(f"{file}:fails"), "tag")["cases"])
-    assert "it does not do" not in line
     assert "does not do as it should on control (error), empty (error)" in line
     generous = audited(pool, Asked("regex", 0, pattern="."), "final")
     assert generous["passed"]

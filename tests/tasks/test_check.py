@@ -69,6 +69,12 @@ def test_a_source_that_does_not_exist_or_cannot_be_solved(tmp_path: Path) -> Non
     sft = {"kind": "sft", "data": [{"tasks": {"maze": 1}, "items": 3}]}
     with pytest.raises(UserError, match="maze has no worked solutions"):
         check(validate({"name": "t", "base": "b", "stages": [sft]}))
+    (tmp_path / "pens.jsonl").write_text(PENS)
+    sft = {"kind": "sft", "data": [{"tasks": {"mine": {"path": str(tmp_path / "pens.jsonl")}}, "items": 3}]}
+    with pytest.raises(
+        UserError, match="data: mine has no worked solutions: no text that ends in its answer"
+    ):
+        check(validate({"name": "t", "base": "b", "stages": [sft]}))
 
 
 def test_checking_needs_no_torch() -> None:

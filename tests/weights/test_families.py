@@ -27,7 +27,7 @@ from farthing.base.errors import UserError
 from farthing.cost.flops import flops, forward_flops
 from farthing.cost.shapes import shapes
 from farthing.engine import Engine, Request, Sampling
-from farthing.model import Segments
+from farthing.model import Rope, Segments
 from farthing.train.losses import token_logprobs
 from farthing.weights import decoder_config
 
@@ -207,3 +207,28 @@ def test_counting_sees_the_same_windows(name: str) -> None:
 def test_what_is_not_built_is_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         decoder_config({**SMALL, **changed})
+
+
+def test_older_rotary_keys_mean_the_same() -> None:
+    """Gemma 3 and OLMo 3 as they were published, and as transformers 5 writes them."""
+    gemma = {**DEEP, "model_type": "gemma3_text", "head_dim": 8}
+    older = {
+        "rope_theta": 5e5,
+        "rope_local_base_freq": 300.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+    newer = Gemma3TextConfig(**DEEP, head_dim=8, **older).to_dict()["rope_parameters"]
+    assert newer["full_attention"] == {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    assert decoder_config({**gemma, **older}) == decoder_config({**gemma, "rope_parameters": newer})
+    olmo = {**DEEP, "model_type": "olmo3"}
+    scaling = {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.2,
+    }
+    newer = Olmo3Config(**DEEP, rope_scaling=scaling).to_dict()["rope_parameters"]
+    config = decoder_config({**olmo, "rope_scaling": scaling})
+    assert config == decoder_config({**olmo, "rope_parameters": newer})
+    assert (config.rope.kind, config.rope.table_scale) == ("yarn", 1.2)
+    assert config.local_rope == Rope(theta=500_000.0)

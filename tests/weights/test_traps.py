@@ -23,6 +23,7 @@ from farthing.base.files import write_json
 from farthing.model import Segments
 from farthing.model.moe import Router, Routing, routers
 from farthing.weights import decoder_config, load_decoder, save_decoder
+from farthing.weights.check import check
 from farthing.weights.export import export
 from farthing.weights.folder import read_config, read_tensors
 from farthing.weights.fp8 import Weights
@@ -32,7 +33,7 @@ Make = Callable[..., Path]
 
 
 def told(folder: Path) -> set[int]:
-    return {trap.number for trap, _ in failed_traps(facts(folder))}
+    return {trap.number for trap, _ in failed_traps(facts(check(folder)))}
 
 
 def sentence(number: int, config: dict[str, Any]) -> str:
@@ -340,7 +341,7 @@ def test_trap_14_fp8_without_a_gpu(make_folder: Make, tmp_path: Path) -> None:
     kv_b = "model.layers.1.self_attn.kv_b_proj.weight"  # 160 rows: a block of 128, and one of 32
     wrong = (theirs[kv_b] != meant[kv_b]).any(dim=1).nonzero().flatten()
     assert wrong.tolist() == list(range(80, 128)), "the trap: two blocks of 80 are read"
-    [said] = [said for trap, said in failed_traps(facts(tmp_path / "fp8")) if trap.number == 14]
+    [said] = [said for trap, said in failed_traps(facts(check(tmp_path / "fp8"))) if trap.number == 14]
     assert "kv_b_proj.weight in blocks that are not 128 x 128" in said
     before = dict(read_tensors(folder))[kv_b]
     assert (meant[kv_b] - before).abs().max() < 2**-4 * before.abs().max()
@@ -377,4 +378,4 @@ def test_a_folder_of_ours_and_a_plain_one(make_folder: Make) -> None:
     folder = make_folder(aux_loss_alpha=1e-4, num_nextn_predict_layers=0)
     assert told(folder) <= {3, 10, 13}
     assert told(make_folder("llama", name="plain")) == set()
-    assert replace(facts(folder), least_bias=None).gated
+    assert replace(facts(check(folder)), least_bias=None).gated

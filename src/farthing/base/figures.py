@@ -179,10 +179,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def letters(value: float | None) -> str:
+def letters(value: float | None, digits: int = 4) -> str:
     """Parameters, tokens and other large counts, to four digits: 950, 12.3K, 134.5M, 14.8T."""
     if value is None or not math.isfinite(value):
         return MISSING
+    value = float(f"{value:.{digits}g}")
     for unit, size in reversed(_UNITS.items()):
         if size > 1 and abs(value) >= 0.99995 * size:
             return f"{value / size:.4g}{unit}".replace("-", MINUS)

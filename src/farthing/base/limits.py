@@ -33,7 +33,8 @@ _LONGEST_PATH = 4095  # Linux's; what is longer cannot be opened by its name
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")  # Rust's way of showing the system's error
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's tofile, which drops the system's error
 _NO_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"can't allocate memory|cannot allocate memory|not enough memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
 )
 
 

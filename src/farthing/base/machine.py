@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +37,21 @@ def memory_limit() -> float:
 
 
 def memory_left() -> float:
-    """Bytes to the nearest limit of the container, its page cache counted as free; infinite without a limit."""
-    return min((max(0, limit - used) for limit, used in _memory()), default=math.inf)
+    """Bytes to the nearest limit of the container, its page cache counted as free, or of `ulimit -v`; infinite
+    without a limit."""
+    limits = [max(0, limit - used) for limit, used in _memory()]
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        limits.append(max(0, most - _address_space()))
+    return min(limits, default=math.inf)
+
+
+def _address_space() -> int:
+    """Bytes of this process's address space, which `ulimit -v` limits."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _quotas() -> Iterator[float]:

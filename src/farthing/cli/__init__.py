@@ -150,6 +150,7 @@ def chat(
         from farthing import load
     with only_results_on_stdout(f"loading {chosen}"):
         model = load(chosen, dtype, device)
+    from farthing.cost.room import room_for
     from farthing.serve.chat import Message, chat_loop
 
     def reply(messages: list[Message]) -> Iterator[str]:
@@ -168,7 +169,9 @@ def chat(
         import readline  # noqa: F401  (line editing and history for input())
 
         log(f"{chosen}   /help lists the commands")
-    messages = chat_loop(reply, input if terminal else _read_line, output, system=system, terminal=terminal)
+    with room_for(f"talking to {chosen}", model.tokenizer.folder, device, dtype):
+        read = input if terminal else _read_line
+        messages = chat_loop(reply, read, output, system=system, terminal=terminal)
     if as_json:
         print_result({"source": chosen, "messages": messages}, "", as_json)
 
@@ -230,6 +233,8 @@ def main() -> NoReturn:
             raise
         log(f"farthing: {refused}")
         code = 2
+    if code == 2:  # libraries that end without memory or disk would complain again
+        atexit.register(setattr, sys, "unraisablehook", lambda _: None)
     sys.exit(code)
 
 

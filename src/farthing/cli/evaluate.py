@@ -91,36 +91,43 @@ def evaluate(
     chosen = [model_source(source) for source in sources]
     with only_results_on_stdout():
         with starting():
+            from farthing.cost.room import room_for
             from farthing.evaluate.suites import Suite, evaluate_sources
 
         asks = {
             name: each._replace(max_new_tokens=max_new_tokens) if max_new_tokens else each
             for name, each in mixtures.items()
         }
-        card = evaluate_sources(
-            chosen,
-            [
-                Suite(
-                    name,
-                    each,
-                    n or (settings.held_out if settings else FEWEST),
-                    samples=samples or (settings.samples if settings else 1),
-                    temperature=temperature
-                    if temperature is not None
-                    else settings.temperature
-                    if settings
-                    else 0.0,
-                    by_likelihood=asked is None and not generate,
-                )
-                for name, each in asks.items()
-            ],
-            seed=asked.seed if asked else seed or 0,
-            speculate=speculate,
-            device=device or (asked.device if asked else "auto"),
-            dtype=dtype or (asked.dtype if asked else "auto"),
-            save=save,
-            say=log,
+        suites = [
+            Suite(
+                name,
+                each,
+                n or (settings.held_out if settings else FEWEST),
+                samples=samples or (settings.samples if settings else 1),
+                temperature=temperature
+                if temperature is not None
+                else settings.temperature
+                if settings
+                else 0.0,
+                by_likelihood=asked is None and not generate,
+            )
+            for name, each in asks.items()
+        ]
+        device, dtype = (
+            device or (asked.device if asked else "auto"),
+            dtype or (asked.dtype if asked else "auto"),
         )
+        with room_for(f"evaluating {' and '.join(sources)}", chosen[0], device, dtype):
+            card = evaluate_sources(
+                chosen,
+                suites,
+                seed=asked.seed if asked else seed or 0,
+                speculate=speculate,
+                device=device,
+                dtype=dtype,
+                save=save,
+                say=log,
+            )
     print_result(card, "\n".join(_said(card, sources)), as_json)
 
 

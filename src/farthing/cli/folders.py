@@ -53,6 +53,7 @@ def export(
 ) -> None:
     """Write a model in another format: for llama.cpp, in FP8, in bfloat16."""
     with only_results_on_stdout(), starting():
+        from farthing.cost.room import room_to_read
         from farthing.weights.export import default_name, describe
         from farthing.weights.export import export as write
         from farthing.weights.sources import model_folder
@@ -61,7 +62,9 @@ def export(
     if not force:
         may_overwrite(path, ", or --force to overwrite it")
     with only_results_on_stdout(f"reading and writing {source}"):
-        notes = write(model_folder(chosen), to, path, kind)
+        folder = model_folder(chosen)
+        with room_to_read(f"exporting {source}", folder):
+            notes = write(folder, to, path, kind)
     for note in notes:
         log(note)
     print_result(describe(path, to, notes), str(path), as_json)
@@ -70,11 +73,14 @@ def export(
 def inspect(source: Source, as_json: Json = False) -> None:
     """Describe a model folder: its contents, its cost to run, and the engines that would misread it."""
     with only_results_on_stdout(), starting():
+        from farthing.cost.room import room_to_read
         from farthing.plans.inspect import inspect as look
         from farthing.plans.inspect import inspection_text
         from farthing.weights.sources import model_folder
     with only_results_on_stdout(f"reading {source}"):
-        found = look(model_folder(model_source(source)))
+        folder = model_folder(model_source(source))
+        with room_to_read(f"inspecting {source}", folder):
+            found = look(folder)
     print_result(found, inspection_text(found), as_json)
 
 

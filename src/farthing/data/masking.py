@@ -67,16 +67,17 @@ def render(tokenizer: Tokenizer, learnable: Conversation | Passage) -> list[Rend
     if isinstance(learnable, Passage):
         return [_plain(learnable)]
     _refuse_control_tokens(tokenizer, learnable)
-    refused: Unusable | None = None
+    refused: list[Unusable] = []  # what a template says of the first spelling that it renders tells most
     for spelling in _spellings(learnable):
         try:
             return _texts(_Renderer(tokenizer, learnable, spelling))
         except Unrenderable:  # it would be so in every spelling, seconds each
             raise
-        except (Unusable, UserError) as error:
-            refused = refused or Unusable(str(error))
-    assert refused is not None
-    raise refused
+        except Unusable as error:
+            refused.append(error)
+        except UserError as error:
+            broken = Unusable(str(error))
+    raise refused[0] if refused else broken
 
 
 def tokens(tokenizer: Tokenizer, rendered: Rendered) -> Example:
@@ -215,6 +216,12 @@ class _Renderer:
         """The first `count` messages, and what the template marks as generated."""
         return self.tokenizer.render_marked(self._spelt[:count], False, **self._variables)
 
+    def shows_tools(self) -> bool:
+        """Whether the tools make a difference, and all of them stand there by name."""
+        text, _ = self.closed(len(self._spelt))
+        without = self.tokenizer.render(self._spelt, False, **self._variables | {"tools": None})
+        return text != without and all(tool["function"]["name"] in text for tool in self.tools or ())
+
     def next_mark(self, count: int, closed: str) -> str | None:
         """What stands between the last of the first `count` messages and the next one, if it is a stop token."""
         after = self._spelt[count]["role"] if count < len(self._spelt) else None
@@ -231,6 +238,8 @@ class _Renderer:
 
 def _texts(renderer: _Renderer) -> list[Rendered]:
     """As few texts as teach every answer that is wanted, the last of them first in making, in order at the end."""
+    if renderer.tools and not renderer.shows_tools():
+        raise Unusable("the chat template does not show the tools")
     made: list[Rendered] = []
     for index in reversed(renderer.wanted):
         answer = _answer(renderer, index)
@@ -260,7 +269,11 @@ def _answer(renderer: _Renderer, index: int) -> Rendered:
         )
     start = len(opened)
     _all_is_shown(renderer, index, text, start)
+    if reasoning and opened.rstrip().endswith("</think>"):
+        raise Unusable(f"the chat template closes the thought before the reasoning of message {number}")
     end = _end(renderer.stops, text, start)
+    if end is not None and text[end:].strip():
+        raise Unusable(f"the chat template goes on after the end of message {number}")
     if end is None:  # the mark of the next turn ends this one
         tail = renderer.next_mark(number, own)
         if tail is None:
@@ -298,6 +311,10 @@ def _rewritten(opened: str, own: str, reasoning: str, at: int, number: int) -> s
     if closed := _CLOSED.match(rest):
         rest = rest[closed.end() :]
     rest = rest.lstrip("\n")
+    if reasoning and _shows(rest, reasoning):
+        raise Unusable(
+            f"the chat template writes the reasoning of message {number} outside the thought it opens"
+        )
     if opened.endswith("\n"):  # as DeepSeek-R1 writes; V3.1 puts no lines around its thoughts
         return opened + reasoning.strip("\n") + "\n</think>\n\n" + rest
     return opened + reasoning + "</think>" + rest
@@ -325,9 +342,6 @@ def _all_is_shown(renderer: _Renderer, index: int, text: str, start: int) -> Non
     no_content = "tool_calls" in answer and not answer["content"] and renderer.spelling.no_content is None
     if no_content and "None" in said and "None" not in json.dumps(answer):
         raise Unusable(f"the chat template writes a word for the missing content of message {index + 1}")
-    for tool in renderer.tools or ():
-        if tool["function"]["name"] not in text:
-            raise Unusable("the chat template does not show the tools")
 
 
 def _shows(text: str, part: str) -> bool:

@@ -34,6 +34,7 @@ _PROMPT, _QUESTION = ("prompt",), ("question", "query", "problem")
 _ANSWER = ("completion", "response", "output", "answer", "generation", "solution")
 _CONTEXT, _SYSTEM, _TOOLS = ("input", "context"), ("system", "system_prompt"), ("tools", "functions")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_OURS = {"messages", "add_generation_prompt", "tools"}
 _NOT_PAIRS = ("label", "labels", "chosen", "rejected", "completions")
 
 
@@ -158,6 +159,8 @@ def _whole(
     variables = from_json(row.get("chat_template_kwargs")) or {}
     if not isinstance(variables, dict) or not all(isinstance(key, str) for key in variables):
         raise Unusable("its 'chat_template_kwargs' is not an object")
+    if taken := _OURS & variables.keys():
+        raise Unusable(f"its 'chat_template_kwargs' sets {min(taken)}, which the conversation itself decides")
     return Conversation(messages, learnt, read_tools(_first(row, _TOOLS)), variables, plain)
 
 

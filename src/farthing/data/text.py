@@ -267,9 +267,9 @@ def _csv_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[dict[
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         first = file.readline()
         file.seek(0)
-        comma = (
-            ";" if first.count(";") > first.count(",") else ","
-        )  # as spreadsheets in half of Europe write it
+        comma = max(
+            ",;", key=lambda mark: _fields(first, mark)
+        )  # half of Europe's spreadsheets write semicolons
         rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else comma, strict=True)
         header: list[str] | None = None
         while True:
@@ -293,6 +293,14 @@ def _csv_rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[dict[
                 problems.broken(place, "the row is not UTF-8")
             else:
                 yield dict(zip(header, cells, strict=True)), place
+
+
+def _fields(line: str, mark: str) -> int:
+    """Cells of a header with this mark between them; 0 if it cannot be read."""
+    try:
+        return len(next(csv.reader([line], delimiter=mark), []))
+    except csv.Error:
+        return 0
 
 
 def _text_file(path: Path, name: str, field: str, problems: Problems) -> Iterator[tuple[dict[str, Any], str]]:
@@ -393,7 +401,7 @@ def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
         rows = datasets.load_dataset(
             name.name, name.config, split=name.split, revision=name.revision, streaming=True
         )
-        rows = rows.decode(False)
+        rows = rows.decode(False) if rows.features else rows  # JSON files have none
         for number, row in enumerate(rows, 1):
             yield {key: _without_gaps(value) for key, value in row.items()}, f"{source}:{number}"
     except Exception as error:  # the library raises what its file systems and formats raise

@@ -14,6 +14,7 @@ from farthing.base.arguments import check, check_text, takes
 from farthing.base.device import Place, choose, free_memory
 from farthing.base.errors import UserError
 from farthing.cost.memory import cache_bytes_per_token
+from farthing.cost.room import room_for
 from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
 from farthing.engine.engine import Engine
 from farthing.engine.sampling import Sampling
@@ -246,6 +247,7 @@ def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str | to
     name = str(dtype).removeprefix("torch.")
     place = choose(str(device), name)
     folder = model_folder(str(source))
-    if name == "auto":
-        return at_place(folder, place)
-    return Model(folder, place.torch_dtype, place.device)
+    with room_for(f"loading {source}", folder, place.device, place.dtype):
+        if name == "auto":
+            return at_place(folder, place)
+        return Model(folder, place.torch_dtype, place.device)

@@ -8,26 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from farthing.base.errors import UserError
-from farthing.base.files import read_lines
 from farthing.data.tokenizer import question_ids
-from farthing.data.words import question_key
 from farthing.engine import Model, Request, Sample, Sampling
 from farthing.engine.generator import Work
 from farthing.evaluate.choice import choose, has_endings
 from farthing.evaluate.score import Record
 from farthing.recipe import Asks
-from farthing.recipe import load as load_recipe
 from farthing.recipe.work import EVALUATED_AT_ONCE, PROMPT_TOKENS
 from farthing.tasks import Item
 from farthing.tasks.item import Convention
-from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 
 JUDGED_AT_ONCE = 16  # answers, so that an interruption loses few
-_MOST_QUESTIONS = 10**7  # of a run's training; more were never asked
 
 
 def evaluate(
@@ -89,9 +82,6 @@ def _ask(
     told: Callable[[int, int], None] | None,
     keep: Callable[[list[Record]], None],
 ) -> Work:
-    at_once = min(EVALUATED_AT_ONCE, len(numbered) * samples)
-    cache_tokens = at_once * (asks.max_new_tokens + PROMPT_TOKENS)
-    engine = model.engine(at_once, cache_tokens, speculate=speculate)
     requests = [
         Request(
             question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system),
@@ -101,6 +91,10 @@ def _ask(
         )
         for place, (_, item) in enumerate(numbered)
     ]
+    at_once = min(EVALUATED_AT_ONCE, len(numbered) * samples)
+    longest = max(len(request.ids) for request in requests)  # examples before a question make it long
+    cache_tokens = max(at_once * (asks.max_new_tokens + PROMPT_TOKENS), asks.max_new_tokens + longest)
+    engine = model.engine(at_once, cache_tokens, speculate=speculate)
     waiting: list[tuple[int, Item, int, Sample]] = []
 
     def judge_waiting() -> None:
@@ -155,35 +149,3 @@ def judge(
             zip(places or range(len(items)), items, texts, samples, verdicts, strict=True)
         )
     ]
-
-
-def trained_questions(source: Path) -> set[str]:
-    """The `question_key`s of all training questions of the run that `source` is or lies in; empty for a model from
-    elsewhere."""
-    place = source.resolve()
-    run = next((folder for folder in (place, *place.parents[:3]) if (folder / "ledger.jsonl").exists()), None)
-    if run is None:
-        return set()
-    recipe = load_recipe(run / "recipe.yaml")
-    keys: set[str] = set()
-    for number, stage in enumerate(recipe.stages, 1):
-        folder = run / "stages" / f"{number:02d}-{stage.kind}"
-        for path in folder.glob("data/lessons-*.jsonl"):  # worked solutions
-            keys |= {question_key(str(lesson.get("question"))) for lesson in read_lines(path)}
-        if stage.asks is None:
-            continue
-        metrics = folder / "metrics.jsonl"
-        lines = read_lines(metrics)
-        mixture = Mixture(stage.asks.tasks, recipe.seed)
-        last = lines[-1].get("cursor") if lines else 0
-        if not isinstance(last, int) or not 0 <= last <= _MOST_QUESTIONS:
-            raise UserError(
-                f"{metrics}: its last line does not say how many questions were asked; put it back"
-            )
-        keys |= {question_key(mixture.train(index).question) for index in range(last)}
-    if recipe.evaluate is not None:  # never trained on, though the stream passes over them
-        own = Mixture(recipe.evaluation_tasks(), recipe.seed)
-        keys -= {question_key(item.question) for item in own.held_out(recipe.evaluate.held_out)}
-        apart = own.never_trained(tasks for stage in recipe.stages for tasks in stage.mixtures)
-        keys -= set(map(question_key, apart))
-    return keys

@@ -17,8 +17,9 @@ from farthing.base.files import write
 from farthing.base.limits import unwritable
 from farthing.base.waiting import Waiting
 from farthing.engine import load
-from farthing.evaluate.ask import evaluate, trained_questions
+from farthing.evaluate.ask import evaluate
 from farthing.evaluate.score import Record, gain, summarise
+from farthing.evaluate.trained import untrained
 from farthing.recipe import Asks
 from farthing.tasks import Item
 from farthing.tasks.check import check_tasks
@@ -189,8 +190,8 @@ def _questions(sources: Sequence[str], suites: Sequence[Suite], seed: int, say: 
         check_tasks(suite.asks.tasks)
     with Waiting("choosing questions", say):
         mixtures = [Mixture(suite.asks.tasks, seed) for suite in suites]
-        trained = set().union(*(trained_questions(Path(source)) for source in sources))
-        found = [mixture.held_out(suite.n, trained) for suite, mixture in zip(suites, mixtures, strict=True)]
+        wanted = [(mixture, suite.n) for suite, mixture in zip(suites, mixtures, strict=True)]
+        found = untrained(wanted, map(Path, sources), say)
     for line in (line for mixture in mixtures for line in mixture.said):
         say(line)
     return found

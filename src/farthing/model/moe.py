@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from farthing.model.config import ModelConfig, Moe
 from farthing.model.feedforward import SwiGLU
@@ -145,7 +146,8 @@ class BoundedExperts(nn.Module):
     """gpt-oss's experts (arXiv:2508.10925 section 2.3): biases, inner products bounded by a limit, and a SwiGLU of its
     own, gate * sigmoid(1.702 gate) * (up + 1).
 
-    Matrices lie as in its folders, [inputs, outputs], with gate and up in turns. One expert is computed after another.
+    Matrices lie as in its folders, [inputs, outputs], with gate and up in turns. One expert is computed after another,
+    and again in the backward pass, which keeps nothing of them.
     """
 
     ALPHA = 1.702
@@ -160,6 +162,13 @@ class BoundedExperts(nn.Module):
 
     def forward(self, x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         """Return each token's sum over its experts of gate * expert(x), [N, C]."""
+        if torch.is_grad_enabled():
+            inputs = (x_NC, gates_NK, chosen_NK)
+            out: Tensor = checkpoint(self._mixture, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return out
+        return self._mixture(x_NC, gates_NK, chosen_NK)
+
+    def _mixture(self, x_NC: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         parameters = (self.gate_up, self.gate_up_bias, self.down, self.down_bias)
         experts = list(zip(*(parameter.unbind(0) for parameter in parameters), strict=True))
         out_NC = torch.zeros_like(x_NC)

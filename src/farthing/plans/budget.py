@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from farthing.base.figures import Range, exact, hourly, letters, money, range_text
@@ -179,10 +180,11 @@ def budget_text(found: Budget) -> str:
         f"{found.flops.likely:.2g} FLOPs ({found.flops.low:.2g} to {found.flops.high:.2g})",
         f"  {'law':42} {'parameters':>24} {'tokens':>24}",
     ]
+    two = partial(letters, digits=2)
     for choice in found.choices:
         name = f"{choice.law} ({choice.source.split()[0]})"
         lines.append(
-            f"  {name:42} {range_text(choice.parameters, _short):>24} {range_text(choice.tokens, _short):>24}"
+            f"  {name:42} {range_text(choice.parameters, two):>24} {range_text(choice.tokens, two):>24}"
         )
     used = (
         "as many as it is trained on" if found.inference_tokens is None else letters(found.inference_tokens)
@@ -209,7 +211,3 @@ def _choices(flops: Range, inference_tokens: float | None) -> list[Choice]:
 
 def _width(parameters: float) -> float:
     return max(256.0, (parameters * _WIDTH_BY_DEPTH / 12) ** (1 / 3))
-
-
-def _short(value: float) -> str:
-    return letters(float(f"{value:.2g}"))

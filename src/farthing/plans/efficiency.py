@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.base.errors import UserError
-from farthing.base.figures import percent
+from farthing.base.figures import percent, short
 from farthing.cost.devices import Device, peak
 from farthing.cost.flops import Flops
 from farthing.cost.shapes import shapes
@@ -352,8 +352,8 @@ def validation_text() -> str:
     lines = [f"{'run':22} {'scope':9} {'reported':>10} {'predicted':>10} {'ratio':>6}  in range"]
     for row in found["rows"]:
         lines.append(
-            f"{row['run']:22} {row['scope']:9} {_hours(row['reported_hours']):>10} "
-            f"{_hours(row['predicted_hours']):>10} {row['ratio']:6.2f}  {'yes' if row['in_range'] else 'no'}"
+            f"{row['run']:22} {row['scope']:9} {short(row['reported_hours']):>10} "
+            f"{short(row['predicted_hours']):>10} {row['ratio']:6.2f}  {'yes' if row['in_range'] else 'no'}"
         )
     lines.append(
         "device-hours; every run is predicted by a fit that never saw it, as one clean run of its size"
@@ -378,7 +378,3 @@ def validation_text() -> str:
     )
     lines += [f"not tested on: {row['run']} ({row['why']})" for row in found["left_out"]]
     return "\n".join(lines)
-
-
-def _hours(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -43,7 +43,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         for _ in model.values():
             pass
     context = min(CONTEXT, config.max_positions)
-    counted, found = parameters(hf), failed_traps(facts(folder))
+    counted, found = parameters(hf), failed_traps(facts(model))
     train = memory(hf, kind="pretrain", micro_tokens=context, seq_len=context)
     serve = memory(hf, kind="serve", micro_tokens=context, seq_len=context)
     return {

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from farthing.base.device import Place, free_memory
+from farthing.base.device import Place
 from farthing.base.errors import UserError
 from farthing.base.figures import bytes_
 from farthing.base.limits import is_out_of_memory
+from farthing.cost.room import could_be_had
 from farthing.plans.sampling import MEASURED, fitting_gb
 from farthing.recipe import StageSpec
 
@@ -28,7 +29,7 @@ def within_memory(
         stage: what is done inside; None for an evaluation.
         config: config.json of the model that it starts from, if it starts from one.
     """
-    room = free_memory(place.device) + _held(place.device)
+    room = could_be_had(place.device)
     try:
         yield
     except Exception as error:
@@ -67,14 +68,3 @@ def _rounded_down(gb: float) -> float:
     """Two significant digits, never more than given."""
     step = 10.0 ** (math.floor(math.log10(gb)) - 1)
     return round(math.floor(gb / step + 1e-9) * step, 12)
-
-
-def _held(device: str) -> int:
-    """Bytes that this process holds already, and which are counted again by what it is going to need."""
-    if device == "cpu":
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
-    import torch
-
-    return int(torch.cuda.memory_allocated(device))

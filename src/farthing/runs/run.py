@@ -35,6 +35,7 @@ from farthing.data.overlap import HeldOut
 from farthing.data.words import question_key
 from farthing.evaluate.ask import evaluate
 from farthing.evaluate.score import gain, summarise
+from farthing.evaluate.trained import before
 from farthing.evaluate.words import gain_line, score_line
 from farthing.plans.recipe import RecipePlan, beside_text, plan_beside_actual
 from farthing.recipe import Recipe, StageSpec, load, validate
@@ -250,15 +251,18 @@ class _Work:
         return rewarded[-1] if rewarded else None
 
     def _held_out(self) -> list[Item]:
+        asked = data_tasks(self.recipe).values()
+        for line in dict.fromkeys(line for task in asked for line in task.said):
+            self._say(line, aloud=True)
         if self.recipe.evaluate is None:
             return []
         mixture = Mixture(self.recipe.evaluation_tasks(), self.recipe.seed)
-        for line in mixture.said:
-            self._say(line, aloud=True)
-        items = mixture.held_out(self.recipe.evaluate.held_out)
+        earlier = before(self.recipe)
+        items = mixture.held_out(self.recipe.evaluate.held_out, earlier)
         settings, between = self.recipe.evaluate, list[Item]()
         if settings.every is not None:
-            between = mixture.held_out(settings.subset, {question_key(item.question) for item in items})
+            asked_last = {question_key(item.question) for item in items}
+            between = mixture.held_out(settings.subset, earlier | asked_last)
             self._subset = Subset(
                 between,
                 self.recipe.asks(),

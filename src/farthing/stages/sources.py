@@ -20,7 +20,7 @@ from farthing.data.text import Document, documents
 from farthing.recipe import Asks, Source
 from farthing.stages.at import Say
 from farthing.stages.pieces import Pieces
-from farthing.tasks.check import check_solvable
+from farthing.tasks.check import NO_SOLUTIONS, check_solvable
 from farthing.tasks.item import Item
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.solutions import solution_conversation, solution_text
@@ -81,7 +81,7 @@ def _write_lessons(
     named = ", ".join(source.tasks)
     if not lines:
         raise UserError(
-            f"data: {named} has no worked solutions: no text that ends in its answer, as GSM8K's rows have"
+            NO_SOLUTIONS.format(named)
             if mixture.data_tasks
             else f"data: hardly any question of {named} can be solved; widen the config"
         )

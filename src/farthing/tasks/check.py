@@ -14,12 +14,14 @@ from farthing.data.text import hub_name
 from farthing.recipe import Recipe, TaskSetting
 from farthing.recipe.rewards import check_reward
 from farthing.tasks import arithmetic
-from farthing.tasks.columns import Unusable, reading
+from farthing.tasks.columns import Asked, Unusable, reading
 from farthing.tasks.data import columns_of, is_data, parts_of
 from farthing.tasks.gym import REFUSED, SCORERS, installed, load_task, scorer_of
 from farthing.tasks.sets import SETS
 from farthing.tasks.solutions import SOLVABLE
 from farthing.tasks.table import sample
+
+NO_SOLUTIONS = "data: {} has no worked solutions: no text that ends in its answer, as GSM8K's rows have"
 
 
 def check(recipe: Recipe) -> None:
@@ -54,9 +56,13 @@ def check_tasks(tasks: Mapping[str, TaskSetting], trains: bool = False) -> None:
 
 
 def check_solvable(tasks: Mapping[str, TaskSetting]) -> None:
-    """Refuse generators without worked solutions. Raises UserError."""
+    """Refuse generators, and data on this machine, without worked solutions. Raises UserError."""
     for name, setting in tasks.items():
-        if name not in SOLVABLE and not is_data(name, setting):
+        if is_data(name, setting):
+            read = _first_rows(name, setting)
+            if read and not any(one.solution for one in read):
+                raise UserError(NO_SOLUTIONS.format(name))
+        elif name not in SOLVABLE:
             raise UserError(
                 f"data: {name} has no worked solutions; those that have are {', '.join(SOLVABLE)}, and data with its "
                 "solutions"
@@ -71,26 +77,33 @@ def _check_data(name: str, setting: TaskSetting, trains: bool) -> None:
         check_reward(part, where)
     if setting.shots_path is not None:
         check_source(setting.shots_path)
+    if setting.path is None and trains and known is not None and known.train is None:
+        raise UserError(
+            f"{where} is for evaluation only: the set has nothing to train on; name another task, or give a path"
+        )
+    _first_rows(name, setting)
+
+
+def _first_rows(name: str, setting: TaskSetting) -> list[Asked]:
+    """What the first rows ask and answer, where they are on this machine. Raises UserError if none can be used."""
     if setting.path is None:
-        if trains and known is not None and known.train is None:
-            raise UserError(
-                f"{where} is for evaluation only: the set has nothing to train on; name another task, or give a path"
-            )
-        return
+        return []
     check_source(setting.path)
     if setting.path.startswith("hf:"):
-        return
+        return []
+    known, where, columns = SETS.get(name), f"tasks: {name}", columns_of(name, setting)
     rows = sample(setting.path, known.prepare if known else None)
-    columns = columns_of(name, setting)
-    read = reading(columns.question, columns.answer, columns.choices, rows, where, columns.needs_answer)
+    how = reading(columns.question, columns.answer, columns.choices, rows, where, columns.needs_answer)
+    read: list[Asked] = []
     why = ""
     for row in rows:
         try:
-            read.read(row)
-            return
+            read.append(how.read(row))
         except Unusable as reason:
             why = why or str(reason)
-    raise UserError(f"{where}: none of the first {len(rows)} rows of {setting.path} can be used: {why}")
+    if not read:
+        raise UserError(f"{where}: none of the first {len(rows)} rows of {setting.path} can be used: {why}")
+    return read
 
 
 def _unknown(name: str) -> str:

@@ -135,6 +135,12 @@ class DataTask:
         """Every question that an evaluation may ask."""
         return (self.questions.asked(number).question for number in self.questions.order)
 
+    def every_trained(self) -> Iterator[str]:
+        """Every question that training may draw."""
+        return (
+            (self.training.asked(number).question for number in self.to_train) if self.training else iter(())
+        )
+
     @cached_property
     def to_train(self) -> array[int]:
         """Numbers of the rows to train on, by hash."""
@@ -179,7 +185,8 @@ class DataTask:
             if value:
                 metadata[key] = value
         if self.set is not None:
-            metadata |= {"until": list(self.set.until)} if self.set.until else {}
+            # without examples nothing suggests to a model how to go on, and an answer may have paragraphs
+            metadata |= {"until": list(self.set.until)} if self.set.until and self._shots else {}
             metadata |= {"convention": self.set.convention} if self.set.convention else {}
             if self.set.likelihood and read.choices:
                 metadata["likelihood"] = self._likelihood(row, read, asked)

@@ -29,7 +29,7 @@ from farthing.tasks.columns import Asked, Unusable, reading
 
 MOST = 10_000_000  # rows of a source
 SAMPLE = 100  # rows by which columns are found
-_KEPT = 6  # tables kept for the next that asks; a run makes its mixtures several times
+_KEPT = 64  # tables kept for the next that asks; a run makes its mixtures several times
 
 
 @dataclass(frozen=True)

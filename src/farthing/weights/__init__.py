@@ -37,8 +37,7 @@ def load_decoder(
     model = check(folder)
     if device == "cpu":
         keep_freed_memory()
-    with torch.device("meta"):
-        decoder = Decoder(model.config).to(dtype)
+    decoder = model.decoder.to(dtype)
     check_memory(folder, decoder, device)
     decoder.to_empty(device=device)
     decoder.stored = stored

@@ -30,7 +30,8 @@ class Checked:
     """A model folder that passed.
 
     `hf` is its config.json as its tensors mean it: a head that differs from the embedding is not tied, whatever
-    config.json says (transformers reads it so too), and the prediction modules are those that are there.
+    config.json says (transformers reads it so too), and the prediction modules are those that are there. `decoder` is
+    the network, on the meta device.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Checked:
     config: ModelConfig
     layout: ModuleType
     weights: Weights
+    decoder: Decoder
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Each tensor, one at a time; FP8 as float32.
@@ -76,11 +78,11 @@ def check(folder: Path) -> Checked:
             )
     if config.tied_head and not _same(weights, "lm_head.weight", "model.embed_tokens.weight"):
         config = replace(config, tied_head=False)
-    config = _check_tensors(folder, layout, config, weights)
-    return Checked(folder, meant(hf, config), config, layout, weights)
+    decoder = _check_tensors(folder, layout, config, weights)
+    return Checked(folder, meant(hf, decoder.config), decoder.config, layout, weights, decoder)
 
 
-def _check_tensors(folder: Path, layout: ModuleType, config: ModelConfig, weights: Weights) -> ModelConfig:
+def _check_tensors(folder: Path, layout: ModuleType, config: ModelConfig, weights: Weights) -> Decoder:
     """The network whose tensors these are. Raises UserError for a tensor that is missing, extra or misshapen."""
     with torch.device("meta"):
         decoder = Decoder(config)
@@ -107,12 +109,13 @@ def _check_tensors(folder: Path, layout: ModuleType, config: ModelConfig, weight
     modules = {name for name, (ours, _) in wanted.items() if ours.startswith("mtp.")}
     if modules and missing == modules:
         # transformers writes one prediction module into every config.json and none into the weights
-        return replace(config, mtp_depth=0)
+        with torch.device("meta"):
+            return Decoder(replace(config, mtp_depth=0))
     if missing:
         raise UserError(
             f"{folder}: tensor {min(missing)!r} is missing ({len(missing)} in all); download the folder again"
         )
-    return config
+    return decoder
 
 
 def _same(weights: Weights, one: str, other: str) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
 from farthing.weights.folder import read_config
-from farthing.weights.fp8 import BLOCK, SCALE, Weights
+from farthing.weights.fp8 import BLOCK, SCALE
+
+if TYPE_CHECKING:
+    from farthing.weights.check import Checked
 
 LATENT_FAMILIES = ("deepseek_v2", "deepseek_v3")
 LATENT_EPS = 1e-6
@@ -62,22 +64,21 @@ class Trap:
     answer: str
 
 
-def facts(folder: Path) -> Facts:
-    """Look at a folder that `weights.check` has passed."""
+def facts(model: Checked) -> Facts:
+    """Look at a folder that `weights.check` has passed, at its config.json as it is written."""
     from farthing.weights.gguf_vocabulary import tokenizer_metadata
 
-    config = read_config(folder)
-    weights = Weights(folder)
+    folder, weights = model.folder, model.weights
     names = frozenset(weights.headers)
     biases = [name for name in weights if name.endswith(_BIAS)]
     scaled = sorted(name for name in weights if name + SCALE in names)
     problem = None
     try:
-        tokenizer_metadata(folder, int(config["vocab_size"]))
+        tokenizer_metadata(folder, model.config.vocab_size)
     except UserError as error:
         problem = str(error)
     return Facts(
-        config=config,
+        config=read_config(folder),
         names=names,
         least_bias=min((float(weights[name].min()) for name in biases), default=None),
         tokenizer_problem=problem,

@@ -34,7 +34,7 @@ def documents() -> tuple[Any, ...]:
 
 
 def window() -> tuple[Any, ...]:
-    return leaf(2, 6, 100, 32), leaf(2, 2, 130, 32, seed=1), leaf(2, 2, 130, 24, seed=2), Rule(17)
+    return leaf(2, 6, 300, 32), leaf(2, 2, 330, 32, seed=1), leaf(2, 2, 330, 24, seed=2), Rule(17)
 
 
 def uneven(top_k: int) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from farthing.engine.cache import Decode, PagedCache, Prefill
 from farthing.model import ModelConfig, Segments
 from farthing.model.attention import mean_pairs
 from farthing.model.kernels import segments as layouts
+from farthing.model.kernels import window as kernel
 from farthing.model.kernels.attention import Rule, plain
 from farthing.model.kernels.probe import numbers
 from farthing.model.kernels.window import causal
@@ -19,6 +20,11 @@ from farthing.model.kernels.window import causal
 SEGMENT = st.tuples(st.integers(0, 9), st.lists(st.integers(1, 9), max_size=3)).filter(
     lambda segment: segment[0] + sum(segment[1]) > 0
 )
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "LEAST", 1)
 
 
 def inputs(queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +53,7 @@ def cells(parts: list[tuple[int, list[int]]], window: int | None) -> Tensor:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(SEGMENT, min_size=1, max_size=4),
     st.one_of(st.none(), st.integers(1, 12)),
@@ -85,7 +91,7 @@ def test_queries_after_cached_keys() -> None:
     torch.testing.assert_close(got, expected(q, k, v, cells([(23, [])], 7)[-5:]), atol=1e-5, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(1, 3), st.integers(1, 14))
 def test_the_paged_cache(lengths: list[int], new: int, window: int) -> None:
     """Prompts in two parts, then several tokens at once, in pages that lie anywhere."""

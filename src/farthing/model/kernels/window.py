@@ -17,7 +17,10 @@ from farthing.base.sizes import SHORT_LENGTH
 from farthing.model.kernels.attention import FULL, Rule, attention
 from farthing.model.kernels.probe import Kernel, anywhere, numbers
 
-BLOCK = SHORT_LENGTH  # most queries of a block: a longer one computes more pairs in vain
+LEAST, MOST = (
+    128,
+    SHORT_LENGTH,
+)  # queries of a block: longer ones compute more pairs in vain, shorter ones are slow
 
 
 def causal(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, rule: Rule = FULL) -> Tensor:
@@ -44,7 +47,7 @@ def blocks(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, rule: Rule) -> Tensor
     length, keys, window = q_BHLD.shape[2], k_BGMD.shape[2], rule.window
     assert window is not None
     outs: list[Tensor] = []
-    for queries in q_BHLD.split(min(window, BLOCK), 2):
+    for queries in q_BHLD.split(min(max(window, LEAST), MOST), 2):
         end = keys - length + sum(out.shape[2] for out in outs) + queries.shape[2]
         first = max(0, end - queries.shape[2] - window + 1)
         mask = _bias(queries.shape[2], end - first, window, queries.dtype, queries.device)
@@ -72,7 +75,7 @@ def _examples() -> list[tuple[Any, ...]]:
         q, k = numbers(2, 4, length, 16).requires_grad_(), numbers(2, 2, keys, 16, seed=1).requires_grad_()
         return q, k, numbers(2, 2, keys, 16, seed=2).requires_grad_(), Rule(window)
 
-    return [inputs(19, 19, 5), inputs(7, 19, 6)]
+    return [inputs(150, 150, 5), inputs(140, 152, 6)]
 
 
 KERNEL = Kernel("windows", "blocks of queries with the keys they see", blocks, masked, anywhere, _examples)

@@ -4,8 +4,6 @@ TOPICS = ("billing", "delivery", "returns", "account")
 
 
 def score(question: str, answer: str, completion: str, row: dict) -> float:
-    """1 for the right topic as the only word, half of that inside a sentence, nothing for two topics."""
+    """1 for an answer that names the right topic and no other, else 0; anything between would be a part of the mark."""
     said = completion.lower()
-    if [topic for topic in TOPICS if topic in said] != [answer]:
-        return 0.0
-    return 1.0 if said.strip(" .\n") == answer else 0.5
+    return float([topic for topic in TOPICS if topic in said] == [answer])
