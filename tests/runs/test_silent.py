@@ -30,6 +30,7 @@ def test_a_run_without_signal_stops_with_its_ledger_and_goes_on_when_told_to(
         run(unreadable, folder)
     said = capsys.readouterr().err
     assert said.count("01-grpo: none of the first 3 steps had anything to learn from") == 1
+    assert "01-grpo: 01-grpo" not in said
     assert not (folder / "results.json").exists()
     booked, skipped = ledger.read(folder / "ledger.jsonl")
     assert skipped == 0

@@ -116,8 +116,10 @@ def test_one_step_with_signal_is_enough() -> None:
 
 def test_null_never_stops_and_a_small_number_stops_at_once() -> None:
     assert len(Heard(stop=None).go(200, **SILENT)) == 1
+    heard = Heard(stop=1)
     with pytest.raises(NothingToLearn, match="the first step did not have"):
-        Heard(stop=1).go(2, **SILENT)
+        heard.go(2, **SILENT)
+    assert heard == []  # the stop says it
 
 
 def test_an_earlier_attempts_steps_count() -> None:

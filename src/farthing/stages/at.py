@@ -94,7 +94,7 @@ class At:
     say: Say
     """Say a sentence about progress; nobody hears it in a quiet run."""
     warn: Say
-    """Say a sentence that matters to the result, in a quiet run too."""
+    """Say a sentence that matters to the result, in a quiet run too; the stage's name is put before it."""
     view: Callable[[int], View]
     """Make a view of so many steps."""
     subset: Subset | None = None
@@ -119,7 +119,7 @@ class At:
                 view.update,
                 view.recall,
                 say=lambda text: self.say(f"{self.folder.name}: {text}"),
-                warn=lambda text: self.warn(f"{self.folder.name}: {text}"),
+                warn=self.warn,
                 measure=measure,
                 best=RIGHT if subset is not None and subset.keep_best else "",
             )

@@ -97,7 +97,8 @@ class Watch:
         if not self._learns:
             self._learns = has_signal(line)
             self._first += [] if self._learns else [line]
-            if not self._learns and len(self._first) == min(EARLY, self._stop or EARLY):
+            stops_now = self._stop is not None and self._stop <= EARLY  # and says it then
+            if not self._learns and len(self._first) == EARLY and not stops_now:
                 end = f"; it stops after {self._stop} such steps (stop_silent)" if self._stop else ""
                 warn(_nothing(self._first) + end)
         for alarm in self._alarms:
