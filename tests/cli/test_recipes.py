@@ -111,7 +111,7 @@ def test_init_overwrites_nothing_unasked(run):
         (["--data", "none.jsonl"], "none.jsonl does not exist"),
         (["--data", "odd.jsonl"], "its rows have a, b"),
         (["--data", "empty.jsonl"], "there is no row"),
-        (["--data", "list.jsonl"], "list.jsonl:1: the row is no JSON object"),
+        (["--data", "list.jsonl"], "list.jsonl:1: the row is"),
         (["--data", "text.txt", "--base", "x"], "has no base"),
         (["--device", "tpu"], "choose cpu or cuda"),
         (["text.txt/recipe.yaml"], "text.txt"),
@@ -126,6 +126,21 @@ def test_a_mistake_is_one_line_and_nothing_is_written(run, tmp_path, arguments, 
     assert message in err
     assert err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == set(files)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("q.csv", "query,gold\n1 + 1,2\n", "grpo"),
+        ("q.json", '[{"query": "1 + 1", "gold": "2"}]', "grpo"),
+        ("c.json", '[{"conversations": []}]', "sft"),
+        ("t.txt", "words", "pretrain"),
+    ],
+)
+def test_init_sees_what_any_file_holds(run, tmp_path, name, content, kind):
+    (tmp_path / name).write_text(content)
+    assert run("init", "--data", name)[0] == 0
+    assert load("./recipe.yaml").stages[0].kind == kind
 
 
 def test_init_makes_the_folder(run):

@@ -141,18 +141,11 @@ def columns(source: str) -> list[str]:
 
     Raises UserError as `documents` does, and when there is no row.
     """
-    if source.startswith("hf:"):
-        rows = _hub_rows(source)
-    else:
-        path, name = files(source)[0]
-        if path.name.endswith(".txt"):
-            return ["text"]
-        if path.name.endswith(".parquet"):
-            return _parquet_columns(path)
-        rows = _json_rows(path, name, Problems("stop", lambda _: None))
-    row, place = next(rows, (None, source))
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: " + ("there is no row" if row is None else "the row is no JSON object"))
+    if not source.startswith("hf:") and files(source)[0][0].name.endswith(".txt"):
+        return ["text"]
+    row, _ = next(records(source, None, Problems("stop", lambda _: None)), (None, source))
+    if row is None:
+        raise UserError(f"{source}: there is no row; give a file that has some")
     return list(row)
 
 
@@ -310,18 +303,6 @@ def _text_file(path: Path, name: str, field: str, problems: Problems) -> Iterato
     except UnicodeDecodeError as error:
         line = len(re.findall(rb"\r\n|\r|\n", data[: error.start])) + 1
         problems.broken(f"{name}:{line}", "the line is not UTF-8")
-
-
-def _parquet_columns(path: Path) -> list[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise UserError(f"{path} needs pyarrow to be read; pip install 'farthing[data]'") from None
-    try:
-        return list(pyarrow.parquet.read_schema(path).names)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: the parquet file is damaged ({' '.join(str(error).split())})") from None
 
 
 def _parquet_rows(
