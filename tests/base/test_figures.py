@@ -91,3 +91,12 @@ def test_a_column_lines_up_and_hides_nothing():
     column = figures.column(0.012, figures.DOLLARS, least=2)
     assert [column(value) for value in (0.0055, 0.0046, 0.00001, 0.0)] == ["0.0055", "0.0046", "<0.0001", "–"]
     assert figures.column(1234.0, figures.DOLLARS, least=2)(1234.0) == "1234.00"
+
+
+def test_letters_to_fewer_digits() -> None:
+    assert [figures.letters(value, 2) for value in (1.234e9, 999_999.0, 150e9, 1234.0)] == [
+        "1.2B",
+        "1M",
+        "150B",
+        "1.2K",
+    ]
