@@ -74,7 +74,8 @@ def test_builtin_tasks_have_settings_their_generators_know() -> None:
     create_dataset = reasoning_gym("reasoning_gym.factory").create_dataset
     for name, _ in builtin():
         for task, setting in load(name).evaluation_tasks().items():
-            assert create_dataset(task, seed=1, size=1, **setting.config)[0]["answer"]
+            if setting.path is None:
+                assert create_dataset(task, seed=1, size=1, **setting.config)[0]["answer"]
 
 
 # ---- reading ----
