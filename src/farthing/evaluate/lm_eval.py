@@ -25,7 +25,9 @@ try:
 except ImportError as error:
     missing = f"farthing: {error}; lm-evaluation-harness needs: pip install 'farthing[lm-eval]'"
     if __name__ == "__main__":
-        print(missing, file=sys.stderr)
+        from farthing.base.terminal import say
+
+        say(missing, sys.stderr)
         sys.exit(2)
     raise ImportError(missing) from None
 
