@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from farthing.base.terminal import say
+
 try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
@@ -25,7 +27,7 @@ try:
 except ImportError as error:
     missing = f"farthing: {error}; lm-evaluation-harness needs: pip install 'farthing[lm-eval]'"
     if __name__ == "__main__":
-        print(missing, file=sys.stderr)
+        say(missing, sys.stderr)
         sys.exit(2)
     raise ImportError(missing) from None
 
@@ -201,7 +203,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except UserError as mistake:
-        print(f"farthing: {mistake}", file=sys.stderr)
+        say(f"farthing: {mistake}", sys.stderr)
         sys.exit(2)
 
 
