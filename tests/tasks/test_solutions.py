@@ -182,7 +182,7 @@ def test_a_conversation_asks_as_the_stage_after_it_will() -> None:
 
 def test_the_page_about_data_shows_a_solution_as_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    section = page.split("\n## Worked solutions\n")[1]
+    section = page.split("\n## Worked solutions\n")[1].split("\n## ")[0]
     [shown] = re.findall(r"```text\n(.*?)```", section, flags=re.S)
     question, _, rest = shown.partition("\n")
     assert solution_text(item(question, rest.split()[-1])) == shown

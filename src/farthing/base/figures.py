@@ -180,14 +180,18 @@ def plural(number: int, noun: str) -> str:
 
 
 def letters(value: float | None, digits: int = 4) -> str:
-    """Parameters, tokens and other large counts, to four digits: 950, 12.3K, 134.5M, 14.8T."""
+    """Parameters, tokens and other large counts, rounded to so many digits: 950, 12.3K, 134.5M, 14.8T."""
     if value is None or not math.isfinite(value):
         return MISSING
-    value = float(f"{value:.{digits}g}")
     for unit, size in reversed(_UNITS.items()):
-        if size > 1 and abs(value) >= 0.99995 * size:
-            return f"{value / size:.4g}{unit}".replace("-", MINUS)
-    return f"{value:.4g}".replace("-", MINUS)
+        if size > 1 and abs(value) >= (1 - 0.5 * 10**-digits) * size:
+            return f"{_to(value / size, digits)}{unit}".replace("-", MINUS)
+    return _to(value, digits).replace("-", MINUS)
+
+
+def _to(value: float, digits: int) -> str:
+    """A number below 10,000 with so many digits that are not zero: 1.5, 150."""
+    return f"{float(f'{value:.{digits}g}'):.4g}"
 
 
 def amount(value: float, decimals: int) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from farthing.base.errors import UserError
 from farthing.base.figures import duration, money, percent
 from farthing.base.schema import parse_text
+from farthing.base.terminal import console
 from farthing.cost import ledger
 from farthing.recipe import KINDS
 from farthing.recipe.kinds import spec_of
@@ -121,7 +122,7 @@ def snapshot(folder: Path) -> Snapshot:
     steps = steps_of(stage) if stage else None
     left = None
     if stage is not None and steps:
-        view = _view(stage, steps, Console(quiet=True), quiet=True)
+        view = _view(stage, steps, console(quiet=True), quiet=True)
         for line in lines:
             view.recall(line)
         left = view.seconds_left()
