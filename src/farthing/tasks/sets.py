@@ -93,10 +93,19 @@ def _checkable(row: Row) -> Row:
 
 
 _BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
-_AIME_NOTE = (
-    "Thirty problems of the American Invitational Mathematics Examination of {}, answers from 0 to 999. No examples; "
-    "asked in DeepSeek-R1's words (github.com/deepseek-ai/DeepSeek-R1, usage recommendations)."
-)
+
+
+def _aime(year: int, source: str) -> NamedSet:
+    return NamedSet(
+        note=f"Thirty problems of the American Invitational Mathematics Examination of {year}, answers from 0 to 999. "
+        "No examples; asked in DeepSeek-R1's words (github.com/deepseek-ai/DeepSeek-R1, usage recommendations).",
+        source=source,
+        question="problem",
+        answer=Gold(column="answer"),
+        reward=(RewardPart(use="number"),),
+        prompt=_BOXED,
+        convention="boxed",
+    )
 
 
 def _arc(config: str, shots: int, note: str) -> NamedSet:
@@ -146,24 +155,8 @@ SETS: dict[str, NamedSet] = {
         prompt=_BOXED,
         convention="boxed",
     ),
-    "aime24": NamedSet(
-        note=_AIME_NOTE.format(2024),
-        source="hf:HuggingFaceH4/aime_2024:train",
-        question="problem",
-        answer=Gold(column="answer"),
-        reward=(RewardPart(use="number"),),
-        prompt=_BOXED,
-        convention="boxed",
-    ),
-    "aime25": NamedSet(
-        note=_AIME_NOTE.format(2025),
-        source="hf:math-ai/aime25:test",
-        question="problem",
-        answer=Gold(column="answer"),
-        reward=(RewardPart(use="number"),),
-        prompt=_BOXED,
-        convention="boxed",
-    ),
+    "aime24": _aime(2024, "hf:HuggingFaceH4/aime_2024:train"),
+    "aime25": _aime(2025, "hf:math-ai/aime25:test"),
     "arc": _CHALLENGE,
     "arc_challenge": _CHALLENGE,
     "arc_easy": _arc("ARC-Easy", 0, "the easier part. No examples, as lm-eval's arc_easy."),
