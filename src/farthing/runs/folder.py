@@ -20,7 +20,7 @@ from farthing.base.errors import UserError
 from farthing.base.files import sha256, strange, write
 from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.recipe import Recipe, dump, load
-from farthing.recipe.rewards import is_own, model_of
+from farthing.recipe.rewards import is_own
 from farthing.tasks.data import DataTask, is_data, parts_of
 
 # A loop of links, something else under the name of a file or folder, and what may not be read or written.
@@ -191,15 +191,6 @@ def rewards_used(recipe: Recipe) -> set[str]:
     mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
     tasks = (task for mixture in mixtures for task in mixture.items())
     return {part.use for name, setting in tasks for part in parts_of(name, setting) or []}
-
-
-def models_asked(recipe: Recipe) -> dict[str, str]:
-    """The models of this machine that rewards ask, by their source; each with what it is: judge or reward_model."""
-    mixtures = [mixture for stage in recipe.stages for mixture in stage.mixtures]
-    mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
-    tasks = (task for mixture in mixtures for task in mixture.items())
-    parts = (part for name, setting in tasks for part in parts_of(name, setting) or [])
-    return {source: part.use for part in parts if (source := model_of(part)) is not None}
 
 
 def reward_files(recipe: Recipe) -> dict[str, str]:

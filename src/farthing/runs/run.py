@@ -49,7 +49,6 @@ from farthing.runs.folder import (
     data_files,
     data_tasks,
     locked,
-    models_asked,
     place_of,
     put_back,
     reward_files,
@@ -65,7 +64,7 @@ from farthing.stages.subset import Subset
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.check import check
-from farthing.tasks.data import is_data
+from farthing.tasks.data import is_data, models_asked
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.tasks.rewards.beside import Beside
@@ -189,9 +188,9 @@ class _Work:
                             assert current is not None
                             self._evaluate("before", current, items, pool)
                         self.meter.stage = name
-                        with within_memory(
-                            self.place, number, stage, read_config(current) if current else None
-                        ):
+                        start = read_config(current) if current else None
+                        asked = plans.asked_configs(recipe)
+                        with within_memory(self.place, number, stage, start, asked):
                             kind(stage.kind).run(stage, current, self._at(folder, stage, items, pool))
                     current = folder / "model"
                 assert current is not None
