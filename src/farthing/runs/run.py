@@ -48,6 +48,7 @@ from farthing.runs.folder import (
     claim,
     data_files,
     data_tasks,
+    judging_models,
     locked,
     place_of,
     put_back,
@@ -64,11 +65,10 @@ from farthing.stages.subset import Subset
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.check import check
-from farthing.tasks.data import is_data, models_asked
+from farthing.tasks.data import is_data
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.tasks.rewards.beside import Beside
-from farthing.weights import check as check_folder
 from farthing.weights.folder import read_config
 from farthing.weights.sources import Source, model_folder, resolve
 
@@ -420,7 +420,7 @@ class _Work:
         with self._waiting("getting the models that rewards ask, and hashing weights and data"):
             files = data_files(self.recipe)
             identity = source.identity if source else None
-            judges = [self._judge(name, use) for name, use in models_asked(self.recipe).items()]
+            judges = judging_models(self.recipe)
         if path.exists():
             recorded = record.recorded(path, self.folder)
             base = recorded["base"]["sha256"] if recorded["base"] else None
@@ -460,12 +460,6 @@ class _Work:
         given = getattr(self.recipe.stages[0], "tokenizer", None)
         lineage = {"base": identity, "data": data, "teachers": []} | ({"judges": judges} if judges else {})
         write_json(path, lineage | ({"tokenizer": given} if given else {}))
-
-    def _judge(self, name: str, use: str) -> dict[str, Any]:
-        """The identity of a model that rewards ask, for the lineage. Raises UserError for a folder that is not one."""
-        source = resolve(name)
-        check_folder(model_folder(source), scores=use == "reward_model")
-        return {"use": use, **source.identity}
 
     def _waiting(self, what: str) -> Waiting:
         return Waiting(what, self._say)
