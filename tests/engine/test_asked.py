@@ -47,7 +47,7 @@ def booked(path: Path) -> ledger.Line:
 
 def test_a_reward_model_is_a_part(tiny_reward: MakeReward, meter: Meter, tmp_path: Path) -> None:
     folder = tiny_reward()
-    asked, models = item({"use": "number"}, scored_by(folder)), Asked(FLOAT32)
+    asked, models = item({"use": "number"}, scored_by(folder)), Asked(FLOAT32, meter=meter)
     pairs = [(asked, "The answer is: 5"), (asked, "The answer is: 6")]
     with VerifierPool(1, asking=Beside(models, meter)) as pool, meter.span("verify", step=2):
         right, wrong = pool.verify(pairs, "final")
@@ -59,6 +59,8 @@ def test_a_reward_model_is_a_part(tiny_reward: MakeReward, meter: Meter, tmp_pat
     assert wrong.score == pytest.approx(0.5 * scores[1])
     meter.close()
     line = booked(tmp_path)
+    activities = [line["activity"] for line in ledger.read(tmp_path / "ledger.jsonl")[0]]
+    assert [name for name in activities if name != "idle"] == ["load", "judge", "verify"]
     assert line["step"] == 2
     assert line["tokens_in"] > 10
     assert line["flops"] > 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from farthing.base.device import Place
 from farthing.base.errors import UserError
 from farthing.base.waiting import Waiting
-from farthing.cost.meter import Span, book_sampling
+from farthing.cost.meter import Meter, Span, book_sampling
 from farthing.cost.room import room_for
 from farthing.engine.model import Model
 from farthing.engine.reward import RewardModel, spelled_apart
@@ -21,10 +21,17 @@ from farthing.weights.sources import model_folder
 
 
 class Asked:
-    """Models by their source, each loaded when it is first asked, and kept; `say` hears of a load that takes long."""
+    """Models by their source, each loaded when it is first asked, and kept.
 
-    def __init__(self, place: Place, say: Callable[[str], None] = lambda _: None) -> None:
-        self._place, self._say = place, say
+    Args:
+        say: hears of a load that takes long.
+        meter: what books loading; without it nothing is booked.
+    """
+
+    def __init__(
+        self, place: Place, say: Callable[[str], None] = lambda _: None, meter: Meter | None = None
+    ) -> None:
+        self._place, self._say, self._meter = place, say, meter
         self._judges: dict[str, Model] = {}
         self._scorers: dict[str, RewardModel] = {}
 
@@ -84,7 +91,8 @@ class Asked:
 
     @contextmanager
     def _loading(self, doing: str, source: str) -> Iterator[Path]:
-        with Waiting(doing, self._say):
+        booked = self._meter.span("load") if self._meter else nullcontext()
+        with booked, Waiting(doing, self._say):
             folder = model_folder(source)
             with room_for(doing, folder, self._place.device, self._place.dtype):
                 yield folder

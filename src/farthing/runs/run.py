@@ -174,7 +174,7 @@ class _Work:
                 with self._waiting("planning, and choosing held-out questions"):
                     self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
                     items = self._held_out()
-            asking = Beside(Asked(self.place, self._say), self.meter)
+            asking = Beside(Asked(self.place, self._say, self.meter), self.meter)
             with VerifierPool(asking=asking) as pool:
                 self._audit(pool)
                 for number, stage in enumerate(recipe.stages, 1):
