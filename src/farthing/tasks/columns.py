@@ -170,12 +170,12 @@ class Reading:
     def read(self, row: Row) -> Asked:
         """The question and answer of a row. Raises Unusable, which says why it has none."""
         options = self.options(row)
-        with_lines = {**row, "choices": _lines(options)} if options else row
+        with_lines = {**row, "choices": option_lines(options)} if options else row
         question = self.question.fill(row if self.question.bare else with_lines).strip()
         if not question:
             raise Unusable("its question is empty")
         if options and self.question.bare:
-            question = f"{question}\n{_lines(options)}"
+            question = f"{question}\n{option_lines(options)}"
         answer, solution = self._answer(row, options)
         return Asked(question, answer, options, solution, self._system(row))
 
@@ -366,7 +366,8 @@ def holds(columns: Sequence[str]) -> Holds:
 # ---- options ----
 
 
-def _lines(options: Sequence[str]) -> str:
+def option_lines(options: Sequence[str]) -> str:
+    """Options as a question shows them, a line each."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
