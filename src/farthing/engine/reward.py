@@ -16,11 +16,12 @@ import torch
 
 from farthing.cost.flops import forward_flops
 from farthing.cost.meter import Span
+from farthing.cost.shapes import scoring_config
 from farthing.data.tokenizer import Tokenizer
 from farthing.engine.model import check_vocabulary
 from farthing.model import Segments
 from farthing.weights import load_decoder
-from farthing.weights.reward import counted_config, reward_config
+from farthing.weights.reward import reward_config
 
 _TOKENS = 8192  # of a pass
 
@@ -35,7 +36,7 @@ class RewardModel:
     def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> None:
         self.folder = folder
         config = reward_config(folder)
-        self._counted = counted_config(config)
+        self._counted = scoring_config(config)
         self._pad = config.get("pad_token_id")
         self.decoder = load_decoder(folder, dtype, device, scores=True)
         self.tokenizer = Tokenizer(folder)

@@ -37,11 +37,6 @@ def is_reward_model(hf: Mapping[str, Any]) -> bool:
     return _architecture(hf).endswith(_CLASSIFIER)
 
 
-def counted_config(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a decoder that is as large: there is no second table of the vocabulary."""
-    return {**hf, "tie_word_embeddings": True, "num_nextn_predict_layers": 0}
-
-
 def _architecture(hf: Mapping[str, Any]) -> str:
     named = hf.get("architectures")
     return str(named[0]) if isinstance(named, list) and named else ""
