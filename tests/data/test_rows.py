@@ -39,6 +39,11 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(ROWS, indent=1))
     (tmp_path / "d.json").write_text(json.dumps({"version": 1, "data": ROWS}))
     (tmp_path / "e.json").write_text(lines(ROWS))  # JSON lines under the wrong name
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    (tmp_path / "g.json").write_text(json.dumps(columns))  # as datasets' to_dict
+    (tmp_path / "h.json").write_text(
+        json.dumps({n: dict(enumerate(c)) for n, c in columns.items()})
+    )  # pandas' to_json
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "f.parquet")
     for path in sorted(tmp_path.iterdir()):
         assert read(path) == (ROWS, [], set()), path.name

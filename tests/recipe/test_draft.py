@@ -5,7 +5,7 @@ import pytest
 
 from farthing.base.schema import parse_text
 from farthing.recipe import validate
-from farthing.recipe.draft import FITTING, GOALS, Have, draft, holds, name_for, question_keys
+from farthing.recipe.draft import FITTING, GOALS, Have, draft, name_for
 from farthing.recipe.editor import SCHEMA_LINE
 
 PATHS = ("chats.jsonl", "my data, {new}: #1.jsonl", "hf:owner/name:train", "it's", "no", "[x]")
@@ -16,7 +16,7 @@ def test_every_draft_is_a_recipe_of_what_somebody_has(goal, gpu, data):
     if data is None and goal not in FITTING["nothing"]:
         return
     base = None if goal == "scratch" else "no: base"
-    text = draft(Have("mine", goal, base, data, {"question": "a, b"}, gpu))
+    text = draft(Have("mine", goal, base, data, gpu))
     assert text.startswith(f"{SCHEMA_LINE}\n")
     recipe = validate(parse_text(text, "draft"))
     kinds = {"chat": ["sft"], "reason": ["grpo"], "both": ["sft", "grpo"], "scratch": ["pretrain"]}
@@ -26,8 +26,6 @@ def test_every_draft_is_a_recipe_of_what_somebody_has(goal, gpu, data):
     named += [task.path for stage in recipe.stages for mixture in stage.mixtures for task in mixture.values()]
     assert {path and path.removeprefix(f"{Path.cwd()}/") for path in named} == {data}
     assert (recipe.evaluate is not None) == (goal in ("reason", "both"))
-    for mixture in recipe.stages[-1].mixtures if data else ():
-        assert [task.question for task in mixture.values()] == ["a, b"]
 
 
 @pytest.mark.parametrize(
@@ -36,20 +34,3 @@ def test_every_draft_is_a_recipe_of_what_somebody_has(goal, gpu, data):
 )
 def test_a_name_is_made_of_the_files(stem, name):
     assert name_for(stem) == name
-
-
-@pytest.mark.parametrize(
-    ("columns", "kind", "keys"),
-    [
-        (["messages"], "conversations", None),
-        (["instruction", "input", "output"], "conversations", {"question": "input", "answer": "output"}),
-        (["question", "answer"], "questions", {}),
-        (["id", "problem", "solution"], "questions", {}),
-        (["id", "query", "gold"], "questions", {"question": "query", "answer": "gold"}),
-        (["title", "text"], "text", None),
-        (["a", "b"], "nothing", None),
-    ],
-)
-def test_columns_say_what_rows_are_good_for(columns, kind, keys):
-    assert holds(columns) == kind
-    assert question_keys(columns) == keys

@@ -1,4 +1,4 @@
-"""421 answers with our verdicts, math-verify's (0.9.0) and lm-eval's for GSM8K (0.4.13); a difference has its reason.
+"""446 answers with our verdicts, math-verify's (0.9.0) and lm-eval's for GSM8K (0.4.13); a difference has its reason.
 
 lm-eval's two columns were made by its own filters and metric: `strict-match`, which reads only what follows "#### ",
 and `flexible-extract`, which takes the last number. They are null where the answer is no number.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
 from farthing.recipe import Gold
-from farthing.tasks.columns import Template, Unusable, last_boxed, reading
+from farthing.tasks.columns import Template, Unusable, holds, last_boxed, reading
 
 
 def read(row: dict[str, Any], **asked: Any) -> Any:
@@ -141,7 +141,8 @@ def test_a_row_without_an_answer_says_why(gold: Any, value: Any, why: str) -> No
     ("text", "inside"),
     [
         (r"\boxed{a} \boxed{b}", "b"), (r"\boxed{a} \boxed{b", "a"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-        (r"\boxed{a{b}c}d}", "a{b}c"), ("boxed{a}", None), (r"\boxed a", None), ("", None),
+        (r"\boxed{a{b}c}d}", "a{b}c"), ("boxed{a}", None), (r"\boxed a", "a"),
+        (r"so $\boxed 9$.", "9"), (r"\fbox{9}", "9"), (r"\boxed {9}", "9"), (r"\boxed", None), ("", None),
     ],
 )  # fmt: skip
 def test_the_last_whole_box(text: str, inside: str | None) -> None:
@@ -221,3 +222,71 @@ def test_an_answer_that_is_none_of_the_options_is_unusable(choices: Any, answer:
     made = reading(None, None, None, [sample], "", True)
     with pytest.raises(Unusable):
         made.read({"question": "Which?", "choices": choices, "answer": answer})
+
+
+# ---- what others call them, and how they write their answers ----
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind"),
+    [
+        (["messages"], "conversations"),
+        (["instruction", "input", "output"], "conversations"),
+        (["prompt", "completion"], "conversations"),
+        (["prompt", "completion", "label"], "conversations"),
+        (["prompt", "chosen", "rejected"], "conversations"),
+        (["question", "response"], "conversations"),
+        (["question", "answer"], "questions"),
+        (["QUESTION", "Answer"], "questions"),
+        (["id", "problem", "solution"], "questions"),
+        (["id", "query", "gold"], "questions"),
+        (["data_source", "prompt", "reward_model", "extra_info"], "questions"),
+        (["title", "text"], "text"),
+        (["prompt"], "nothing"),
+        (["a", "b"], "nothing"),
+    ],
+)
+def test_columns_say_what_rows_are_good_for(columns: list[str], kind: str) -> None:
+    assert holds(columns) == kind
+
+
+def test_names_are_known_in_any_case_and_alpacas_input_is_asked_too() -> None:
+    assert (read({"QUESTION": "q", "Target": "a"}).question, read({"Query": "q", "gold": 3}).answer) == (
+        "q",
+        "3",
+    )
+    alpaca = {"instruction": "Add them.", "input": "3 and 4", "output": "7"}
+    assert (read(alpaca).question, read(alpaca).answer) == ("Add them.\n3 and 4", "7")
+    assert read({**alpaca, "input": ""}).question == "Add them."
+
+
+def test_a_row_without_a_marker_does_not_change_how_the_others_are_read() -> None:
+    rows = [{"question": f"q{n}", "answer": f"steps\n#### {n}"} for n in range(9)]
+    found = reading(None, None, None, [*rows, {"question": "q", "answer": "none"}], "t", True)
+    assert [found.read(row).answer for row in rows] == [str(n) for n in range(9)]
+    with pytest.raises(Unusable, match="####"):
+        found.read({"question": "q", "answer": "none"})
+
+
+OPTIONS = ["red", "green", "blue", "pink"]
+
+
+@pytest.mark.parametrize(
+    "golds",
+    [
+        [1, 2, 3, 4], ["1", "2", "3", "4"], [1.0, 2.0, 3.0, 4.0], ["(A)", "(B)", "(C)", "(D)"], ["a", "b", "c", "d"],
+        ["A) red", "B. green", "C: blue", "D pink"], ["RED", "Green", "blue.", "pink"], [["A"], ["B"], ["C"], ["D"]],
+        [0, 1, 2, 3], ["0", "1", "2", "3"],
+    ],
+)  # fmt: skip
+def test_an_answer_names_its_option_in_the_ways_of_the_sets_in_use(golds: list[Any]) -> None:
+    rows = [{"question": "Which?", "choices": OPTIONS, "answer": gold} for gold in golds]
+    found = reading(None, None, None, rows, "t", True)
+    assert [found.read(row).answer for row in rows] == ["A", "B", "C", "D"]
+
+
+def test_options_with_letters_of_their_own_have_one_letter() -> None:
+    aqua = {"question": "How much?", "options": ["A)21", "B)21.5", "C)22"], "correct": "C"}  # AQuA-RAT's form
+    assert read(aqua, answer="correct").question == "How much?\nA. 21\nB. 21.5\nC. 22"
+    assert read({**aqua, "options": ["A. a", "no letter", "C. c"]}, answer="correct").choices[0] == "A. a"
+    assert read({"question": "q", "choices": [1, 2, 3], "answer": 2}).answer == "B"

@@ -112,6 +112,33 @@ def test_rows_with_options_are_judged_by_their_letter(tmp_path: Path) -> None:
 # ---- rows that cannot be used ----
 
 
+OPTIONS = [
+    {"question": f"What is {n} + 1?", "choices": [str(n), str(n + 1)], "answer": "B", "steps": "x"}
+    for n in range(9)
+]
+
+
+def test_options_of_ones_own_are_compared_by_likelihood_as_the_question_shows_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "options.jsonl", OPTIONS)
+    item = next(task(path).held_out())
+    asked = item.question.splitlines()[0]
+    n = int(asked.split()[2])
+    assert item.metadata["likelihood"] == {
+        "context": f"Question: {asked}\nA. {n}\nB. {n + 1}\nAnswer:", "endings": [" A", " B"], "right": 1,
+    }  # fmt: skip
+    item = next(task(path, question="{question}").held_out())  # does not show them
+    n = int(item.question.split()[2])
+    assert item.metadata["likelihood"] == {
+        "context": f"Question: {item.question}\nAnswer:", "endings": [f" {n}", f" {n + 1}"], "right": 1,
+    }  # fmt: skip
+    context = next(task(path, shots=1).held_out()).metadata["likelihood"]["context"]
+    assert context.count("\nAnswer: B\n\nQuestion: ") == 1
+    context = next(task(path, question="{question}", shots=1).held_out()).metadata["likelihood"]["context"]
+    shown, answer = context.removeprefix("Question: What is ").partition("\n\n")[0].split("\nAnswer: ")
+    assert int(answer) == int(shown.split()[0]) + 1
+    assert "likelihood" not in next(task(path, reward="exact").held_out()).metadata
+
+
 def test_rows_that_cannot_be_used_are_counted_with_three_examples(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = word_problems(20)
     for at in (2, 5, 7, 11, 13):
@@ -179,7 +206,9 @@ def test_data_smaller_than_what_was_asked_for_is_asked_whole(pens: Path) -> None
 def test_holding_out_everything_leaves_nothing_to_train_on(pens: Path) -> None:
     mixture = Mixture({"a": {"path": str(pens)}}, 0)
     held_out = HeldOut(item.question for item in mixture.held_out(200))
-    with pytest.raises(UserError, match=r"a has so few different questions .* hold out fewer"):
+    with pytest.raises(
+        UserError, match=r"a: of the 40 questions of .*pens.jsonl .* lower held_out or subset"
+    ):
         mixture.stream(held_out)
 
 

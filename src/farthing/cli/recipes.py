@@ -121,7 +121,7 @@ def schema(as_json: Json = False) -> None:
 
 
 def _have(target: Path, base: str | None, data: str | None, goal: str | None, device: str | None) -> Have:
-    from farthing.recipe.draft import FITTING, GOALS, Have, holds, name_for, question_keys
+    from farthing.recipe.draft import FITTING, GOALS, Have, name_for
 
     if goal is not None and goal not in GOALS:
         raise UserError(f"--goal {goal}: there is no such goal; choose {', '.join(GOALS)}")
@@ -133,7 +133,7 @@ def _have(target: Path, base: str | None, data: str | None, goal: str | None, de
             _ask("Your data: a file, a folder or hf:owner/name (nothing takes built-in problems)", "") or None
         )
     columns = _columns(data) if data is not None else []
-    rows: Holds = holds(columns) if data is not None else "nothing"
+    rows: Holds = _holds(columns) if data is not None else "nothing"
     if data is not None and rows == "nothing":
         raise UserError(
             f"{data}: its rows have {', '.join(columns)}, of which none says what they hold; name them as messages, as "
@@ -156,13 +156,19 @@ def _have(target: Path, base: str | None, data: str | None, goal: str | None, de
         )
     gpu = device == "cuda" or (device is None and shutil.which("nvidia-smi") is not None)
     chosen: Goal = next(each for each in GOALS if each == goal)
-    return Have(name_for(target.stem), chosen, base, data, question_keys(columns) or {}, gpu)
+    return Have(name_for(target.stem), chosen, base, data, gpu)
 
 
 def _columns(data: str) -> list[str]:
     from farthing.data.text import columns
 
     return columns(data)
+
+
+def _holds(columns: Sequence[str]) -> Holds:
+    from farthing.tasks.columns import holds
+
+    return holds(columns)
 
 
 def _ask(question: str, default: str) -> str:

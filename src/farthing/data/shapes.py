@@ -31,7 +31,7 @@ Learnable = Conversation | Passage
 
 _MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog")
 _PROMPT, _QUESTION = ("prompt",), ("question", "query", "problem")
-_ANSWER = ("completion", "response", "output", "answer", "generation", "solution")
+ANSWER = ("completion", "response", "output", "answer", "generation", "solution")
 _CONTEXT, _SYSTEM, _TOOLS = ("input", "context"), ("system", "system_prompt"), ("tools", "functions")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _OURS = {"messages", "add_generation_prompt", "tools"}
@@ -205,7 +205,7 @@ def _read_alpaca(row: Row, notes: Counter[str]) -> Conversation:
         for turn in history
     ):
         raise Unusable("its 'history' is not a list of pairs of texts")
-    for question, answer in [*history, [asked, _text(row, _ANSWER)]]:
+    for question, answer in [*history, [asked, _text(row, ANSWER)]]:
         more, on = _turn(question, answer)
         messages, learnt = messages + more, learnt + on
     return _whole(row, messages, learnt)
@@ -250,7 +250,7 @@ def _read_segments(row: Row, notes: Counter[str]) -> Passage:
 
 
 def _read_continuation(row: Row, notes: Counter[str]) -> Passage:
-    prompt, answer = _text(row, (*_PROMPT, *_QUESTION)), _text(row, _ANSWER)
+    prompt, answer = _text(row, (*_PROMPT, *_QUESTION)), _text(row, ANSWER)
     if not answer.strip():
         raise Unusable("the completion is empty")
     return Passage(((prompt, False), (answer, True)))
@@ -278,22 +278,22 @@ SHAPES = (
     Shape("preference", "chosen and rejected, with a prompt or without; chosen is learnt",
           lambda row: _has(row, ("chosen",), ("rejected",)), _read_preference),
     Shape("alpaca", "instruction and output, maybe input, history and system",
-          lambda row: _has(row, ("instruction",), _ANSWER), _read_alpaca),
+          lambda row: _has(row, ("instruction",), ANSWER), _read_alpaca),
     Shape("unpaired preference", "prompt, completion and label; completions labelled true are learnt",
           lambda row: _has(row, _PROMPT, ("completion",), ("label",)), _read_unpaired),
     Shape("stepwise supervision", "prompt, completions and labels, which train a judge of steps",
           lambda row: _has(row, _PROMPT, ("completions",)),
           _refuse("it judges steps (prompt, completions, labels), which sft does not learn from")),
     Shape("prompt-completion", "prompt and completion or response, each a text or messages",
-          lambda row: _has(row, _PROMPT, _ANSWER) and not _has(row, _NOT_PAIRS),
-          lambda row, notes: _read_pair(row, notes, _PROMPT, _ANSWER)),
+          lambda row: _has(row, _PROMPT, ANSWER) and not _has(row, _NOT_PAIRS),
+          lambda row, notes: _read_pair(row, notes, _PROMPT, ANSWER)),
     Shape("question-answer", "question, query or problem, and answer or solution",
-          lambda row: _has(row, _QUESTION, _ANSWER),
-          lambda row, notes: _read_pair(row, notes, _QUESTION, _ANSWER)),
+          lambda row: _has(row, _QUESTION, ANSWER),
+          lambda row, notes: _read_pair(row, notes, _QUESTION, ANSWER)),
     Shape("text", "text, all of it learnt", lambda row: "text" in row, _read_text),
     Shape("prompt-only", "prompt alone, which has nothing to learn from",
           lambda row: _has(row, (*_PROMPT, *_QUESTION, "instruction")),
           _refuse("it is a prompt without an answer; sft needs answers, grpo takes questions as tasks")),
     Shape("continuation", "prompt and completion as plain text, without the chat template",
-          lambda row: _has(row, (*_PROMPT, *_QUESTION), _ANSWER), _read_continuation),
+          lambda row: _has(row, (*_PROMPT, *_QUESTION), ANSWER), _read_continuation),
 )  # fmt: skip

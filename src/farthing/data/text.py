@@ -224,7 +224,8 @@ def _parsed(line: str, place: str, problems: Problems) -> Any:
 
 
 def _json_file(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any, str]]:
-    """The rows of a .json file: a list of them, an object with one such list, one object, or an object a line."""
+    """The rows of a .json file: a list of them, an object with one such list or with a list for each column, one
+    object, or an object a line."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
@@ -238,10 +239,26 @@ def _json_file(path: Path, name: str, problems: Problems) -> Iterator[tuple[Any,
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error})") from None
     lists = [part for part in value.values() if _is_table(part)] if isinstance(value, dict) else []
-    if len(lists) == 1 and not _is_row(value):
+    if isinstance(value, dict) and (columns := _columns(value)):
+        value = [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    elif len(lists) == 1 and not _is_row(value):
         value = lists[0]
     for number, row in enumerate(value if isinstance(value, list) else [value], 1):
         yield row, f"{name}:{number}"
+
+
+def _columns(value: dict[str, Any]) -> list[list[Any]]:
+    """The columns of a table written by column, as lists or as pandas writes them ({"0": …, "1": …}); none if an object
+    is no such table. A conversation, whose lists are all of objects, is a row."""
+    columns = [
+        list(part.values())
+        if isinstance(part, dict) and list(part) == [str(n) for n in range(len(part))]
+        else part
+        for part in value.values()
+    ]
+    if not all(isinstance(column, list) and column for column in columns) or all(map(_is_table, columns)):
+        return []
+    return columns if len(set(map(len, columns))) == 1 else []
 
 
 def _is_table(value: Any) -> bool:

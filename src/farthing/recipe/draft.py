@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from farthing.base.schema import dump_value
 from farthing.recipe.editor import SCHEMA_LINE
@@ -33,12 +33,6 @@ _PROBLEMS = {
 }
 
 
-_TALKS = {"messages", "conversations", "conversation", "instruction", "completion", "response", "chosen"}
-_ASKS = ("question", "problem", "prompt", "query", "input")
-_FOUND = {"question", "problem", "prompt", "answer", "solution"}
-_ANSWERS = ("answer", "solution", "gold", "target", "label", "output", "ground_truth")
-
-
 @dataclass(frozen=True)
 class Have:
     """What somebody has, and wants."""
@@ -50,8 +44,6 @@ class Have:
     """Where the weights come from; None for a model from nothing."""
     data: str | None = None
     """A path or hub name; None takes built-in problems."""
-    question: dict[str, Any] = field(default_factory=dict)
-    """Keys of the task that say which columns ask and answer, where they are not the usual ones."""
     gpu: bool = False
     """Settings for a GPU; else for two CPU cores, where a run takes minutes to an hour."""
 
@@ -111,7 +103,7 @@ def _sft(have: Have) -> Iterator[str]:
     yield "  - kind: sft"
     if have.goal == "both":
         yield "    data:"
-        yield f"      - tasks: {dump_value({_task_name(have): {'path': have.data, **have.question}})}"
+        yield f"      - tasks: {dump_value({_task_name(have): {'path': have.data}})}"
         yield "        items: 2000 # worked answers to learn from"
     else:
         yield from _key(
@@ -131,7 +123,7 @@ def _grpo(have: Have) -> Iterator[str]:
         yield "    tasks: # built-in problems; docs/recipes.md lists them, and how to take your own"
         yield from (f"      {name}: {dump_value(task)}" for name, task in _PROBLEMS.items())
     else:
-        yield f"    tasks: {dump_value({_task_name(have): {'path': have.data, **have.question}})}"
+        yield f"    tasks: {dump_value({_task_name(have): {'path': have.data}})}"
     yield from _key("answer", "final", "where the answer stands: final, tag (<answer>…</answer>) or boxed")
     yield from _key("prompts", "32" if have.gpu else "16", "questions a step")
     yield from _key("group", "16" if have.gpu else "8", "answers to each, compared with each other")
@@ -151,24 +143,3 @@ def _task_name(have: Have) -> str:
 
 def _key(key: str, value: str, comment: str = "", indent: int = 4) -> Iterator[str]:
     yield f"{' ' * indent}{key}: {value}" + (f" # {comment}" if comment else "")
-
-
-def holds(columns: Sequence[str]) -> Holds:
-    """What rows with these columns are good for; "nothing" where that cannot be told."""
-    names = {column.casefold() for column in columns}
-    if names & _TALKS:
-        return "conversations"
-    if question_keys(columns) is not None:
-        return "questions"
-    return "text" if "text" in names else "nothing"
-
-
-def question_keys(columns: Sequence[str]) -> dict[str, str] | None:
-    """Keys of a task that name the columns which ask and answer, where it does not find them itself; None if there are
-    no such columns."""
-    asks = next((column for column in _ASKS if column in columns), None)
-    answers = next((column for column in _ANSWERS if column in columns), None)
-    if asks is None or answers is None:
-        return None
-    named = {"question": asks, "answer": answers}
-    return {key: column for key, column in named.items() if column not in _FOUND}

@@ -18,8 +18,12 @@ def verdict(found: dict[str, Any], path: Path) -> str:
     failed = [case["case"] for case in found["cases"] if not case["passed"] and "own" not in case]
     if failed:
         raise UserError(f"the reward audit failed on {', '.join(sorted(set(failed)))}; see {path}")
-    held = len(found["cases"]) - sum(not case["passed"] for case in own)
-    return f"reward audit: {held} cases, none of which earned a reward, ran code or hung"
+    fooled = sum(not case["passed"] for case in own)
+    if fooled:
+        return (
+            f"reward audit: {len(found['cases'])} cases, {fooled} of which went wrong in rewards of your own"
+        )
+    return f"reward audit: {len(found['cases'])} cases, none of which earned a reward, ran code or hung"
 
 
 def warnings(found: dict[str, Any], path: Path, recipe: Recipe) -> list[str]:

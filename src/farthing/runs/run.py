@@ -265,7 +265,10 @@ class _Work:
         settings, between = self.recipe.evaluate, list[Item]()
         if settings.every is not None:
             asked_last = {question_key(item.question) for item in items}
-            between = mixture.held_out(settings.subset, earlier | asked_last)
+            try:
+                between = mixture.held_out(settings.subset, earlier | asked_last)
+            except UserError as error:
+                raise UserError(f"evaluate: subset: {error}; lower held_out, or leave every out") from None
             self._subset = Subset(
                 between,
                 self.recipe.asks(),
@@ -279,6 +282,9 @@ class _Work:
         self.held_out = HeldOut(
             dict.fromkeys([*(item.question for item in [*items, *between]), *sorted(apart)])
         )
+        for stage in self.recipe.stages:
+            if stage.asks:  # refuses a stage that would have nothing to ask, before anything takes long
+                Mixture(stage.asks.tasks, self.recipe.seed).stream(self.held_out)
         return items
 
     def _evaluate(self, name: str, folder: Path, items: list[Item], pool: VerifierPool) -> None:

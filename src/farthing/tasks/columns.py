@@ -5,10 +5,11 @@ Templates are filled in by hand, not by str.format: what a row holds is never co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,24 +17,40 @@ from typing import Any
 from farthing.base.errors import UserError
 from farthing.base.schema import nearest
 from farthing.data.rows import Row
+from farthing.data.shapes import ANSWER, SHAPES
 from farthing.recipe import Gold
+from farthing.recipe.draft import Holds
+from farthing.tasks.rewards.choice import letter_of
 
 LETTERS = string.ascii_uppercase
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _ARITHMETIC = re.compile(r"<<[^<>]*>>")  # GSM8K's notes to a calculator, arXiv:2110.14168
 _MARKER = "####"
-# Columns in use elsewhere, by how sure their name is: TRL's prompt and solution, verl's reward_model.ground_truth.
-_QUESTIONS = ("question", "problem", "prompt", "query", "instruction", "Question", "Problem")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+([^\s{}$.,]+))")
+_OWN_LETTER = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])[.):])\s*")  # before an option, as AQuA writes it
+# Columns in use elsewhere, in whatever case, by how sure their name is: TRL's prompt and solution, verl's
+# reward_model.ground_truth, Alpaca's instruction and output.
+_QUESTIONS = ("question", "problem", "prompt", "query", "instruction", "input")
 _ANSWERS = (
     "answer",
     "reward_model.ground_truth",
     "ground_truth",
     "solution",
     "final_answer",
-    "answerKey",
-    "Answer",
+    "answerkey",
+    "gold",
+    "target",
+    "output",
+    "label",
 )
 _CHOICES = ("choices", "options")
+_TALKS = (
+    "segments",
+    "messages",
+    "preference",
+    "alpaca",
+    "unpaired preference",
+)  # shapes with all that is said
 
 
 class Unusable(ValueError):
@@ -147,16 +164,18 @@ class Reading:
     def __init__(self, question: Template, answer: Gold | None, choices: str | None, where: str) -> None:
         self.question, self.gold, self.choices = question, answer, choices
         self.answer = Template(answer.column, f"{where}: answer") if answer else None
+        self.first = 0
+        """The number of the first option, where answers are numbers."""
 
     def read(self, row: Row) -> Asked:
         """The question and answer of a row. Raises Unusable, which says why it has none."""
         options = self.options(row)
-        with_lines = {**row, "choices": _lines(options)} if options else row
+        with_lines = {**row, "choices": option_lines(options)} if options else row
         question = self.question.fill(row if self.question.bare else with_lines).strip()
         if not question:
             raise Unusable("its question is empty")
         if options and self.question.bare:
-            question = f"{question}\n{_lines(options)}"
+            question = f"{question}\n{option_lines(options)}"
         answer, solution = self._answer(row, options)
         return Asked(question, answer, options, solution, self._system(row))
 
@@ -176,7 +195,7 @@ class Reading:
         if options and self.answer.bare:
             assert self.choices is not None
             labels = _options(value_at(row, self.choices), self.choices)[1]
-            return LETTERS[_chosen(value_at(row, self.gold.column), options, labels)], None
+            return LETTERS[_chosen(value_at(row, self.gold.column), options, labels, self.first)], None
         whole = self._gold(row)
         if self.gold.after is not None:
             before, found, answer = whole.rpartition(self.gold.after)
@@ -237,15 +256,18 @@ def reading(
     """
     if choices is None:
         choices = next(
-            (name for name in _CHOICES if any(_are_options(row.get(name)) for row in sample)), None
+            (name for name in _known(_CHOICES, sample) if any(map(_are_options, _values(name, sample)))), None
         )
     if question is None:
         question = _found("question", _QUESTIONS, sample, where)
+        context = next(_known(("input",), sample), None)
+        if question.casefold() == "instruction" and context and any(_values(context, sample)):
+            question = f"{{{question}}}\n{{{context}}}"  # Alpaca's: what the instruction is about
     if answer is None and needs_answer:
         answer = _how(_found("answer", _ANSWERS, sample, where), sample)
     elif answer is None:
-        names = [name for name in _ANSWERS if _has(sample, name)]
-        answer = _how(names[0], sample) if names else None
+        found = next(_known(_ANSWERS, sample), None)
+        answer = _how(found, sample) if found else None
     made = Reading(Template(question, f"{where}: question"), answer, choices, where)
     own = {"choices"} if choices and not made.question.bare else set()
     for key, columns in (
@@ -256,21 +278,34 @@ def reading(
         for column in columns:
             if column not in own and not _has(sample, column):
                 raise UserError(f"{where}: {key}: there is no column {column!r}; {_columns(column, sample)}")
+    if choices is not None and made.answer is not None and made.answer.bare:
+        made.first = _counts_from(made.answer.text, choices, sample)
     return made
 
 
 def _has(sample: Sequence[Row], column: str) -> bool:
+    return any(True for _ in _values(column, sample))
+
+
+def _known(names: Sequence[str], sample: Sequence[Row]) -> Iterator[str]:
+    """The columns of a sample that have one of the names, in the order of these, whatever their case."""
+    written = {column.casefold(): column for row in sample for column in row}
+    for name in names:
+        first, dot, rest = name.partition(".")
+        column = written.get(first, first) + dot + rest
+        if _has(sample, column):
+            yield column
+
+
+def _values(column: str, sample: Sequence[Row]) -> Iterator[Any]:
+    """What a column has in the rows where it is there and not null."""
     for row in sample:
-        try:
-            value_at(row, column)
-            return True
-        except Unusable:
-            continue
-    return False
+        with contextlib.suppress(Unusable):
+            yield value_at(row, column)
 
 
 def _found(key: str, names: Sequence[str], sample: Sequence[Row], where: str) -> str:
-    found = next((name for name in names if _has(sample, name)), None)
+    found = next(_known(names, sample), None)
     if found is None:
         raise UserError(
             f"{where}: no column is known as the {key}; say {key}: COLUMN ({_columns('', sample)})"
@@ -292,32 +327,47 @@ def _columns(wanted: str, sample: Sequence[Row]) -> str:
 
 
 def _how(column: str, sample: Sequence[Row]) -> Gold:
-    """A column nobody said how to read: after GSM8K's marker or in \\boxed{} if every answer of the sample has that."""
-    texts = [row.get(column) for row in sample if row.get(column) is not None]
-    if texts and all(isinstance(text, str) and _MARKER in text for text in texts):
+    """A column nobody said how to read: after GSM8K's marker or in \\boxed{} if most answers of the sample have that.
+    Then a row without it is left out; the answers of all the others do not become whole texts for its sake."""
+    texts = [value for value in _values(column, sample) if isinstance(value, str)]
+    if sum(_MARKER in text for text in texts) > len(texts) / 2:
         return Gold(column=column, after=_MARKER)
-    if texts and all(isinstance(text, str) and last_boxed(text) is not None for text in texts):
+    if sum(last_boxed(text) is not None for text in texts) > len(texts) / 2:
         return Gold(column=column, boxed=True)
     return Gold(column=column)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last whole \boxed{…} of a text holds."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth = 0
-        for brace in re.finditer(r"\\.|[{}]", text[start + 1 :], flags=re.S):
+    r"""What the last whole \boxed{…} of a text holds. MATH's solutions also have \boxed 9 and \fbox{9}."""
+    for start in reversed(list(_BOX.finditer(text))):
+        if start[1]:
+            return start[1]
+        depth = 1
+        for brace in re.finditer(r"\\.|[{}]", text[start.end() :], flags=re.S):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0 and brace[0] == "}":
-                return text[start + len("\\boxed{") : start + 1 + brace.start()]
-        start = text.rfind("\\boxed{", 0, start)
+            if depth == 0:
+                return text[start.end() : start.end() + brace.start()]
     return None
+
+
+def holds(columns: Sequence[str]) -> Holds:
+    """What rows with these columns are good for; "nothing" where their names do not tell."""
+    names = {column.casefold(): "x" for column in columns}
+    shape = next((shape.name for shape in SHAPES if shape.fits(names)), "prompt-only")
+    answer = next((name for name in ANSWER if name in names), None)
+    if shape in _TALKS or answer not in (None, *_ANSWERS):
+        return "conversations"
+    asked = [any(name.partition(".")[0] in names for name in known) for known in (_QUESTIONS, _ANSWERS)]
+    if all(asked):
+        return "questions"
+    return "text" if shape == "text" else "nothing"
 
 
 # ---- options ----
 
 
-def _lines(options: Sequence[str]) -> str:
+def option_lines(options: Sequence[str]) -> str:
+    """Options as a question shows them, a line each."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
@@ -343,26 +393,57 @@ def _options(value: Any, column: str) -> tuple[list[str], list[str] | None]:
         value, labels = list(value.values()), list(value)
     if isinstance(value, list) and value and all(isinstance(one, int | float) for one in value):
         value = [json.dumps(one) for one in value]
+        labels = labels or value  # 2 is then the option 2, not the third
     if not isinstance(value, list) or not all(isinstance(option, str) for option in value):
         raise Unusable(f"its {column!r} is no list of texts")
     if not 2 <= len(value) <= len(LETTERS):
         raise Unusable(f"its {column!r} has {len(value)} options where 2 to 26 belong")
+    own = [_OWN_LETTER.match(option) for option in value]
+    if [(found[1] or found[2]).upper() for found in own if found] == list(LETTERS[: len(value)]):
+        value = [option[found.end() :] for option, found in zip(value, own, strict=True) if found]
     known = isinstance(labels, list) and len(labels) == len(value)
     return value, [str(label) for label in labels] if known else None
 
 
-def _chosen(gold: Any, options: Sequence[str], labels: Sequence[str] | None) -> int:
-    """Which option is right: a number is its place from 0 (MMLU); a text its label, the option itself, its place
-    (HellaSwag) or its letter."""
+def _counts_from(column: str, choices: str, sample: Sequence[Row]) -> int:
+    """The number of the first option where answers are numbers: 0, or 1 where one is the number of options and none
+    is 0."""
+    numbers: set[int] = set()
+    last = False
+    for row in sample:
+        with contextlib.suppress(Unusable, ValueError, TypeError, OverflowError):
+            options, labels = _options(value_at(row, choices), choices)
+            gold = value_at(row, column)
+            if labels or isinstance(gold, bool) or (isinstance(gold, str) and gold.strip() in options):
+                continue
+            numbers.add(int(gold))
+            last = last or int(gold) == len(options)
+    return int(last and 0 not in numbers)
+
+
+def _chosen(gold: Any, options: Sequence[str], labels: Sequence[str] | None, first: int) -> int:
+    """Which option is right: a number is its place from `first` (0 in MMLU and HellaSwag); a text its label, the option
+    itself, its place, or its letter, with the option behind it or not."""
+    if isinstance(gold, list) and len(gold) == 1:
+        gold = gold[0]
+    if isinstance(gold, float) and gold.is_integer():  # a column of integers with gaps, as pandas writes it
+        gold = int(gold)
     text = str(gold).strip()
-    if isinstance(gold, int) and not isinstance(gold, bool) and not labels and 0 <= gold < len(options):
-        return gold
+    if (
+        isinstance(gold, int)
+        and not isinstance(gold, bool)
+        and not labels
+        and 0 <= gold - first < len(options)
+    ):
+        return gold - first
     if labels and text in labels:
         return labels.index(text)
     if text in options:
         return options.index(text)
-    places = [str(place) for place in range(len(options))] if not labels else []
-    for names in (places, LETTERS[: len(options)]):
-        if text.upper() in names and text and not isinstance(gold, bool):
-            return names.index(text.upper())
-    raise Unusable("its answer names none of the options")
+    places = [str(first + place) for place in range(len(options))] if not labels else []
+    if text in places:
+        return places.index(text)
+    letter = letter_of(text, options) if isinstance(gold, str | bool) else None
+    if letter is None:
+        raise Unusable("its answer names none of the options")
+    return LETTERS.index(letter)

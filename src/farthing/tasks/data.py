@@ -9,7 +9,7 @@ place       where the row stands, as in "questions.jsonl:12"
 asked       what a model is shown, where that is more than the question: a set's words, and examples before it
 system      the system message, where the prompt is a conversation with one
 choices     the options in their order, where there are any; the answer is the letter of one
-likelihood  {"context", "endings", "right"}, where a set is also judged by how likely each ending is
+likelihood  {"context", "endings", "right"}, where an answer is also judged by how likely each ending is
 until       texts that end an answer
 convention  how a set's answers are given, whatever the stage's `answer` says
 solution    a worked solution that ends in the answer, where the row has one
@@ -29,7 +29,7 @@ from farthing.data.rows import Row
 from farthing.data.text import files, said_by_hub
 from farthing.recipe import Recipe, RewardPart, TaskSetting
 from farthing.recipe.rewards import check_reward, default_reward, model_of
-from farthing.tasks.columns import LETTERS, Asked, Template
+from farthing.tasks.columns import LETTERS, Asked, Template, option_lines
 from farthing.tasks.item import Item
 from farthing.tasks.sets import QUESTION_ANSWER, SETS, NamedSet
 from farthing.tasks.table import Columns, Table, table
@@ -197,8 +197,8 @@ class DataTask:
             # without examples nothing suggests to a model how to go on, and an answer may have paragraphs
             metadata |= {"until": list(self.set.until)} if self.set.until and self._shots else {}
             metadata |= {"convention": self.set.convention} if self.set.convention else {}
-            if self.set.likelihood and read.choices:
-                metadata["likelihood"] = self._likelihood(row, read, asked)
+        if read.choices and any(part.use == "choice" for part in self.rewards):
+            metadata["likelihood"] = self._likelihood(row, read, asked)
         return Item(self.name, seed, index, read.question, read.answer, metadata)
 
     def _asked(self, row: Row, read: Asked) -> str:
@@ -215,24 +215,27 @@ class DataTask:
         return "\n\n".join([*blocks, self._filled(prompt, row, read)])
 
     def _likelihood(self, row: Row, read: Asked, asked: str) -> dict[str, Any]:
-        """The context and the endings whose likelihoods are compared: letters, or the options themselves."""
-        assert self.set is not None
+        """The context and the endings whose likelihoods are compared: letters, or the options themselves where the
+        question does not show them, or the set is judged so."""
         assert read.choices
         right = LETTERS.index(read.answer)
+        letters = [f" {one}" for one in LETTERS[: len(read.choices)]]
+        shots = [(shot, seen) for shot, seen in self._shots_for(row) if seen.choices]
+        if self.set is None:
+            listed = option_lines(read.choices) in read.question
+            blocks = [
+                f"{self._filled(QUESTION_ANSWER, *shot)} {shot[1].answer if listed else _right_option(shot[1])}"
+                for shot in shots
+            ]
+            context = "\n\n".join([*blocks, self._filled(QUESTION_ANSWER, row, read)])
+            endings = letters if listed else [f" {option}" for option in read.choices]
+            return {"context": context, "endings": endings, "right": right}
         if self.set.likelihood == "letters":
-            return {
-                "context": asked,
-                "endings": [f" {one}" for one in LETTERS[: len(read.choices)]],
-                "right": right,
-            }
-        context = Template(self.set.context, self._where)
-        blocks = [
-            f"{context.fill(shot)} {seen.choices[LETTERS.index(seen.answer)]}"
-            for shot, seen in self._shots_for(row)
-            if seen.choices
-        ]
+            return {"context": asked, "endings": letters, "right": right}
+        template = Template(self.set.context, self._where)
+        blocks = [f"{template.fill(shot)} {_right_option(seen)}" for shot, seen in shots]
         return {
-            "context": "\n\n".join([*blocks, context.fill(row)]),
+            "context": "\n\n".join([*blocks, template.fill(row)]),
             "endings": [f" {option}" for option in read.choices],
             "right": right,
         }
@@ -289,6 +292,11 @@ class DataTask:
     def _like(self, shots: Sequence[tuple[Mapping[str, Any], Asked]]) -> str | None:
         column = self.set.shots_like if self.set else None
         return column if column and all(column in row for row, _ in shots) else None
+
+
+def _right_option(read: Asked) -> str:
+    assert read.choices
+    return read.choices[LETTERS.index(read.answer)]
 
 
 def origin(rows: Table, license_too: bool = True) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Mixture:
         for name in self.tasks if exclude else ():
             questions = [self._train(name, index).question for index in range(_PROBES)]
             if sum(map(exclude.holds, questions)) > _MAX_HELD_OUT * _PROBES:
-                raise UserError(_nothing_left(name))
+                raise UserError(nothing_left(self.tasks[name]))
         return Stream(self, exclude, fits)
 
     def _name(self, index: int) -> str:
@@ -210,7 +210,7 @@ class Stream:
                     "max_new_tokens, take fewer shots, or a model with a longer context"
                 )
             if excluded == _MAX_EXCLUDED:
-                raise UserError(_nothing_left(item.task))
+                raise UserError(nothing_left(self.mixture.tasks[item.task]))
         return items, cursor
 
 
@@ -218,8 +218,15 @@ def _table(given: Any) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {"weight": float(given)}
 
 
-def _nothing_left(name: str) -> str:
+def nothing_left(task: Task | DataTask) -> str:
+    """That holding questions out leaves a task without any, and what to do."""
+    if isinstance(task, DataTask):
+        assert task.training is not None
+        return (
+            f"tasks: {task.name}: of the {len(task.training):,} questions of {task.training.source} (almost) all are "
+            "held out and none are left to train on; lower held_out or subset of evaluate, or give more questions"
+        )
     return (
-        f"tasks: {name} has so few different questions with this config that holding some out leaves "
+        f"tasks: {task.name} has so few different questions with this config that holding some out leaves "
         "(almost) none to train on; hold out fewer or widen its config"
     )

@@ -18,7 +18,7 @@ _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _MINUS = "-−–"
 _SIGNS = _MINUS + "+"
 _WRAPPERS = "{$*(`£€\\"  # may stand between a sign and its number: -$7$, \boxed{-7}, -(7), **7**
-_OPERATORS = "±√^/×÷·≠<>≤≥≈~"  # what precedes an operand, not an answer
+_OPERATORS = "±√^/×÷·≠<>≤≥≈~!¬"  # what precedes an operand, not an answer
 _LONGEST = 400  # characters; no task here has a longer answer
 _AROUND = 24  # characters examined on each side of a number
 # LaTeX that may stand right before a number's brace, as in \\boxed{7}; any other computes something: \\sqrt{7}
@@ -43,20 +43,24 @@ _HARMLESS = re.compile(
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\s*\{*$")
 # words that make another number of the one before or after them
 _OTHER_BEFORE = re.compile(
-    r"(?:\bnot|n't|\bthan|\bover|\bunder|\babove|\bbelow|\bleast|\bmost|\broot of|\btimes|\bdivided by|"
+    r"(?:(?:\bnot|n't|\bcannot)(?: (?:be|equal|equal to|equals))?|\bthan|\bover|\bunder|\babove|\bbelow|\bleast|\bmost|"
+    r"\bup to|"
+    r"\b(?:root|square|cube|third|quarter|fifth|sixth|eighth|tenth|percent|power|reciprocal|inverse|opposite|negation|"
+    r"factorial|logarithm) of|\btimes|\b(?:divided|multiplied) by|"
     r"\btwice|\bdouble|\btriple|\bhalf(?: of)?|\blog|\bln|\bsin|\bcos|\btan|\bmod)\s*$",
     re.IGNORECASE,
 )
 _MINUS_WORD = re.compile(r"(?:minus|negative)\s*$", re.IGNORECASE)
 _OTHER_AFTER = re.compile(
     r"\s*(?:\\text\{|\\mathrm\{)?[\s-]*(?:"
-    r"(?:hundred|thousand|million|billion|trillion|dozen|score|squared|cubed|factorial|halves|"
-    r"thirds|quarters|tenths|hundredths|thousandths|pi)s?\b|"
-    r"(?:and )?(?:a|one) (?:half|third|quarter)\b|(?:plus|minus|over|choose|mod)\b)",
+    r"(?:tens|hundred|thousand|million|billion|trillion|dozen|score|gross|grand|lakh|crore|squared|cubed|factorial|"
+    r"halves|thirds|quarters|tenths|hundredths|thousandths|pi)s?\b|"
+    r"(?:and )?(?:a|one) (?:half|third|quarter)\b|(?:plus|minus|over|choose|mod)\b|"
+    r"or (?:more|less|fewer|greater|so)\b|at (?:least|most)\b|(?-i:[a-zA-Z](?<![mgshlLWVAJNCF]))\s*\})",
     re.IGNORECASE,
 )
 # letters that stand alone after a number: a variable or a multiplier, in this case only (7 m is a length, 7 M is not)
-_LONE = re.compile(r" ?(?:[xyzniekKMBT]|bn|mn|mln|tn)(?![\w'-])")
+_LONE = re.compile(r" ?(?:[xyzniekKMBT]|bn|mn|mln|tn)(?![\w'-])| [a-zA-Z](?<![mgshlLWVAJNCF])[\s.$)}]*$")
 _UNITS_OF_ONE_LETTER = "mgshLlWVAJNCF"
 _OTHER_SUFFIXES = ("bn", "mn", "mil", "mln", "tn", "pi")
 

@@ -89,6 +89,8 @@ def test_other_columns() -> None:
     adds = "print(sum(map(int, input().split())))"
     assert outcome({"checks": [{"input": "1 2", "output": 3}]}, adds, tests="checks") == "right"
     assert outcome({"checks": [{"input": "1 2", "output": 4}]}, adds, tests="checks") == "wrong"
+    assert outcome(APPS, "import os\nprint(sum(map(int, open(0).read().split())))") == "right"
+    assert outcome(APPS, "import os\nprint(sum(map(int, os.read(0, 99).split())))") == "right"
     assert outcome({"checks": "assert x == 3"}, "x = 3", tests="checks") == "right"
     assert code.tests_of({"input_output": '{"inputs": [1], "outputs": []}'}, None) is None
     assert code.tests_of({"input_output": "{"}, None) is None

@@ -138,6 +138,35 @@ def test_the_form_of_completions_can_be_said(mine: Made) -> None:
     assert mine.verdict(code, settings={"completions": "messages"}).outcome == "right"
 
 
+def test_where_the_prompt_is_a_conversation_completions_are_messages_as_in_trl(mine: Made) -> None:
+    code = """
+        def content(completion):
+            return completion[0]["content"]
+
+        def score(prompts, completions, **kwargs):
+            return [float(content(c) == "7" and p[0]["role"] == "system") for p, c in zip(prompts, completions)]
+    """
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 3 + 4?"}]
+    assert mine.verdict(code, prompt=turns).outcome == "right"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def score(completion): raise KeyboardInterrupt",
+        "class Own(BaseException): pass\ndef score(completion): raise Own",
+        "class Own(Exception):\n    def __str__(self): raise ValueError\ndef score(completion): raise Own",
+    ],
+)
+def test_whatever_is_raised_is_an_error_of_one_line(mine: Made, code: str) -> None:
+    assert mine.error(code).startswith("my_rewards.py, line ")
+
+
+def test_a_decimal_is_a_number(mine: Made) -> None:
+    code = "from decimal import Decimal\ndef score(completion): return Decimal('0.25')"
+    assert mine.verdict(code).score == 0.25
+
+
 def test_no_opinion_is_left_out(mine: Made) -> None:
     for code in (
         "def score(completion): return None",

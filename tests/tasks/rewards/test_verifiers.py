@@ -52,6 +52,16 @@ def outcome(asked: Item, text: str, convention: Convention = "final") -> str:
         ("A", "wrong"),
         ("The answer is Rome.", "wrong"),
         ("none of these", "wrong"),
+        ("Rome? Maybe.\n\nSo it is \\boxed{B}.", "right"),
+        ("<think>A\nB\nC</think>B", "right"),
+        ("A\n\nSo the answer is B", "right"),
+        ("B. Paris\nThe answer is B", "right"),
+        ("A\nB\nC\nD", "unparsed"),
+        ("C\nA\nB", "unparsed"),
+        ("A. Rome\nC. Oslo\nB. Paris", "unparsed"),
+        ("Rome\nOslo\nParis", "unparsed"),
+        ("The answer is A. The answer is B.", "unparsed"),
+        ("Answer: A\nAnswer: **B**", "unparsed"),
         ("E", "unparsed"),
         ("B. Rome", "unparsed"),
         ("A or B", "unparsed"),
@@ -162,6 +172,14 @@ def test_schemas() -> None:
 )
 def test_equal_values(answer: str, expected: str) -> None:
     assert outcome(item("json", '{"a": null, "b": [1, 2]}', equal=True), answer) == expected
+
+
+def test_what_is_thought_is_no_part_of_the_answer() -> None:
+    for text in ('<think>{"a": 2}</think>{"a": 1}', '<think>\n```\n2\n```\n</think>\n```json\n{"a": 1}\n```'):
+        assert outcome(item("json", '{"a": 1}', equal=True), text) == "right"
+    assert outcome(item("exact", "Oslo"), "<think>Paris?</think>Oslo") == "right"
+    assert outcome(item("number", "7"), "<think>Is it 8, or 7?</think>7") == "right"
+    assert outcome(item("number", "7"), "7</think>8") == "wrong"
 
 
 def test_json_golds() -> None:

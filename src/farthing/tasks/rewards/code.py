@@ -39,11 +39,15 @@ _ASSERTS = (
     "sys.stdout.flush()\n"
     "os.write(1, given['token'].encode())\n"
 )
-# Reads {"program", "input"}; the program then reads its input.
+# Reads {"program", "input"}; the program then reads its input, be it by input() or as file 0.
 _PROGRAM = (
-    "import io, json, sys\n"
+    "import json, os, sys, tempfile\n"
     "given = json.loads(sys.stdin.buffer.read())\n"
-    "sys.stdin = io.TextIOWrapper(io.BytesIO(given['input'].encode()), encoding='utf-8')\n"
+    "file = tempfile.TemporaryFile(dir='.')\n"
+    "file.write(given['input'].encode())\n"
+    "file.seek(0)\n"
+    "os.dup2(file.fileno(), 0)\n"
+    "sys.stdin = open(0, encoding='utf-8', closefd=False)\n"
     "exec(compile(given['program'], 'answer.py', 'exec'), {'__name__': '__main__', '__builtins__': __builtins__})\n"
 )
 

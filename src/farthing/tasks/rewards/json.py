@@ -45,6 +45,7 @@ def verify(item: Item, text: str, convention: Convention, settings: Json) -> Par
 def _written(text: str, convention: Convention) -> str | None:
     if convention == "tag":
         return extract(text, "tag", "text")
+    text = text.rpartition("</think>")[2]
     blocks = _FENCED.findall(text)
     if len(blocks) > 1:
         return None

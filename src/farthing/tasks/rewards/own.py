@@ -19,6 +19,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,7 +43,7 @@ def verify(use: str, item: Item, text: str, settings: Own) -> Part:
     try:
         function = _function(path, name)
         return _part(_call(function, item, text, settings), settings.right_from)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a KeyboardInterrupt too: this process hears none of the terminal
         where = item.metadata.get("place", f"row {item.index} of {item.task}")
         return Part("error", error=f"{line_of(error, path)} ({where})")
 
@@ -52,7 +53,7 @@ def prepare(use: str) -> None:
     path, _, name = use.rpartition(":")
     try:
         _function(path, name)
-    except (Exception, SystemExit):
+    except BaseException:
         return
 
 
@@ -62,7 +63,10 @@ def line_of(error: BaseException, path: str) -> str:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
     if isinstance(error, SyntaxError) and error.filename == path:
         lines.append(error.lineno)
-    said = " ".join(f"{error}".split())[:_SHOWN]
+    try:
+        said = " ".join(f"{error}".split())[:_SHOWN]
+    except Exception:  # an exception of the user's own that cannot say what it is
+        said = ""
     if isinstance(error, _Wrong):
         return f"{file.name}: {said}"
     where = f"{file.name}, line {lines[-1]}" if lines else file.name
@@ -130,18 +134,22 @@ def _trl(
     row: Mapping[str, Any],
     form: str,
 ) -> dict[str, Any]:
-    messages = form == "messages" or (form == "auto" and _reads_messages(function, taken["completions"]))
+    turns = row.get("prompt") if isinstance(row.get("prompt"), list) else None
+    messages = form == "messages" or (
+        form == "auto" and (turns is not None or _reads_messages(function, taken["completions"]))
+    )
     columns = dict.fromkeys(("answer", "solution", "ground_truth"), item.answer) | dict(row)
     values: dict[str, Any] = {
         **columns,
-        "prompts": [{"role": "user", "content": item.question}] if messages else item.question,
+        "prompts": (turns or [{"role": "user", "content": item.question}]) if messages else item.question,
         "completions": [{"role": "assistant", "content": text}] if messages else text,
     }
     return {name: [value] for name, value in values.items() if _takes(taken, name)}
 
 
 def _reads_messages(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
-    """Whether a function of TRL's kind reads lists of messages, by its annotation or its source."""
+    """Whether a function of TRL's kind reads lists of messages, by its annotation or its source. Where a row's prompt
+    is a conversation it gets them in any case, as from TRL."""
     if "dict" in str(parameter.annotation).lower():
         return True
     try:
@@ -197,7 +205,7 @@ def _part(returned: Any, right_from: float) -> Part:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, numbers.Real | Decimal):
         if (
             isinstance(value, str | bytes)
             or getattr(value, "shape", None) != ()

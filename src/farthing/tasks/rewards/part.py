@@ -26,5 +26,5 @@ def compared(answer: str | None, right: bool) -> Part:
 
 
 def said(item: Item, text: str) -> str:
-    """What is read of a completion: its end, without copies of the question."""
-    return without_echo(tail(text), item.question)
+    """What is read of a completion: its end after any thinking, without copies of the question."""
+    return without_echo(tail(text).rpartition("</think>")[2], item.question)
