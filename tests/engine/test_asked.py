@@ -10,7 +10,7 @@ from farthing.base.device import Place
 from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.cost.meter import Meter, Span
-from farthing.engine import load
+from farthing.engine import load, reward
 from farthing.engine.asked import Asked
 from farthing.tasks.item import Item, Verdict
 from farthing.tasks.pool import VerifierPool
@@ -64,6 +64,19 @@ def test_a_reward_model_is_a_part(tiny_reward: MakeReward, meter: Meter, tmp_pat
     assert line["step"] == 2
     assert line["tokens_in"] > 10
     assert line["flops"] > 0
+
+
+def test_equal_answers_have_equal_scores(tiny_reward: MakeReward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or rounding would make one of them better, and a group of equal answers would train."""
+    monkeypatch.setattr(reward, "_TOKENS", 40)  # so that they would be in several passes
+    models, work, once = Asked(Place("cpu", "bfloat16", "asked for")), span(), span()
+    source = str(tiny_reward())
+    pairs = [(item(), f"The answer is: {number % 3}") for number in range(30)]
+    found = models.scores(source, pairs, work)
+    assert len(set(found)) == 3
+    assert found == found[:3] * 10
+    models.scores(source, pairs[:3], once)
+    assert work.tokens_in == once.tokens_in
 
 
 def test_alone_it_says_what_is_right(tiny_reward: MakeReward) -> None:

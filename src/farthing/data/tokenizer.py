@@ -6,6 +6,7 @@ hold the two together): importing transformers would cost more time than a short
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,11 @@ class Tokenizer:
     def stop_texts(self) -> tuple[str, ...]:
         """The tokens on which generation stops, as they are written in text."""
         return tuple(map(self.token_text, sorted(self.stop_ids)))
+
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """The special tokens, as they are written in text."""
+        return tuple(map(self.token_text, sorted(self.special_ids)))
 
     def token_text(self, token_id: int) -> str:
         """A token as it is written in text, also a special one."""

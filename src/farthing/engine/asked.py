@@ -58,7 +58,7 @@ class Asked:
         model = self._scorer(source)
         most = model.decoder.config.max_positions
         found: list[float | str] = []
-        texts: dict[int, list[int]] = {}
+        texts: dict[int, tuple[int, ...]] = {}
         for place, (item, answer) in enumerate(pairs):
             try:
                 ids = model.ids(item.question, answer, item.system)
@@ -67,9 +67,12 @@ class Asked:
                 continue
             found.append(_too_long(len(ids), most))
             if len(ids) <= most:
-                texts[place] = ids
-        for place, score in zip(texts, model.scores(list(texts.values()), span), strict=True):
-            found[place] = score
+                texts[place] = tuple(ids)
+        # each text once: rounding, which depends on its place in a pass, must not make one of two equal answers better
+        unique = list(dict.fromkeys(texts.values()))
+        scores = dict(zip(unique, model.scores(unique, span), strict=True))
+        for place, text in texts.items():
+            found[place] = scores[text]
         return found
 
     def _judge(self, source: str) -> Model:

@@ -77,7 +77,7 @@ class RewardModel:
 
 def spelled_apart(text: str, tokenizer: Tokenizer) -> str:
     """A text in which no special token is spelled, so that an answer cannot end its own turn and begin another."""
-    for token in map(tokenizer.token_text, sorted(tokenizer.special_ids)):
+    for token in tokenizer.special_texts:
         if len(token) > 1 and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
