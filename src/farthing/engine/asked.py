@@ -19,6 +19,8 @@ from farthing.tasks.item import Item
 from farthing.tasks.rewards.models import Reply
 from farthing.weights.sources import model_folder
 
+_PAGE = 16  # tokens of cache that a sequence's last page may leave unused
+
 
 class Asked:
     """Models by their source, each loaded when it is first asked, and kept.
@@ -43,8 +45,8 @@ class Asked:
         fit = [place for place, ids in enumerate(asked) if len(ids) <= most]
         found = [Reply(error=_too_long(len(ids), most)) for ids in asked]
         if fit:
-            longest = max(len(asked[place]) for place in fit)
-            engine = model.engine(len(fit), len(fit) * (longest + max_new_tokens + 16))  # whole pages
+            room = sum(len(asked[place]) + max_new_tokens + _PAGE for place in fit)
+            engine = model.engine(len(fit), room)
             sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
             replies = engine.generate([Request(asked[place], sampling) for place in fit])
             book_sampling(span, engine.done(), model.hf_config)
@@ -106,4 +108,4 @@ def _ids(model: Model, prompt: str) -> list[int]:
 
 
 def _too_long(tokens: int, most: int) -> str:
-    return f"the question with its answer has {tokens:,} tokens, and the model reads {most:,}"
+    return f"the question with its answer has {tokens:,} tokens, and the model reads {max(0, most):,}"
