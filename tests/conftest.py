@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,6 +203,35 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(threads)
     folder = tmp_path_factory.mktemp("tiny") / "model"
     return save_decoder(decoder.bfloat16(), TINY_LLAMA, folder, tokenizer_from=source)
+
+
+@pytest.fixture(scope="session")
+def tiny_reward(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that makes a random reward model's folder as transformers writes it, with `tiny_model`'s tokenizer."""
+
+    def make(family: str = "llama", **settings: Any) -> Path:
+        import torch
+        import transformers
+
+        sizes = {key: TINY_LLAMA[key] for key in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "max_position_embeddings")}  # fmt: skip
+        given = {"num_labels": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": 0, **settings}
+        if family.startswith(("qwen3", "gemma")):
+            given = {"head_dim": 16, **given}
+        config = transformers.AutoConfig.for_model(family, **{**sizes, **given})
+        torch.manual_seed(1)
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.normal_(1.0, 0.1)
+        folder = tmp_path_factory.mktemp("reward") / family
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(tiny_model / name, folder / name)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

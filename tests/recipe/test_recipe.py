@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from farthing.base.errors import UserError
 from farthing.recipe import Grpo, Pretrain, Recipe, Sft, builtin, dump, load, parse_tasks, validate
 from farthing.tasks.gym import reasoning_gym
+from farthing.tasks.sets import SETS
 
 MINIMAL = """
 name: small
@@ -74,7 +75,7 @@ def test_builtin_tasks_have_settings_their_generators_know() -> None:
     create_dataset = reasoning_gym("reasoning_gym.factory").create_dataset
     for name, _ in builtin():
         for task, setting in load(name).evaluation_tasks().items():
-            if setting.path is None:
+            if setting.path is None and task not in SETS:
                 assert create_dataset(task, seed=1, size=1, **setting.config)[0]["answer"]
 
 

@@ -36,6 +36,16 @@ def refused(use: str, **settings: object) -> str:
         ("judge", {"url": "http://x"}, "model: is missing"),
         ("judge", {"url": "http://x", "model": "m", "usd": 1.0}, "usd_per_million_in"),
         ("judge", {"url": "http://x", "model": "m", "prompt": "Good?"}, "{completion}"),
+        ("judge", {"url": "", "model": "m"}, "url: "),
+        ("judge", {"model": "m", "usd": 1.0}, "a judge without url costs this machine's time"),
+        (
+            "judge",
+            {"model": "m", "usd_per_million_out": 1.0},
+            "a judge without url costs this machine's time",
+        ),
+        ("judge", {"model": 3}, "model: "),
+        ("reward_model", {}, "model: is missing"),
+        ("reward_model", {"model": "m", "url": "http://x"}, "url: no such key"),
         ("mine.py", {}, "write a function of your own as my_rewards.py:function"),
         ("mine:score", {}, "write a function of your own as my_rewards.py:function"),
         ("nowhere.py:score", {}, "nowhere.py: no such file in "),
@@ -87,3 +97,33 @@ def test_files_are_looked_for_beside_the_recipe_first(
 )
 def test_the_default_follows_the_gold_answers(golds: list[str], choices: bool, name: str) -> None:
     assert default_reward(golds, choices) == name
+
+
+def test_models_are_looked_for_beside_the_recipe_and_other_names_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes" / "scorer").mkdir(parents=True)
+    (tmp_path / "small").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with reading_from(tmp_path / "recipes"):
+        for use in ("reward_model", "judge"):
+            part = RewardPart(use=use, settings={"model": "scorer"})
+            assert part.settings["model"] == str(tmp_path / "recipes" / "scorer")
+        assert RewardPart(use="judge", settings={"model": "owner/name"}).settings["model"] == "owner/name"
+        served = RewardPart(use="judge", settings={"model": "small", "url": "http://x"})
+    assert served.settings["model"] == "small"  # the server's name for it
+
+
+def test_a_reward_model_is_known_by_its_config(tmp_path: Path) -> None:
+    for config, said in (
+        ('{"architectures": ["LlamaForCausalLM"]}', "its architecture is LlamaForCausalLM"),
+        ('{"architectures": "x"}', "its architecture is not said"),
+        ('{"architectures": ["Qwen3ForSequenceClassification"]}', "is a classifier with 2 labels"),
+        ("[]", "config.json"),
+    ):
+        (tmp_path / "config.json").write_text(config)
+        assert said in refused("reward_model", model=str(tmp_path))
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}'
+    )
+    check_reward(RewardPart(use="reward_model", settings={"model": str(tmp_path)}), "reward")

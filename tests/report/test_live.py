@@ -168,6 +168,16 @@ def test_the_parts_of_a_reward_are_shown_beside_it() -> None:
     for terminal in (False, True):
         to, output = console(terminal, width=200)
         with LiveView(5, Grpo.curves, to) as view:
-            view.update(metrics(1, reward_parts={"format": 0.5, "[b]length[/b]": -0.25}))
-        assert "format 0.5" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
-        assert "[b]length[/b]" in output.getvalue()
+            for step, reward in ((1, 0.0), (2, 0.25), (3, 0.5)):
+                view.update(metrics(step, reward_parts={"format": reward, "[b]length[/b]": -0.25}))
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
+        assert re.search("format +0.5  ▁▅█" if terminal else "format 0.5", shown)
+        assert re.search(r"\[b\]length\[/b\] +−0.25", shown)
+
+
+def test_the_only_part_of_a_reward_is_the_reward() -> None:
+    for terminal in (False, True):
+        to, output = console(terminal, width=200)
+        with LiveView(5, Grpo.curves, to) as view:
+            view.update(metrics(1, reward_parts={"number": 0.5}))
+        assert "number" not in output.getvalue()

@@ -475,6 +475,10 @@ def test_the_parts_of_a_reward_have_curves_of_their_own_and_are_never_markup(bui
     assert "Reward: format" in page.words
     assert "Reward: odd" not in page.words
     assert not page.all("script", "img")
+    for line in lines:
+        line["reward_parts"] = {"number": 0.5}  # alone it is the reward
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Reward: number" not in Page(write_report(run)).words
 
 
 def test_a_stage_that_changed_no_weight_says_so(build_run):

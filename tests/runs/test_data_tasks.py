@@ -9,7 +9,7 @@ import pytest
 from farthing.base.errors import UserError
 from farthing.base.files import sha256
 from farthing.evaluate.trained import trained_questions
-from farthing.recipe import Recipe, dump, validate
+from farthing.recipe import Recipe, dump, load, validate
 from farthing.runs import run
 from farthing.runs.attacks import verdict
 from farthing.runs.folder import data_files
@@ -108,3 +108,32 @@ def test_the_audits_sentence_does_not_deny_its_warning(folder: Path) -> None:
     assert verdict({"cases": [good, bad]}, folder).endswith(
         "2 cases, 1 of which went wrong in rewards of your own"
     )
+
+
+def test_the_recipe_gsm8k_runs_whole_on_a_file_in_the_hubs_place(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gsm8k.jsonl"
+    rows = [
+        {"question": f"{n}+2=", "answer": f"{n}+2=<<{n}+2={n + 2}>>{n + 2}\n#### {n + 2}"}
+        for n in range(1, 90)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = load(
+        "gsm8k",
+        [
+            f"base={tiny_model}",
+            f"stages.sft.data.1.tasks.gsm8k.path={path}",
+            f"stages.grpo.tasks.gsm8k.path={path}",
+            "stages.sft.data.1.items=60",
+            "stages.sft.batch_tokens=512",
+            "stages.grpo.steps=1",
+            "stages.grpo.max_new_tokens=8",
+            "evaluate.held_out=9",
+        ],
+    )
+    run(made, tmp_path / "run", quiet=True)
+    [taught] = (tmp_path / "run" / "stages" / "01-sft" / "data").glob("*.jsonl")
+    lessons = [json.loads(line) for line in taught.read_text().splitlines()]
+    after = (tmp_path / "run" / "evaluations" / "after.jsonl").read_text()
+    asked = [json.loads(line) for line in after.splitlines()]
+    assert (len(lessons), len(asked)) == (60, 9)
+    assert not {row["question"] for row in lessons} & {row["question"] for row in asked}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from farthing.base.errors import UserError
-from farthing.recipe import Recipe, validate
+from farthing.recipe import Recipe, builtin, load, validate
 from farthing.tasks.check import check
 
 PENS = "".join(json.dumps({"question": f"{n} pens and 2?", "answer": f"{n + 2}"}) + "\n" for n in range(9))
@@ -52,6 +52,11 @@ def test_a_mistake_is_one_line_that_says_what_is_wrong(
     with pytest.raises(UserError, match=why) as said:
         check(recipe(tasks))
     assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in builtin()])
+def test_every_built_in_recipe_passes_without_reading_the_hub(name: str) -> None:
+    check(load(name))
 
 
 def test_what_is_right_passes_without_reading_the_hub(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from farthing.model.moe import Routing, routers
 from farthing.recipe import Grpo
 from farthing.stages.grpo import train_grpo
 from farthing.tasks import Item, Verdict
-from farthing.tasks.rewards.judge import Judges
+from farthing.tasks.rewards.beside import Beside
 from farthing.train.grpo import Answer, Learner, Pass, layout, passes, replay
 from farthing.train.loop import Progress
 from farthing.train.optim import MasterWeights
@@ -33,7 +33,7 @@ Deepseek = Callable[..., tuple[Decoder, dict[str, Any]]]
 class Judge:
     """Finds every second answer right, whatever it says."""
 
-    judges = Judges()
+    asking = Beside()
 
     def verify(self, pairs: Sequence[tuple[Item, str]], convention: str) -> list[Verdict]:
         return [Verdict("right" if number % 2 else "wrong") for number in range(len(pairs))]

@@ -16,6 +16,7 @@ from farthing.base.figures import (
     duration,
     hourly,
     letters,
+    money,
     percent,
 )
 from farthing.base.terminal import console
@@ -112,19 +113,19 @@ def bill_table(
     usd = summary.total.usd + sum(cost for _, cost in bought)
     compute = column(summary.total.flops, COMPUTE, digits=4)
     energy = column(summary.total.joules, ENERGY, digits=4)
-    money = column(usd, DOLLARS, least=2)
+    cost_of = column(usd, DOLLARS, least=2)
     if rows is None:
         rows = [(_name(row, summary), row) for row in summary.by_activity()]
 
     def cells(row: Row, name: str, tokens: str) -> list[str]:
-        return [name, duration(row.seconds), tokens, compute(row.flops), energy(row.joules), money(row.usd)]
+        return [name, duration(row.seconds), tokens, compute(row.flops), energy(row.joules), cost_of(row.usd)]
 
     estimated = " (est.)" if summary.total.joules_are == "estimated" else ""
     # Input and output are added: both passed through the model.
     shown = [cells(row, name, tokens(row)) for name, row in rows]
-    shown += [[name, MISSING, MISSING, MISSING, MISSING, money(cost)] for name, cost in bought]
+    shown += [[name, MISSING, MISSING, MISSING, MISSING, cost_of(cost)] for name, cost in bought]
     # No token total: the same tokens are generated and then trained on.
-    total = [*cells(summary.total, "total", "")[:-1], money(usd)]
+    total = [*cells(summary.total, "total", "")[:-1], cost_of(usd)]
     headings = ["time", "tokens", compute.unit, energy.unit + estimated, "$"]
     return Bill(title, headings, shown, total, [*foot(summary), *notes])
 
@@ -150,6 +151,10 @@ def foot(summary: Summary) -> list[str]:
     for rate in summary.rates:
         each = f" each for {rate.devices}x" if rate.devices > 1 else " for"
         lines.append(f"{hourly(rate.usd)}{each} {rate.device} ({rate.source})")
+    if summary.total.usd_paid:
+        lines.append(
+            f"{money(summary.total.usd_paid)} of it was paid to judges' servers, by the recipe's prices"
+        )
     if summary.rows:
         wall = duration(summary.wall_seconds)
         lines.append(f"{percent(summary.covered)} of {wall} on the clock is in this bill")

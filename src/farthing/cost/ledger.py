@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-ACTIVITIES = ("load", "compile", "generate", "train", "verify", "evaluate", "checkpoint", "idle")
+ACTIVITIES = ("load", "compile", "generate", "train", "verify", "judge", "evaluate", "checkpoint", "idle")
 _MOST = 1e40  # no meter books a larger amount, and its sums and products might not be finite
 _LAST = 2.5e11  # unix seconds; the year 9892, after which no calendar has a date
 _CLOCK_SECONDS = 1.0  # two clocks under continuous correction may differ by less
@@ -53,6 +53,9 @@ class _Line(TypedDict):
 class Line(_Line, total=False):
     """One span: what was done, for how long, on what, and what it cost."""
 
+    usd_paid: float
+    """Only where others were paid, as a judge's server: the part of `usd` that no second of this machine cost."""
+
     clock_jump: float
     """Only where the wall clock was set during the span: seconds by which it ran ahead (above 0: set forward,
     or the machine slept) or back of the steady clock that `seconds` is from."""
@@ -73,6 +76,8 @@ class Row:
     joules_are: Literal["measured", "estimated"] = "measured"
     """Estimated as soon as any part of it is."""
     usd: float = 0.0
+    usd_paid: float = 0.0
+    """The part of `usd` that was paid to others, as a judge's server."""
 
     def add(self, other: Row) -> None:
         for name in _ADDED:
@@ -160,6 +165,7 @@ def is_line(value: Any) -> bool:
         and value["joules_are"] in _JOULES_ARE
         and (value["step"] is None or _is_count(value["step"]))
         and _is_finite(value.get("clock_jump", 0.0))
+        and _is_amount(value.get("usd_paid", 0.0))
     )
 
 
@@ -276,6 +282,7 @@ def cost_of(line: Line) -> Row:
         joules=line["joules"],
         joules_are=line["joules_are"],
         usd=line["usd"],
+        usd_paid=line.get("usd_paid", 0.0),
     )
 
 

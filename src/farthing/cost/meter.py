@@ -53,6 +53,8 @@ class Span:
     seconds: float = 0.0
     joules: float = 0.0
     joules_are: energy.JoulesAre = "measured"
+    usd_paid: float = 0.0
+    """To others, as a judge's server."""
 
 
 class Sampled(Protocol):
@@ -159,7 +161,8 @@ class Meter:
 
     @contextlib.contextmanager
     def span(self, activity: str, *, step: int | None = None) -> Iterator[Span]:
-        """Book what happens inside as `activity` (one of `ledger.ACTIVITIES`) of the current stage.
+        """Book what happens inside as `activity` (one of `ledger.ACTIVITIES`) of the current stage; inside another
+        span it is of that one's step.
 
         An exception closes the span as failed, Ctrl-C and SystemExit as interrupted; they pass on.
         """
@@ -170,6 +173,8 @@ class Meter:
             self._charge()
             if not self._spans and self._idle.seconds >= _IDLE_LINE_SECONDS:
                 self._book_idle()
+            if step is None and self._spans:
+                step = self._spans[-1].step
             span = Span(self._stage, activity, step, self._wall(), self._monotonic())
             self._spans.append(span)
         try:
@@ -190,7 +195,7 @@ class Meter:
             seconds, usd, joules = defaultdict(float, self._seconds), self._usd, self._joules
             for span in (*self._spans, self._idle):
                 seconds[span.activity] += span.seconds
-                usd += self._usd_for(span.seconds)
+                usd += self._usd_for(span.seconds) + span.usd_paid
                 joules += span.joules
             return Totals({name: amount for name, amount in seconds.items() if amount > 0}, usd, joules)
 
@@ -272,13 +277,15 @@ class Meter:
             flops=int(span.flops),
             joules=round(span.joules, 6),
             joules_are=span.joules_are,
-            usd=self._usd_for(round(span.seconds, 6)),
+            usd=self._usd_for(round(span.seconds, 6)) + span.usd_paid,
             usd_rate=usd_rate,
             rate_source=source,
             status=status,
             attempt=self.attempt,
             step=span.step,
         )
+        if span.usd_paid:
+            line["usd_paid"] = span.usd_paid
         if span.opened is not None:
             jump = (self._wall() - span.started) - (self._monotonic() - span.opened)
             if abs(jump) > _CLOCK_SECONDS:

@@ -116,6 +116,11 @@ class Shapes:
     """One depth of multi-token prediction (DeepSeek-V3, arXiv:2412.19437 section 2.2)."""
 
 
+def scoring_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a decoder as large as a reward model, which has no second table of the vocabulary."""
+    return {**config, "tie_word_embeddings": True, "num_nextn_predict_layers": 0}
+
+
 def shapes(config: Config) -> Shapes:
     """Read the sizes from a config.json as a plain dict.
 

@@ -358,7 +358,7 @@ def _priced(line: Line, rate: float | Owned, source: str) -> Line:
         usd, hourly = hours * rate.wear + electricity, rate.wear
     else:
         usd, hourly = hours * rate, rate
-    return {**line, "usd": usd, "usd_rate": hourly, "rate_source": source}
+    return {**line, "usd": usd + line.get("usd_paid", 0.0), "usd_rate": hourly, "rate_source": source}
 
 
 SAME_SHARE = "An estimate, if each device reached the same share of its 16-bit peak"
@@ -391,7 +391,8 @@ def other_prices(lines: Sequence[Line]) -> list[Offer]:
         booked = {line["usd_rate"] for line in own}
         for price in devices.named(name).prices:
             if price.usd not in booked:
-                usd, seconds = device_hours * price.usd, sum(line["seconds"] for line in own)
+                usd = device_hours * price.usd + sum(line.get("usd_paid", 0.0) for line in own)
+                seconds = sum(line["seconds"] for line in own)
                 offers.append(Offer(name, seconds, usd, usd, usd, _said(price), ""))
     return offers
 
@@ -420,7 +421,8 @@ def other_hardware(lines: Sequence[Line]) -> list[Offer]:
                 took = line["flops"] / line["devices"] / _speed(device)
             seconds += took
             device_hours += took * line["devices"] / 3600
-        usd = [device_hours * price.usd for price in prices]
+        paid = sum(line.get("usd_paid", 0.0) for line in lines)
+        usd = [device_hours * price.usd + paid for price in prices]
         assumption = SAME_SHARE if known else AT_LEAST
         offers.append(Offer(device.name, seconds, min(usd), usd[0], max(usd), _said(prices[0]), assumption))
     return sorted(offers, key=lambda offer: offer.usual)

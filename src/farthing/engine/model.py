@@ -19,6 +19,7 @@ from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
 from farthing.engine.engine import Engine
 from farthing.engine.sampling import Sampling
 from farthing.engine.sequence import Request, Sample
+from farthing.model import ModelConfig
 from farthing.weights import load_decoder, save_decoder
 from farthing.weights.folder import read_config
 from farthing.weights.layouts import meant
@@ -49,12 +50,7 @@ class Model:
         self.decoder = load_decoder(folder, dtype, device, stored)
         self.hf_config: dict[str, Any] = meant(read_config(folder), self.decoder.config)
         self.tokenizer = Tokenizer(folder)
-        vocabulary = self.decoder.config.vocab_size
-        if (highest := self.tokenizer.vocab_size - 1) >= vocabulary:
-            raise UserError(
-                f"{folder}: the tokenizer has ids up to {highest}, but the model has {vocabulary} entries; "
-                "put the model's own tokenizer in its folder"
-            )
+        check_vocabulary(folder, self.tokenizer, self.decoder.config)
         self._engine: Engine | None = None
         self._template: str | None = None
 
@@ -182,6 +178,15 @@ class Model:
     def _completion(self, sample: Sample, sampling: Sampling) -> Completion:
         text = _before_stop(self.tokenizer.decode(sample.ids), sampling.stop)
         return Completion(text, sample.ids, sample.logprobs, sample.finish_reason)
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise UserError for a tokenizer with ids that its model does not have."""
+    if (highest := tokenizer.vocab_size - 1) >= config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has ids up to {highest}, but the model has {config.vocab_size} entries; "
+            "put the model's own tokenizer in its folder"
+        )
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
+from farthing.base.device import choose
 from farthing.base.errors import UserError
 from farthing.base.figures import plural
 from farthing.base.files import write
 from farthing.base.limits import unwritable
 from farthing.base.waiting import Waiting
 from farthing.engine import load
+from farthing.engine.asked import Asked
 from farthing.evaluate.ask import evaluate
 from farthing.evaluate.score import Record, gain, summarise
 from farthing.evaluate.trained import untrained
@@ -25,6 +27,7 @@ from farthing.tasks import Item
 from farthing.tasks.check import check_tasks
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
+from farthing.tasks.rewards.beside import Beside
 
 Say = Callable[[str], None]
 
@@ -134,7 +137,8 @@ def evaluate_sources(
     found: list[list[list[Record]]] = []
     models: list[dict[str, Any]] = []
     try:
-        with answers or _Nowhere(), VerifierPool() as pool:
+        asking = Beside(Asked(choose(device, dtype), say))
+        with answers or _Nowhere(), VerifierPool(asking=asking) as pool:
             for source in sources:
                 with Waiting(f"loading {source}", say):
                     model = load(source, dtype, device)

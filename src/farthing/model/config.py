@@ -169,6 +169,7 @@ class ModelConfig:
     mla: Mla | None = None  # replaces grouped-query attention; num_kv_heads and head_dim are then unused
     moe: Moe | None = None
     mtp_depth: int = 0  # multi-token prediction modules (arXiv:2412.19437 section 2.2)
+    scores: bool = False  # a reward model: its head is one row, which gives a text's score
 
     def __post_init__(self) -> None:
         _check_integers(self, "vocab_size", "hidden_size", "intermediate_size", "num_layers")

@@ -80,7 +80,7 @@ class Decoder(nn.Module):
             MultiTokenPredictor(config, depth, Layer(config, config.num_layers + depth))
             for depth in range(config.mtp_depth)
         )
-        self.head = Linear(config.hidden_size, (config.vocab_size,))
+        self.head = Linear(config.hidden_size, (1 if config.scores else config.vocab_size,))
         if config.tied_head:
             self.head.weight = self.embed.weight
         self._tables: dict[Rope, tuple[Tensor, Tensor]] = {}

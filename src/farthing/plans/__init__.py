@@ -21,6 +21,7 @@ from farthing.base.limits import named
 from farthing.cost import devices
 from farthing.cost.devices import peak
 from farthing.cost.flops import causal_pairs, flops_per_token, parameters
+from farthing.cost.shapes import scoring_config
 from farthing.plans import measured as calibration
 from farthing.plans.efficiency import Efficiency
 from farthing.plans.measured import Calibration
@@ -29,6 +30,7 @@ from farthing.plans.speed import Measured
 from farthing.plans.training import SEQ_LEN, Plan, plan_training
 from farthing.recipe import Recipe, builtin, load
 from farthing.tasks.check import check
+from farthing.tasks.data import models_asked
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _MAX_BYTES = 10_000_000
@@ -147,7 +149,7 @@ def for_run(recipe: Recipe, base: Mapping[str, Any] | None, place: Place) -> Rec
     try:
         here = devices.detect(place.device)
         known = _known(place.dtype) if here.kind == "cpu" else None
-        planned = plan_recipe(recipe, base, here, known, dtype=place.dtype)
+        planned = plan_recipe(recipe, base, here, known, dtype=place.dtype, asked=asked_configs(recipe))
     except UserError:  # the run itself says what is wrong, or knows better
         return None
     if not planned.fits:
@@ -181,7 +183,8 @@ def _plan_recipe(
         place = choose("cpu" if found else recipe.device, recipe.dtype)
         found, dtype = devices.detect(place.device), place.dtype
         known = this_machine(place, say) if found.kind == "cpu" else None
-    planned = plan_recipe(recipe, base, found, known, dtype=dtype, price=price)
+    asked = asked_configs(recipe)
+    planned = plan_recipe(recipe, base, found, known, dtype=dtype, price=price, asked=asked)
     if not planned.fits:
         raise UserError(_too_large(planned))
     return planned
@@ -196,7 +199,8 @@ def _smaller(planned: RecipePlan) -> str:
     if None in stages:
         return another
     lighter = planned.recipe.model_copy(update={"stages": stages})
-    tried = plan_recipe(lighter, planned.config, planned.device, None, dtype=planned.dtype)
+    asked = asked_configs(planned.recipe)
+    tried = plan_recipe(lighter, planned.config, planned.device, None, dtype=planned.dtype, asked=asked)
     return f"set lora: 16 in its stages, or {another}" if tried.fits else another
 
 
@@ -212,6 +216,15 @@ def _measured(config: Mapping[str, Any], seq_len: int | None) -> Efficiency | No
     seconds += speed.optimizer(parameters(config).total)
     likely = work / seconds / peak(devices.find("cpu"))
     return Efficiency(likely / 1.5, likely, likely * 1.5)
+
+
+def asked_configs(recipe: Recipe) -> list[dict[str, Any]]:
+    """config.json of each model of this machine that a recipe's rewards ask. Raises UserError when there is none."""
+    configs = {source: config_of(source) for source in models_asked(recipe)}
+    return [
+        scoring_config(configs[source]) if use == "reward_model" else configs[source]
+        for source, use in models_asked(recipe).items()
+    ]
 
 
 def is_recipe(what: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from farthing.plans.speed import LAUNCH, LAUNCHES, READ, Catalogued, Measured, S
 from farthing.plans.training import Assumption
 from farthing.recipe import Recipe
 from farthing.recipe.work import Config
+from farthing.tasks.data import models_asked
 
-ACTIVITIES = ("load", "generate", "verify", "train", "checkpoint", "evaluate")
+ACTIVITIES = ("load", "generate", "verify", "judge", "train", "checkpoint", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def plan_recipe(
     dtype: str | None = None,
     price: float | None = None,
     pass_rate: float | None = None,
+    asked: Sequence[Config] = (),
 ) -> RecipePlan:
     """Plan a recipe on one device; with a calibration on the machine that was measured.
 
@@ -135,6 +137,7 @@ def plan_recipe(
             says its own.
         price: dollars a device-hour; None takes the recipe's rates, or the catalogue's price.
         pass_rate: share of its answers that the base gets right, where that is known.
+        asked: config.json of each model of this machine that judges answers.
 
     Raises UserError for a plan that cannot work: nothing to learn from, or more memory than there is.
     """
@@ -144,8 +147,8 @@ def plan_recipe(
         if calibration
         else Catalogued(device, dtype or ("float32" if recipe.dtype == "float32" else "bfloat16"))
     )
-    stages, config = plan_stages(recipe, base, speed, device)
-    ends = [_sum(plan_stages(recipe, base, speed, device, b)[0]) for b in halved_and_doubled(MEASURED)]
+    stages, config = plan_stages(recipe, base, speed, device, MEASURED, asked)
+    ends = [_sum(plan_stages(recipe, base, speed, device, b, asked)[0]) for b in halved_and_doubled(MEASURED)]
     if price is not None and not 0 < price < float("inf"):
         raise UserError(f"--price {price:g}: dollars a device-hour must be a number above 0")
     paid, source = (price, "given") if price is not None else devices.rate(device, recipe.rates)
@@ -278,6 +281,12 @@ def _assumptions(
             f"groups have something to learn from, a question is {MEASURED.prompt:.0f} tokens; the range halves and "
             "doubles the first two",
             MEASURED_SOURCE,
+        )
+    if models_asked(recipe):
+        yield Assumption(
+            "models that judge answers read each answer of training once; what judges write, and evaluations, are not "
+            "in it",
+            "scope",
         )
     yield Assumption(f"{hourly(price)} a device", source)
     yield Assumption("downloading, preparing data and interruptions are not in it", "scope")

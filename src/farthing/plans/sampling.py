@@ -21,6 +21,7 @@ from farthing.recipe.work import EVALUATED_AT_ONCE, Answers, Config, Guess, Stag
 JUDGE = 5e-5  # seconds an answer, with three runs of the quickstart recipe, 2026-11-23
 START = 2.3  # seconds of starting and of making the verifiers, in the same runs
 LOADED = 80e6  # bytes a second of reading, hashing and building a model, in the same runs
+_JUDGED = 8192  # tokens of a pass of a model that judges answers
 LORA_SHARE = 2 / 3  # of training's time under LoRA: no gradient of the weights
 
 MEASURED = Guess(answer=0.40, kept=0.25, prompt=50)
@@ -40,10 +41,15 @@ class StagePlan:
 
 
 def plan_stages(
-    recipe: Recipe, base: Config | None, speed: Speed, device: Device, guess: Guess = MEASURED
+    recipe: Recipe,
+    base: Config | None,
+    speed: Speed,
+    device: Device,
+    guess: Guess = MEASURED,
+    asked: Sequence[Config] = (),
 ) -> tuple[tuple[StagePlan, ...], Config]:
     """The stages of a recipe, with loading before and evaluation around them, and the config of the network
-    they end with; `base` is the base's config.
+    they end with; `base` is the base's config, `asked` are those of the models that judge answers.
 
     Raises UserError for data whose size is not known, and as `check_latent` and the dial.
     """
@@ -54,6 +60,8 @@ def plan_stages(
         if config is not None:
             check_latent(config)
         work = stage.work(config, guess)
+        if stage.asks:
+            work = replace(work, beside=tuple(asked))
         works.append(work)
         plans.append(_stage(f"{number:02d}-{stage.kind}", work, speed, device))
         config = work.config
@@ -117,6 +125,10 @@ def _stage(name: str, work: StageWork, speed: Speed, device: Device) -> StagePla
         seconds["generate"] = rounds * generate
         seconds["verify"] = START / 10 + rounds * work.sampling.answers * JUDGE
         flops += rounds * sampled
+        for config in work.beside:
+            taken, read = _judging(work.sampling, config, speed)
+            seconds["judge"] = seconds.get("judge", 0.0) + rounds * taken
+            flops += rounds * read
     return StagePlan(
         name, seconds, flops, steps * work.tokens, training_memory(work, device.kind, speed.dtype)
     )
@@ -137,6 +149,13 @@ def _sampling(like: Answers, config: Config, speed: Speed) -> tuple[float, float
     work = forward_flops(config, round(read), own, like.questions)
     work += forward_flops(config, sampled, round(like.answers * more * context), sampled)
     return seconds, work
+
+
+def _judging(like: Answers, config: Config, speed: Speed) -> tuple[float, float]:
+    """Seconds and FLOPs of a model that reads one round of answers, each after its question."""
+    length = like.prompt + like.mean
+    tokens, pairs = like.answers * length, like.answers * causal_pairs(round(length))
+    return speed.prefill(config, tokens, pairs, 0.0), forward_flops(config, round(tokens), pairs, 0)
 
 
 def _evaluate(
@@ -205,7 +224,8 @@ def training_memory(work: StageWork, device_kind: str, dtype: str) -> Memory:
         lora=work.lora,
     )
     answer = work.sampling.mean + work.sampling.prompt if work.sampling else 0
-    return memory(
+    beside = sum(judge_bytes(config, device_kind, dtype) for config in work.beside)
+    found = memory(
         work.config,
         kind=work.memory_kind,
         micro_tokens=min(round(max(work.tokens, answer)), max(work.length, at_once)),
@@ -216,3 +236,14 @@ def training_memory(work: StageWork, device_kind: str, dtype: str) -> Memory:
         cache_tokens=work.cache_tokens or None,
         reference=work.reference,
     )
+    return replace(found, weights=found.weights + beside)
+
+
+def judge_bytes(config: Config, device_kind: str, dtype: str) -> int:
+    """Bytes of a model that judges answers: its weights, and a pass over them."""
+    tokens = min(_JUDGED, int(config.get("max_position_embeddings") or _JUDGED))
+    need = memory(
+        config, kind="serve", micro_tokens=_JUDGED, seq_len=tokens,
+        precision=precision_of(dtype), code=code_of(device_kind),
+    )  # fmt: skip
+    return need.total - need.runtime

@@ -50,6 +50,12 @@ def located_function(use: str) -> str:
     return f"{found}:{function}" if Path(found).is_file() else use
 
 
+def located_model(source: str) -> str:
+    """A model's folder or file in full if it is found; any other name as it is."""
+    found = located(source)
+    return found if Path(found).exists() else source
+
+
 DataPlace = Annotated[Place, AfterValidator(located)]
 """A path of data, made absolute, or a name on the hub."""
 

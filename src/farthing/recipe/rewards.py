@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
@@ -90,10 +91,14 @@ class Code(Strict):
 
 
 class Judge(Strict):
-    url: Text = Field(
-        description="An OpenAI-compatible server, as http://127.0.0.1:8000/v1, or `farthing serve`'s."
+    url: Text | None = Field(
+        default=None,
+        description="An OpenAI-compatible server, as http://127.0.0.1:8000/v1, or `farthing serve`'s; null asks a "
+        "model in this process.",
     )
-    model: Text = Field(description="The model's name at the server.")
+    model: Text = Field(
+        description="The model's name at the server; without url, a model as `base` names one."
+    )
     prompt: Text = Field(
         default="Question:\n{question}\n\nReference answer:\n{answer}\n\nAnswer to judge:\n{completion}\n\n"
         "How good is the answer to judge, from 0 (wrong) to 10 (as right as the reference)? "
@@ -124,8 +129,10 @@ class Judge(Strict):
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:
-        if not self.url.startswith(("http://", "https://")):
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url: must begin with http:// or https://, got {self.url!r}")
+        if self.url is None and (self.usd is not None or self.usd_per_million_in + self.usd_per_million_out):
+            raise ValueError("usd: is for a server's prices; a judge without url costs this machine's time")
         if "{completion}" not in self.prompt:
             raise ValueError('prompt must contain "{completion}", where the answer goes')
         if self.usd is not None and not self.usd_per_million_in + self.usd_per_million_out:
@@ -133,6 +140,13 @@ class Judge(Strict):
                 "usd: needs usd_per_million_in and usd_per_million_out, from which dollars are counted"
             )
         return self
+
+
+class RewardModel(Strict):
+    model: Text = Field(
+        description="The folder of a `*ForSequenceClassification` with one label, or hf:OWNER/NAME."
+    )
+    right_from: float = Field(default=0.0, description="An answer counts as right from this score up.")
 
 
 class Overlong(Strict):
@@ -155,7 +169,7 @@ class Own(Strict):
 
 VERIFIERS: dict[str, type[Strict]] = {
     "number": Number, "math": Plain, "choice": Plain, "exact": Exact, "regex": Regex, "json": Json, "code": Code,
-    "judge": Judge, "ifeval": Plain,
+    "judge": Judge, "reward_model": RewardModel, "ifeval": Plain,
 }  # fmt: skip
 SHAPING: dict[str, type[Strict]] = {"format": Plain, "length": Plain, "overlong": Overlong}
 _EXTRAS = {
@@ -201,7 +215,27 @@ def check_reward(part: RewardPart, where: str) -> RewardPart:
         raise UserError(f"{where}: {needs}")
     if part.use == "json":
         _check_schema(part, where)
+    if part.use == "reward_model":
+        _check_reward_model(part, where)
     return part
+
+
+def model_of(part: RewardPart) -> str | None:
+    """The model that this process must load for a part, as `base` names one; None for none."""
+    local = part.use == "reward_model" or (part.use == "judge" and part.settings.get("url") is None)
+    return str(part.settings["model"]) if local else None
+
+
+def _check_reward_model(part: RewardPart, where: str) -> None:
+    """Refuse another model's folder; one that is not on this machine is looked at when it is."""
+    from farthing.weights.reward import reward_config
+
+    folder = Path(str(model_of(part)))
+    if (folder / "config.json").is_file():
+        try:
+            reward_config(folder)
+        except UserError as error:
+            raise UserError(f"{where}: reward_model: {error}") from None
 
 
 def _check_schema(part: RewardPart, where: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from farthing.base.schema import Strict, given
-from farthing.recipe.places import DataPlace, Use
+from farthing.recipe.places import DataPlace, Use, located_model
 from farthing.recipe.types import Positive, Text
 
 
@@ -50,6 +50,13 @@ class RewardPart(Strict):
     @classmethod
     def _bare_use(cls, value: Any) -> Any:
         return {"use": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _model_in_full(self) -> Self:
+        model = self.settings.get("model")
+        if isinstance(model, str) and self.settings.get("url") is None:
+            self.settings["model"] = located_model(model)
+        return self
 
 
 def _list_of_parts(value: Any) -> Any:

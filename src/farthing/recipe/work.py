@@ -82,6 +82,8 @@ class StageWork:
     """Rank of the adapters; 0 trains every parameter."""
     reference: bool = False
     """A frozen copy of the model is kept."""
+    beside: tuple[Config, ...] = ()
+    """Models that judge the answers, kept in memory."""
     sampling: Answers | None = None
     """Answers sampled in each step."""
     cache_tokens: int = 0

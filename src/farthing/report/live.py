@@ -113,16 +113,18 @@ class LiveView:
         """Those that have a value, or will have one in every step."""
         return [curve for curve in curves if not curve.optional or curve.key in self._seen]
 
-    def _parts(self) -> list[tuple[str, float]]:
-        """The parts of the reward, where it has several."""
-        return [(name, value) for name, value in (self._latest.get("reward_parts") or {}).items()]
+    def _parts(self) -> dict[str, list[float | None]]:
+        """The parts of the reward by step, where it has several: one alone is the reward."""
+        lines = [line.get("reward_parts") or {} for line in self._history]
+        names = dict.fromkeys(name for line in lines for name in line)
+        return {name: [line.get(name) for line in lines] for name in names} if len(names) > 1 else {}
 
     def _line(self) -> str:
         get = self._latest.get
         parts = [
             f"step {self._done()}/{self._total}",
             *(f"{curve.live} {self._value(curve)}" for curve in self._known((*self._curves, *self._figures))),
-            *(f"{name} {short(value)}" for name, value in self._parts()),
+            *(f"{name} {short(values[-1])}" for name, values in self._parts().items()),
             f"step time {duration(get('seconds'))}",
             f"spent {money(get('usd_so_far'))}",
             f"left {duration(self.seconds_left())}",
@@ -147,11 +149,11 @@ class LiveView:
             values = [line.get(curve.key) for line in self._history][-room:]
             drawn = self._drawn(values, (0.0, 1.0) if curve.share else None)
             curves.add_row(curve.live, self._value(curve), drawn)
+        for name, values in self._parts().items():
+            curves.add_row(Text(name), short(values[-1]), self._drawn(values[-room:], None))
         figures = Text(no_wrap=True, overflow="ellipsis")
         for curve in self._known(self._figures):
             figures.append(f"{curve.live} ", style="dim").append(f"{self._value(curve)}   ")
-        for name, value in self._parts():
-            figures.append(f"{name} ", style="dim").append(f"{short(value)}   ")
         shares = Text(self._shares(), "dim", no_wrap=True, overflow="ellipsis")
         return Group(head, bar_line, curves, figures, shares)
 

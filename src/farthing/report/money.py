@@ -299,6 +299,9 @@ def _sentences(summary: ledger.Summary, skipped: int, joules_are: str) -> list[s
         sentences.append(
             f"{device}: {figures.hourly(rate.usd)}{' each' if rate.devices != 1 else ''}{source}."
         )
+    if summary.total.usd_paid:
+        paid = figures.money(summary.total.usd_paid)
+        sentences.append(f"{paid} of the cost was paid to judges' servers, by the recipe's prices.")
     covered, wall = figures.percent(summary.covered), figures.duration(summary.wall_seconds)
     sentences.append(f"The ledger accounts for {covered} of the run's {wall} of wall clock.")
     if skipped:

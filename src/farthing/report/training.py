@@ -69,9 +69,11 @@ def curves(run: Run) -> list[StageCurves]:
 
 
 def _parts(lines: list[Json]) -> list[Panel]:
-    """A panel for each part of the reward, where it has parts."""
+    """A panel for each part of the reward, where it has several: one alone is the reward."""
     table = [{"step": line["step"], **mapping(line.get("reward_parts"))} for line in lines]
     names = {name: None for line in table for name in line if name != "step"}
+    if len(names) < 2:
+        return []
     gloss = "One part of the reward, before its weight."
     return [
         Panel(f"Reward: {text(name)}", gloss, _drawing(Curve(name, text(name), "mean reward"), points))
@@ -234,6 +236,7 @@ def built_from(run: Run) -> list[tuple[str, str]]:
     for entry in rows(run.lineage.get("data")):
         asks = entry.get("questions") or text(entry.get("source")).startswith("reasoning-gym:")
         parts.append(("questions" if asks else "text", entry))
+    parts += [(text(entry.get("use")).replace("_", " "), entry) for entry in rows(run.lineage.get("judges"))]
     parts += [("teacher", entry) for entry in rows(run.lineage.get("teachers"))]
     found = []
     for name, entry in parts:

@@ -21,7 +21,9 @@ from farthing.base.files import sha256, strange, write
 from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.recipe import Recipe, dump, load
 from farthing.recipe.rewards import is_own
-from farthing.tasks.data import DataTask, is_data, parts_of
+from farthing.tasks.data import DataTask, is_data, models_asked, parts_of
+from farthing.weights import check
+from farthing.weights.sources import model_folder, resolve
 
 # A loop of links, something else under the name of a file or folder, and what may not be read or written.
 _UNUSABLE = {
@@ -191,6 +193,20 @@ def rewards_used(recipe: Recipe) -> set[str]:
     mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
     tasks = (task for mixture in mixtures for task in mixture.items())
     return {part.use for name, setting in tasks for part in parts_of(name, setting) or []}
+
+
+def judging_models(recipe: Recipe) -> list[dict[str, Any]]:
+    """The models of this machine that rewards ask, each with its use and its identity, as the lineage has them.
+
+    Raises:
+        UserError: for a source that cannot be had, and a folder that is no such model.
+    """
+    found: list[dict[str, Any]] = []
+    for name, use in models_asked(recipe).items():
+        source = resolve(name)
+        check(model_folder(source), scores=use == "reward_model")
+        found.append({"use": use, **source.identity})
+    return found
 
 
 def reward_files(recipe: Recipe) -> dict[str, str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from farthing.base.device import Place
@@ -20,7 +21,11 @@ _SHARE = 0.9  # of the room that the formula finds: allocators lose some
 
 @contextmanager
 def within_memory(
-    place: Place, number: int = 0, stage: StageSpec | None = None, config: Mapping[str, Any] | None = None
+    place: Place,
+    number: int = 0,
+    stage: StageSpec | None = None,
+    config: Mapping[str, Any] | None = None,
+    judges: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[None]:
     """Turn memory that runs out into a UserError.
 
@@ -28,6 +33,7 @@ def within_memory(
         number: of the stage in the recipe, from 1.
         stage: what is done inside; None for an evaluation.
         config: config.json of the model that it starts from, if it starts from one.
+        judges: those of the models that judge answers.
     """
     room = could_be_had(place.device)
     try:
@@ -38,19 +44,24 @@ def within_memory(
         if stage is None:
             remedy = "close other programs, and run the same command again"
         else:
-            remedy = _remedy(place, number, stage, config, room)
+            remedy = _remedy(place, number, stage, config, judges, room)
         what = f"stage {number} ({stage.kind})" if stage else "the evaluation"
         said = f"{what} ran out of memory on {place.device}, where {bytes_(room)} could be had"
         raise UserError(f"{said}; {remedy}") from None
 
 
 def _remedy(
-    place: Place, number: int, stage: StageSpec, config: Mapping[str, Any] | None, room: float
+    place: Place,
+    number: int,
+    stage: StageSpec,
+    config: Mapping[str, Any] | None,
+    judges: Sequence[Mapping[str, Any]],
+    room: float,
 ) -> str:
     """What to change about a stage so that it fits in so many bytes."""
     asked: float = getattr(stage, "memory_gb", 0.0)
     try:
-        work = stage.work(config, MEASURED)
+        work = replace(stage.work(config, MEASURED), beside=tuple(judges) if stage.asks else ())
         fits = _SHARE * fitting_gb(work, "cpu" if place.device == "cpu" else "gpu", place.dtype, room)
     except UserError:  # the stage's work cannot be known here
         fits = asked / 2

@@ -44,8 +44,11 @@ def recorded(path: Path, folder: Path) -> Record:
     found = read_json(path, put_back(folder))
     base, data = found.get("base", ...), found.get("data")
     whole = base is None or (isinstance(base, dict) and isinstance(base.get("sha256"), dict))
-    if not whole or not _all_have(data, source=str):
-        raise UserError(f"{path} is damaged: its base or data is not what a run records; {put_back(folder)}")
+    judges = _all_have(found.get("judges", []), source=str, sha256=dict)
+    if not whole or not _all_have(data, source=str) or not judges:
+        raise UserError(
+            f"{path} is damaged: its base, data or judges is not what a run records; {put_back(folder)}"
+        )
     return found
 
 

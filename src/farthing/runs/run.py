@@ -33,6 +33,7 @@ from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
 from farthing.data.overlap import HeldOut
 from farthing.data.words import question_key
+from farthing.engine.asked import Asked
 from farthing.evaluate.ask import evaluate
 from farthing.evaluate.score import gain, summarise
 from farthing.evaluate.trained import before
@@ -47,6 +48,7 @@ from farthing.runs.folder import (
     claim,
     data_files,
     data_tasks,
+    judging_models,
     locked,
     place_of,
     put_back,
@@ -66,6 +68,7 @@ from farthing.tasks.check import check
 from farthing.tasks.data import is_data
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
+from farthing.tasks.rewards.beside import Beside
 from farthing.weights.folder import read_config
 from farthing.weights.sources import Source, model_folder, resolve
 
@@ -171,7 +174,8 @@ class _Work:
                 with self._waiting("planning, and choosing held-out questions"):
                     self.plan = plans.for_run(recipe, read_config(current) if current else None, self.place)
                     items = self._held_out()
-            with VerifierPool() as pool:
+            asking = Beside(Asked(self.place, self._say), self.meter)
+            with VerifierPool(asking=asking) as pool:
                 self._audit(pool)
                 for number, stage in enumerate(recipe.stages, 1):
                     name = f"{number:02d}-{stage.kind}"
@@ -184,9 +188,9 @@ class _Work:
                             assert current is not None
                             self._evaluate("before", current, items, pool)
                         self.meter.stage = name
-                        with within_memory(
-                            self.place, number, stage, read_config(current) if current else None
-                        ):
+                        start = read_config(current) if current else None
+                        asked = plans.asked_configs(recipe)
+                        with within_memory(self.place, number, stage, start, asked):
                             kind(stage.kind).run(stage, current, self._at(folder, stage, items, pool))
                     current = folder / "model"
                 assert current is not None
@@ -419,9 +423,10 @@ class _Work:
             UserError: if the base's weights or a data file are not those the run was started with.
         """
         path = self.folder / "lineage.json"
-        with self._waiting("hashing the weights and the data"):
+        with self._waiting("getting the models that rewards ask, and hashing weights and data"):
             files = data_files(self.recipe)
             identity = source.identity if source else None
+            judges = judging_models(self.recipe)
         if path.exists():
             recorded = record.recorded(path, self.folder)
             base = recorded["base"]["sha256"] if recorded["base"] else None
@@ -430,6 +435,13 @@ class _Work:
                     f"the weights of {self.recipe.base} have changed since {self.folder} was started; "
                     "put them back, or give another --run-dir"
                 )
+            asking = {entry["source"]: entry["sha256"] for entry in recorded.get("judges", ())}
+            for judge in judges:
+                if asking.get(judge["source"]) != judge["sha256"]:
+                    raise UserError(
+                        f"the weights of the {judge['use']} {judge['source']} have changed since {self.folder} was "
+                        "started; put them back, or give another --run-dir"
+                    )
             earlier = {entry["source"]: entry.get("sha256") for entry in recorded["data"]}
             for name, digests in files.items():
                 if earlier.get(name) != digests:
@@ -452,7 +464,7 @@ class _Work:
             for name, digests in files.items()
         ]
         given = getattr(self.recipe.stages[0], "tokenizer", None)
-        lineage = {"base": identity, "data": data, "teachers": []}
+        lineage = {"base": identity, "data": data, "teachers": []} | ({"judges": judges} if judges else {})
         write_json(path, lineage | ({"tokenizer": given} if given else {}))
 
     def _waiting(self, what: str) -> Waiting:

@@ -106,7 +106,7 @@ def train_grpo(
     engine = model.engine(stage.sampled_at_once, stage.cache_tokens, record_routing=True)
     stream = Mixture(stage.tasks, seed).stream(held_out, _fitting(stage, model, engine.capacity, progress))
     roller = Roller(stage, model, engine, stream, pool, meter, seed, ranks)
-    state = {"cursor": 0}
+    state, judges = {"cursor": 0}, pool.asking.judges
     learner = Learner(stage, decoder, reference, weights, model.hf_config, meter, ranks)
     watch = Watch(progress.warn, stage.stop_silent)
 
@@ -133,7 +133,7 @@ def train_grpo(
             "step": step + 1,
             **measured,
             **learned,
-            **({"judge_calls": pool.judges.calls, "judge_usd": pool.judges.usd} if pool.judges.calls else {}),
+            **({"judge_calls": judges.calls, "judge_usd": judges.usd} if judges.calls else {}),
             "tokens_per_second": sampled / seconds,
             "seconds": seconds,
             "seconds_by_activity": {name: value for name, value in spent.items() if value > 0},

@@ -35,7 +35,7 @@ _DRAWS = 200  # which must have at least two different answers
 _SEED = 3 * 2**30  # neither Mixture's training seeds nor its held-out ones
 _MEGABYTE = 1_000_000
 _RULES = ("regex", "ifeval")  # the user's own rules, or the data's
-_ASKED = ("judge",)  # models, which cost something
+_ASKED = ("judge", "reward_model")  # models, which cost something
 _GOLDLESS = ("code", "format", "ifeval", "length", "overlong")  # have no answer to compare with
 _NEED_NO_GOLD = (
     "empty", "white space", "garbage", "empty answer", "code", "tower of powers", "a megabyte of digits",

@@ -27,8 +27,8 @@ from farthing.base.errors import UserError
 from farthing.base.files import sha256
 from farthing.data.rows import Row
 from farthing.data.text import files, said_by_hub
-from farthing.recipe import RewardPart, TaskSetting
-from farthing.recipe.rewards import check_reward, default_reward
+from farthing.recipe import Recipe, RewardPart, TaskSetting
+from farthing.recipe.rewards import check_reward, default_reward, model_of
 from farthing.tasks.columns import LETTERS, Asked, Template, option_lines
 from farthing.tasks.item import Item
 from farthing.tasks.sets import QUESTION_ANSWER, SETS, NamedSet
@@ -59,6 +59,15 @@ def parts_of(name: str, setting: TaskSetting) -> list[RewardPart] | None:
     if setting.reward is not None:
         return list(setting.reward)
     return list(SETS[name].reward) if name in SETS else None
+
+
+def models_asked(recipe: Recipe) -> dict[str, str]:
+    """The models of this machine that rewards ask, by their source; each with what it is: judge or reward_model."""
+    mixtures = [mixture for stage in recipe.stages for mixture in stage.mixtures]
+    mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
+    tasks = (task for mixture in mixtures for task in mixture.items())
+    parts = (part for name, setting in tasks for part in parts_of(name, setting) or [])
+    return {source: part.use for part in parts if (source := model_of(part)) is not None}
 
 
 def columns_of(name: str, setting: TaskSetting) -> Columns:

@@ -23,8 +23,7 @@ from farthing.base.errors import UserError
 from farthing.base.machine import cpu_cores
 from farthing.tasks.extract import tail
 from farthing.tasks.item import Convention, Item, Verdict
-from farthing.tasks.rewards.beside import completed
-from farthing.tasks.rewards.judge import Judges
+from farthing.tasks.rewards.beside import Beside
 from farthing.tasks.rewards.total import own_files, patience
 
 _BATCH = 64  # items a message
@@ -45,7 +44,8 @@ class VerifierPool:
 
     There is one for each core that this process may use but one, unless `workers` says how many.
 
-    `function` is the dotted name of what they call: (item, text, convention) -> Verdict.
+    `function` is the dotted name of what they call: (item, text, convention) -> Verdict. `asking` finds the parts of
+    rewards that need a model.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class VerifierPool:
         workers: int | None = None,
         timeout: float = 2.0,
         function: str = "farthing.tasks.verify.verify",
+        asking: Beside | None = None,
     ) -> None:
         workers = max(1, cpu_cores() - 1) if workers is None else workers
         assert workers > 0
@@ -61,12 +62,12 @@ class VerifierPool:
         self._function = function
         self._workers: list[_Worker | None] = [_Worker(function, timeout) for _ in range(workers)]
         self._closed = False
-        self.judges = Judges()
+        self.asking = asking or Beside()
 
     def verify(
         self, pairs: Sequence[tuple[Item, str]], convention: Convention, beside: bool = True
     ) -> list[Verdict]:
-        """The verdicts on (item, completion) pairs, in their order; judges are asked only if `beside`.
+        """The verdicts on (item, completion) pairs, in their order; models are asked only if `beside`.
 
         Raises UserError when a reward file of the user's own cannot be imported in time, RuntimeError when the function
         itself raises or no worker can start.
@@ -83,7 +84,7 @@ class VerifierPool:
             raise
         if not beside:
             return job.verdicts
-        return completed(pairs, job.verdicts, self.judges)
+        return self.asking.completed(pairs, job.verdicts)
 
     def close(self) -> None:
         """Ends the workers. Further calls do nothing."""

@@ -24,17 +24,19 @@ def load_decoder(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
     stored: torch.dtype | None = None,
+    scores: bool = False,
 ) -> Decoder:
     """The network of a model folder.
 
     Args:
         dtype: that it is computed in.
         stored: as in `Decoder`; the weights are rounded to it.
+        scores: it is a reward model.
 
     Raises:
         UserError: as `check` does, and if the weights do not fit into free memory.
     """
-    model = check(folder)
+    model = check(folder, scores)
     if device == "cpu":
         keep_freed_memory()
     decoder = model.decoder.to(dtype)

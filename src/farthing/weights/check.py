@@ -20,6 +20,7 @@ from farthing.model import Decoder, ModelConfig
 from farthing.weights.folder import read_config
 from farthing.weights.fp8 import Weights
 from farthing.weights.layouts import copies, decoder_config, layout_of, meant, places
+from farthing.weights.reward import is_reward_model, reward_config
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _LEAST_TENSORS = 4  # of a layer, in any family
@@ -52,17 +53,26 @@ class Checked:
             yield name, tensor
 
 
-def check(folder: Path) -> Checked:
+def check(folder: Path, scores: bool = False) -> Checked:
     """Check a model folder's config.json against the headers of its weights; `Checked.values` reads the weights.
+
+    Args:
+        scores: the folder must hold a reward model; otherwise it must hold none.
 
     Raises:
         UserError: that names the file, the key or the tensor that is wrong.
     """
-    hf = read_config(folder)
+    hf = reward_config(folder) if scores else read_config(folder)
     try:
         layout, config = layout_of(hf), decoder_config(hf)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+    if scores:  # transformers scores with one map, without what comes before or after a vocabulary's
+        config = replace(config, scores=True, tied_head=False, logit_softcap=None, mtp_depth=0)
+    elif is_reward_model(hf):
+        raise UserError(
+            f"{folder} holds a reward model, which writes no text; name it under reward, as reward_model"
+        )
     weights = Weights(folder)
     headers = weights.headers
     if config.num_layers * _LEAST_TENSORS > len(headers):

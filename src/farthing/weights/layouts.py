@@ -15,6 +15,7 @@ from farthing.weights import deepseek, gemma, glm, gpt_oss, llama, mixtral, olmo
 from farthing.weights.settings import Settings
 
 LAYOUTS: tuple[ModuleType, ...] = (llama, qwen, mixtral, phi, gemma, olmo, gpt_oss, deepseek, glm)
+SCORE = "score.weight"  # the head of a reward model, in every family
 ALIASES = {"kimi_k2": "deepseek_v3"}  # other names of a family: Kimi K2 is DeepSeek-V3 with other sizes
 
 
@@ -85,7 +86,8 @@ def places(
     `replaced` holds other values for some parameters.
     """
     parameters = {**dict(decoder.named_parameters()), **(replaced or {})}
-    for ours, names in layout.tensors(decoder.config).items():
+    table = layout.tensors(decoder.config) | ({"head.weight": [SCORE]} if decoder.config.scores else {})
+    for ours, names in table.items():
         for theirs, rows in zip(names, _parts(decoder, ours, parameters[ours], len(names)), strict=True):
             yield theirs, ours, rows
 

@@ -1,4 +1,4 @@
-"""`judge`: a model at an OpenAI-compatible server gives a score, within a budget.
+"""`judge`: a model at an OpenAI-compatible server, or of this process, gives a score, within a budget.
 
 The score is read strictly: one line `Score: N`, the reply's last, from 0 to the best; of any other reply none is read,
 and the answer earns nothing. Calls that fail are tried again; one that goes on failing is an error, not a reward of 0.
@@ -19,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.cost.meter import Span
 from farthing.recipe.rewards import Judge
 from farthing.tasks.item import Item
+from farthing.tasks.rewards.models import Models, Reply
 from farthing.tasks.rewards.part import Part
 
 _SECONDS = 120.0  # for a reply
@@ -40,20 +42,25 @@ class Failed(Exception):
 class Judges:
     """Every judge of a run: what it said, and what that cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Models | None = None) -> None:
+        self._models = models
         self.calls, self.tokens, self.usd = 0, 0, 0.0
         self._said: dict[tuple[str, str, str], str] = {}
         self._lock = threading.Lock()
 
-    def parts(self, settings: Judge, pairs: Sequence[tuple[Item, str]]) -> list[Part]:
-        """The judge's parts of the verdicts on completions.
+    def parts(self, settings: Judge, pairs: Sequence[tuple[Item, str]], span: Span) -> list[Part]:
+        """The judge's parts of the verdicts on completions; what they take is added to the span.
 
         Raises UserError when the budget is spent.
         """
         prompts = [filled(settings.prompt, item, text) for item, text in pairs]
+        if settings.url is None:
+            return self._here(settings, prompts, span)
         new = [p for p in dict.fromkeys(prompts) if self._key(settings, p) not in self._said]
         with ThreadPoolExecutor(settings.at_once) as threads:
-            errors = dict(zip(new, threads.map(lambda prompt: self._ask(settings, prompt), new), strict=True))
+            errors = dict(
+                zip(new, threads.map(lambda prompt: self._ask(settings, prompt, span), new), strict=True)
+            )
         return [
             Part("error", error=f"judge: {errors[prompt]}")
             if errors.get(prompt)
@@ -61,10 +68,30 @@ class Judges:
             for prompt in prompts
         ]
 
+    def _here(self, settings: Judge, prompts: Sequence[str], span: Span) -> list[Part]:
+        """Ask the model of this process. Replies are not kept: a continued run then asks as one never interrupted does,
+        and which prompts are in a batch may change a reply's last bits."""
+        assert self._models is not None, "a pool that pays by models is given them"
+        said: dict[str, Reply] = {}
+        new = list(dict.fromkeys(prompts))
+        for start in range(0, len(new), settings.at_once):
+            group = new[start : start + settings.at_once]
+            for _ in group:
+                self._within(settings)
+            replies = self._models.replies(settings.model, group, settings.max_new_tokens, span)
+            self.tokens += sum(reply.tokens for reply in replies)
+            said |= zip(group, replies, strict=True)
+        return [
+            Part("error", error=f"judge: {said[prompt].error}")
+            if said[prompt].error
+            else scored(said[prompt].text, settings)
+            for prompt in prompts
+        ]
+
     def _key(self, settings: Judge, prompt: str) -> tuple[str, str, str]:
         return str(settings.url), str(settings.model), prompt
 
-    def _ask(self, settings: Judge, prompt: str) -> str | None:
+    def _ask(self, settings: Judge, prompt: str, span: Span) -> str | None:
         """Ask one thing and keep the reply; the line about what went wrong, if anything did."""
         why = ""
         for number in range(1 + settings.retries):
@@ -81,7 +108,7 @@ class Judges:
                 text = str(reply["choices"][0]["message"]["content"] or "")
             except (KeyError, IndexError, TypeError):
                 return f"{settings.url} did not reply as an OpenAI-compatible server does"
-            self._book(settings, reply.get("usage"))
+            self._book(settings, reply.get("usage"), span)
             self._said[self._key(settings, prompt)] = text
             return None
         return why
@@ -99,7 +126,7 @@ class Judges:
                     )
             self.calls += 1
 
-    def _book(self, settings: Judge, usage: Any) -> None:
+    def _book(self, settings: Judge, usage: Any, span: Span) -> None:
         numbers = usage if isinstance(usage, dict) else {}
         read, written = (
             value if isinstance(value := numbers.get(name), int) and 0 <= value < 10**9 else 0
@@ -107,7 +134,10 @@ class Judges:
         )
         with self._lock:
             self.tokens += read + written
-            self.usd += (read * settings.usd_per_million_in + written * settings.usd_per_million_out) / 1e6
+            usd = (read * settings.usd_per_million_in + written * settings.usd_per_million_out) / 1e6
+            self.usd += usd
+            span.tokens_in, span.tokens_out = span.tokens_in + read, span.tokens_out + written
+            span.usd_paid += usd
 
 
 def filled(prompt: str, item: Item, text: str) -> str:

@@ -9,7 +9,8 @@ from farthing.tasks.item import Item, Verdict
 from farthing.tasks.rewards.part import Part
 from farthing.tasks.rewards.total import added, named, settings
 
-_PAY_ANYHOW = ("format", "length", "overlong")  # answers that ran out of tokens too
+# Answers that ran out of tokens too. A reward model's scores have no 0 that would be worth less than any of them.
+_PAY_ANYHOW = ("format", "length", "overlong", "reward_model")
 _CACHE = 5  # max_new_tokens over this: DAPO's 4,096 of 20,480
 
 

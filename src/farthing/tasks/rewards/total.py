@@ -23,8 +23,8 @@ CLOCK = (
     2.0  # seconds by the clock for each second of processor time that a reward may take: machines are shared
 )
 
-AFTERWARDS = ("judge", "length", "overlong")
-"""Parts that no verifier process can find: they need the network, or more than an answer's text."""
+AFTERWARDS = ("judge", "reward_model", "length", "overlong")
+"""Parts that no verifier process can find: they need the network, a model, or more than an answer's text."""
 
 
 def judged(item: Item, text: str, convention: Convention) -> Verdict:
