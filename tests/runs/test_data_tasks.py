@@ -11,6 +11,7 @@ from farthing.base.files import sha256
 from farthing.evaluate.trained import trained_questions
 from farthing.recipe import Recipe, dump, load, validate
 from farthing.runs import run
+from farthing.runs.attacks import verdict
 from farthing.runs.folder import data_files
 from farthing.tasks.mixture import Mixture, question_key
 
@@ -73,6 +74,40 @@ def test_a_mistake_in_a_task_leaves_no_run_directory_behind(folder: Path) -> Non
     with pytest.raises(UserError, match="there is no task 'nonsense'"):
         run({"name": "t", "base": str(folder), "stages": [stage]}, folder / "run", quiet=True)
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "said"),
+    [
+        (
+            {"held_out": 30, "subset": 20, "every": 1},
+            r"mine: of the 50 questions .* lower held_out or subset",
+        ),
+        (
+            {"held_out": 50, "subset": 5, "every": 1},
+            r"^evaluate: subset: tasks: mine: every question .* lower held_out",
+        ),
+    ],
+)
+def test_too_few_questions_are_said_with_their_keys_before_anything_is_asked(
+    folder: Path, tiny_model: Path, evaluate: dict[str, int], said: str
+) -> None:
+    made = recipe(folder, **evaluate).model_copy(update={"base": str(tiny_model)})
+    with pytest.raises(UserError, match=said):
+        run(made, folder / "run", quiet=True)
+    assert not (folder / "run" / "evaluations").exists()
+    assert not (folder / "run" / "audit.json").exists()
+
+
+def test_the_audits_sentence_does_not_deny_its_warning(folder: Path) -> None:
+    good = {"case": "empty", "passed": True, "outcome": "wrong"}
+    bad = {"case": "empty", "passed": False, "outcome": "right", "own": "mine.py:score"}
+    assert verdict({"cases": [good, good]}, folder).endswith(
+        "2 cases, none of which earned a reward, ran code or hung"
+    )
+    assert verdict({"cases": [good, bad]}, folder).endswith(
+        "2 cases, 1 of which went wrong in rewards of your own"
+    )
 
 
 def test_the_recipe_gsm8k_runs_whole_on_a_file_in_the_hubs_place(tiny_model: Path, tmp_path: Path) -> None:

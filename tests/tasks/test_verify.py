@@ -87,6 +87,13 @@ def test_a_puzzle_whose_own_answer_fails_is_bad() -> None:
     assert verify(bad, "The answer is 4*8 - 6 - 2", "final") == Verdict("bad_gold")
 
 
+def test_what_is_thought_is_no_answer() -> None:
+    thought = "<think>3 + 4 = 6, no, = 7, so 8 - 1</think>"
+    assert verify(item("7"), f"{thought}\n\n7", "final") == Verdict("right", "7")
+    assert verify(item("7"), "<think>It is 7</think>", "final") == Verdict("unparsed")
+    assert verify(item("7"), "<think><answer>7</answer></think>", "tag") == Verdict("unparsed")
+
+
 def test_an_echo_of_the_question_is_no_answer() -> None:
     question = "Spell this word backward: level"
     echo = item("level", "text", question=question)

@@ -7,10 +7,11 @@ which runs it in a sandbox, and functions of the user's own.
 from __future__ import annotations
 
 from farthing.tasks.expression import solves, tidy
-from farthing.tasks.extract import extract, plain_form, tail, without_echo
+from farthing.tasks.extract import extract, plain_form
 from farthing.tasks.item import Convention, Item, Verdict
 from farthing.tasks.numbers import one_number
 from farthing.tasks.plain import plain_text
+from farthing.tasks.rewards.part import said
 from farthing.tasks.rewards.total import judged, prepare
 
 __all__ = ["prepare", "verify"]  # what a verifier process calls
@@ -19,9 +20,8 @@ __all__ = ["prepare", "verify"]  # what a verifier process calls
 def verify(item: Item, text: str, convention: Convention) -> Verdict:
     """The verdict on one completion of `item.question`.
 
-    Copies of the question are removed from the completion before reading: an echo is not an answer. An item
-    whose own answer is not right when given in the convention's plain form gets "bad_gold", whatever the
-    completion.
+    What is read comes after any thinking, and without copies of the question: neither is an answer. An item whose own
+    answer is not right when given in the convention's plain form gets "bad_gold", whatever the completion.
 
     Raises UserError for a convention that does not exist.
     """
@@ -29,7 +29,7 @@ def verify(item: Item, text: str, convention: Convention) -> Verdict:
         return judged(item, item.said(text), item.convention(convention))
     if _judge(item, plain_form(item.answer, convention), convention).outcome != "right":
         return Verdict("bad_gold")
-    return _judge(item, without_echo(tail(text), item.question), convention)
+    return _judge(item, said(item, text), convention)
 
 
 def _judge(item: Item, text: str, convention: Convention) -> Verdict:

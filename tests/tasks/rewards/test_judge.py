@@ -118,7 +118,7 @@ def test_only_a_clear_score_is_read(reply: str, expected: tuple[str, float]) -> 
 
 
 def test_a_call_that_fails_is_tried_again(server: Server) -> None:
-    server.script = [503, 429, b"no JSON", "Score: 8"]
+    server.script = [503, b"[" * 100_000, b"no JSON", "Score: 8"]
     asked = item(server)
     [part] = Judges().parts(Judge(url=server.url, model="m"), [(asked, "x")], span())
     assert part.reward == 0.8

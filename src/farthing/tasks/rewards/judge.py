@@ -186,7 +186,7 @@ def _call(settings: Judge, prompt: str) -> Any:
     except (OSError, http.client.HTTPException) as error:
         said = getattr(error, "reason", None) or error
         raise Failed(f"{url} cannot be reached ({' '.join(str(said).split())})", 0.0) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Failed(f"{url} did not reply in JSON", 0.0) from None
 
 
