@@ -13,7 +13,7 @@ from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.cost.meter import Meter
 from farthing.train import checkpoint
-from farthing.train.loop import Diverged, Progress, check_norm, train
+from farthing.train.loop import Diverged, Progress, best_step, check_norm, train
 from farthing.train.optim import MasterWeights
 
 Step = Callable[[int], dict[str, Any]]
@@ -205,3 +205,51 @@ def test_what_a_step_moves_besides_the_weights_comes_back(tmp_path: Path, meter:
     with pytest.raises(KeyboardInterrupt):
         bias(stop_at=3)  # the third step's move is in no checkpoint
     assert torch.equal(bias(stop_at=None), torch.full((3,), 10.0))
+
+
+def without(number: int) -> Callable[[str], str]:
+    return lambda text: "".join(line for at, line in enumerate(text.splitlines(True)) if at != number)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace('"norm"', '"morn"', 1),
+        lambda text: "\x00" + text[1:],
+        lambda text: text.replace('"right": 0.9', '"right": 0.1'),
+        lambda text: text.replace('"right": 0.2', '"right": 0.99'),
+        lambda text: "",
+        without(0),
+        without(1),
+        without(3),
+    ],
+)
+def test_damaged_metrics_are_said_and_do_not_change_which_weights_are_best(
+    damage: Callable[[str], str], tmp_path: Path, meter: Meter
+) -> None:
+    right = [0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.4]
+    said: list[str] = []
+
+    def go(training: Training, step: Step | None = None) -> None:
+        progress = Progress(warn=said.append, measure=lambda step: {"right": right[step - 1]}, best="right")
+        train(
+            training.folder, 7, training.weights, training.state, step or training.step, meter=meter,
+            checkpoint_every=2, progress=progress,
+        )  # fmt: skip
+
+    whole = Training(tmp_path / "whole", meter)
+    go(whole)
+    died = Training(tmp_path / "damaged", meter)
+    with pytest.raises(KeyboardInterrupt):
+        go(died, dies_at(died, 5, power_cut))
+    assert not said
+    path = died.folder / "metrics.jsonl"
+    path.write_text(damage(path.read_text()))
+    resumed = Training(tmp_path / "damaged", meter)
+    go(resumed)
+    assert said == [
+        f"{path} has changed since it was written; the weights do not depend on it, but what is shown of the steps "
+        "until now does"
+    ]
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+    assert best_step(resumed.lines(), "right") == 2
