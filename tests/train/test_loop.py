@@ -1,6 +1,7 @@
 """The loop every stage shares: checkpoints, going on after a death, and stopping before harm is done."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,8 +249,25 @@ def test_damaged_metrics_are_said_and_do_not_change_which_weights_are_best(
     resumed = Training(tmp_path / "damaged", meter)
     go(resumed)
     assert said == [
-        f"{path} has changed since it was written; the weights do not depend on it, but what is shown of the steps "
-        "until now does"
+        f"{path} is not what the checkpoint of step 4 was written with: either it has changed, which changes only what "
+        "is shown of those steps, or the checkpoint is another run's"
     ]
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
     assert best_step(resumed.lines(), "right") == 2
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_in_silence(tmp_path: Path, meter: Meter) -> None:
+    for name, scale in (("ours", 1.0), ("theirs", 0.5)):
+        training = Training(tmp_path / name, meter)
+        training.loss_scale = scale
+        training.go(2)
+    shutil.rmtree(tmp_path / "ours/state")
+    shutil.copytree(tmp_path / "theirs/state", tmp_path / "ours/state")
+    said: list[str] = []
+    ours = Training(tmp_path / "ours", meter)
+    train(
+        ours.folder, 4, ours.weights, ours.state, ours.step, meter=meter, checkpoint_every=2,
+        progress=Progress(warn=said.append),
+    )  # fmt: skip
+    assert len(said) == 1
+    assert "another run's" in said[0]

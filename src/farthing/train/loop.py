@@ -101,8 +101,8 @@ def train(
     metrics = _MetricsFile(folder / "metrics.jsonl", keep=done)
     if written not in (None, metrics.digest()):
         progress.warn(
-            f"{folder / 'metrics.jsonl'} has changed since it was written; the weights do not depend on it, but what "
-            "is shown of the steps until now does"
+            f"{folder / 'metrics.jsonl'} is not what the checkpoint of step {done} was written with: either it has "
+            "changed, which changes only what is shown of those steps, or the checkpoint is another run's"
         )
         if progress.best:
             metrics.take_best(progress.best, checkpoint.latest(folder / "best", progress.warn, until=done))
