@@ -434,3 +434,20 @@ farthing.cli.main()
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_shows_no_traceback() -> None:
+    code = """
+import os, signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "farthing.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+import farthing.__main__
+farthing.__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode in (-signal.SIGINT, 130)
+    assert done.stderr == ""

@@ -46,7 +46,7 @@ def test_the_wheel_has_its_command_and_its_licence(wheel: zipfile.ZipFile) -> No
     about = f"farthing-{farthing.__version__}.dist-info"
     points = ConfigParser()
     points.read_string(wheel.read(f"{about}/entry_points.txt").decode())
-    assert dict(points["console_scripts"]) == {"farthing": "farthing.cli:main"}
+    assert dict(points["console_scripts"]) == {"farthing": "farthing.__main__:main"}
     assert f"{about}/licenses/LICENSE" in wheel.namelist()
 
 

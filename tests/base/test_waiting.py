@@ -66,11 +66,12 @@ def test_a_download_shows_a_bar_and_the_time_left() -> None:
 
 def test_a_download_speaks_for_what_it_is_a_part_of() -> None:
     said: list[str] = []
+    downloading = "downloading x: 1 bytes so far"
     often, later, over = threading.Event(), threading.Event(), threading.Event()
 
     def say(text: str) -> None:
         said.append(text)
-        if said.count(inner.line(0)) >= 20:
+        if said.count(downloading) >= 20:
             often.set()
         if over.is_set() and text.startswith("loading"):
             later.set()
@@ -82,7 +83,7 @@ def test_a_download_speaks_for_what_it_is_a_part_of() -> None:
             assert often.wait(60)
         over.set()
         assert later.wait(60), "it goes on by itself"
-    spoken = said[said.index(inner.line(0)) : len(said) - said[::-1].index(inner.line(0))]
+    spoken = said[said.index(downloading) : len(said) - said[::-1].index(downloading)]
     assert sum(text.startswith("loading") for text in spoken) <= 1, "but for one that had begun"
 
 

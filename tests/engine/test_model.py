@@ -203,3 +203,20 @@ def test_the_cache_shrinks_with_free_memory(tiny_model: Path, monkeypatch: pytes
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         farthing.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("folder", ["", "a\0b", "\ud800", "x" * 300, None, 3])
+def test_a_model_is_saved_only_under_a_name_that_a_folder_can_have(
+    model: Model, folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        model.save(folder)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["max_batch", "cache_tokens", "speculate", "record_routing"])
+@pytest.mark.parametrize("value", [None, "x", 1.5, -1, [1]])
+def test_an_engine_takes_only_whole_numbers(model: Model, key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=key):
+        model.engine(**{key: value})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from farthing.base.errors import UserError
+from farthing.base.seal import hashes, seal
 from farthing.evaluate.trained import trained_questions
 from farthing.recipe import load
 from farthing.runs import Run, record, run
@@ -140,3 +141,29 @@ def test_a_finished_run_with_damaged_results_says_how_to_have_them_again(folder:
 def test_metrics_that_do_not_say_what_was_asked(text: str, folder: Path) -> None:
     (folder / "stages" / "02-grpo" / "metrics.jsonl").write_text(text)
     assert "metrics.jsonl" in said(lambda: trained_questions(folder))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "\\ud800", '{"sha256": []}', '{"sha256": 1}', '{"sha256": {"config.json": null}}']
+)
+def test_a_damaged_record_of_a_finished_stage_is_noticed(text: str, tmp_path: Path) -> None:
+    (tmp_path / "done.json").write_text(text)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    assert record.changed_since_done(tmp_path) is not None
+
+
+def test_each_changed_fact_of_a_finished_stage_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    done = seal({"name": "01-sft", "steps": 3, "unchanged": True, "sha256": hashes(tmp_path / "model")})
+    path = tmp_path / "done.json"
+    path.write_text(json.dumps(done))
+    assert record.changed_since_done(tmp_path) is None
+    for key in ("name", "steps", "unchanged", "sha256"):
+        for changed in ({**done, key: 4}, {name: value for name, value in done.items() if name != key}):
+            path.write_text(json.dumps(changed))
+            assert record.changed_since_done(tmp_path) == path
+    path.write_text(json.dumps(done))
+    (tmp_path / "model/config.json").write_text("{ }")
+    assert record.changed_since_done(tmp_path) == tmp_path / "model/config.json"

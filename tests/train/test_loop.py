@@ -1,6 +1,7 @@
 """The loop every stage shares: checkpoints, going on after a death, and stopping before harm is done."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from farthing.base.errors import UserError
 from farthing.cost import ledger
 from farthing.cost.meter import Meter
 from farthing.train import checkpoint
-from farthing.train.loop import Diverged, Progress, check_norm, train
+from farthing.train.loop import Diverged, Progress, best_step, check_norm, train
 from farthing.train.optim import MasterWeights
 
 Step = Callable[[int], dict[str, Any]]
@@ -205,3 +206,68 @@ def test_what_a_step_moves_besides_the_weights_comes_back(tmp_path: Path, meter:
     with pytest.raises(KeyboardInterrupt):
         bias(stop_at=3)  # the third step's move is in no checkpoint
     assert torch.equal(bias(stop_at=None), torch.full((3,), 10.0))
+
+
+def without(number: int) -> Callable[[str], str]:
+    return lambda text: "".join(line for at, line in enumerate(text.splitlines(True)) if at != number)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace('"norm"', '"morn"', 1),
+        lambda text: "\x00" + text[1:],
+        lambda text: text.replace('"right": 0.9', '"right": 0.1'),
+        lambda text: text.replace('"right": 0.2', '"right": 0.99'),
+        lambda text: "",
+        without(0),
+        without(1),
+        without(3),
+    ],
+)
+def test_damaged_metrics_are_said_and_do_not_change_which_weights_are_best(
+    damage: Callable[[str], str], tmp_path: Path, meter: Meter
+) -> None:
+    right = [0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.4]
+    said: list[str] = []
+
+    def go(training: Training, step: Step | None = None) -> None:
+        progress = Progress(warn=said.append, measure=lambda step: {"right": right[step - 1]}, best="right")
+        train(
+            training.folder, 7, training.weights, training.state, step or training.step, meter=meter,
+            checkpoint_every=2, progress=progress,
+        )  # fmt: skip
+
+    whole = Training(tmp_path / "whole", meter)
+    go(whole)
+    died = Training(tmp_path / "damaged", meter)
+    with pytest.raises(KeyboardInterrupt):
+        go(died, dies_at(died, 5, power_cut))
+    assert not said
+    path = died.folder / "metrics.jsonl"
+    path.write_text(damage(path.read_text()))
+    resumed = Training(tmp_path / "damaged", meter)
+    go(resumed)
+    assert said == [
+        f"{path} is not what the checkpoint of step 4 was written with: either it has changed, which changes only what "
+        "is shown of those steps, or the checkpoint is another run's"
+    ]
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+    assert best_step(resumed.lines(), "right") == 2
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_in_silence(tmp_path: Path, meter: Meter) -> None:
+    for name, scale in (("ours", 1.0), ("theirs", 0.5)):
+        training = Training(tmp_path / name, meter)
+        training.loss_scale = scale
+        training.go(2)
+    shutil.rmtree(tmp_path / "ours/state")
+    shutil.copytree(tmp_path / "theirs/state", tmp_path / "ours/state")
+    said: list[str] = []
+    ours = Training(tmp_path / "ours", meter)
+    train(
+        ours.folder, 4, ours.weights, ours.state, ours.step, meter=meter, checkpoint_every=2,
+        progress=Progress(warn=said.append),
+    )  # fmt: skip
+    assert len(said) == 1
+    assert "another run's" in said[0]

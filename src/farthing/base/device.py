@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from farthing.base import processor
 from farthing.base.errors import UserError
+from farthing.base.limits import shortened
 from farthing.base.machine import memory_left
 
 if TYPE_CHECKING:
@@ -121,14 +122,14 @@ def check_device(name: str) -> str:
     """Return `name` if it can be a device's. Raises UserError with the nearest name otherwise."""
     if not _DEVICE.fullmatch(name):
         hint = _nearest(name, ("auto", "cpu", "cuda"))
-        raise UserError(f"must be auto, cpu, cuda or cuda:N, got {name!r}{hint}")
+        raise UserError(f"must be auto, cpu, cuda or cuda:N, got {shortened(name)!r}{hint}")
     return name
 
 
 def check_dtype(name: str) -> str:
     """Return `name` if it is a dtype to compute in. Raises UserError with the nearest name otherwise."""
     if name not in DTYPES:
-        raise UserError(f"must be auto, bfloat16 or float32, got {name!r}{_nearest(name, DTYPES)}")
+        raise UserError(f"must be auto, bfloat16 or float32, got {shortened(name)!r}{_nearest(name, DTYPES)}")
     return name
 
 

@@ -163,8 +163,8 @@ def _refused(path: Path, reason: str) -> str:
 
 def _no_room(path: Path, needed: int) -> str:
     said = f"no room on the disk for {path}"
-    if needed and path.parent.is_dir():
-        said += f": it needs {needed:,} bytes and {shutil.disk_usage(path.parent).free:,} are free"
+    if path.parent.is_dir() and needed > (free := shutil.disk_usage(path.parent).free):
+        said += f": it needs {needed:,} bytes and {free:,} are free"
     return f"{said}; free some space or choose another place"
 
 

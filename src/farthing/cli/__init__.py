@@ -187,11 +187,14 @@ for _command in itertools.chain(*(part.COMMANDS for part in _PARTS)):
     app.command()(_command)
 
 
+_COMMAND = typer.main.get_command(app)
+
+
 def main() -> NoReturn:
     """The console entry point: runs one command and exits with its code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
     guard()
-    command = typer.main.get_command(app)
+    command = _COMMAND
     usage_error: type[Exception] = typer.BadParameter.__mro__[
         1
     ]  # click's UsageError, wherever typer keeps it

@@ -13,6 +13,7 @@ from torch import Tensor
 from farthing.base.arguments import check, check_text, takes
 from farthing.base.device import Place, choose, free_memory
 from farthing.base.errors import UserError
+from farthing.base.limits import named
 from farthing.cost.memory import cache_bytes_per_token
 from farthing.cost.room import room_for
 from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
@@ -54,6 +55,7 @@ class Model:
         self._engine: Engine | None = None
         self._template: str | None = None
 
+    @takes(max_batch=(int,), cache_tokens=(int,), record_routing=(bool,), speculate=(int,))
     def engine(
         self,
         max_batch: int = 32,
@@ -62,7 +64,14 @@ class Model:
         record_routing: bool = False,
         speculate: int = 0,
     ) -> Engine:
-        """Return a generation engine on this model's own parameters; arguments as in `Engine`."""
+        """Return a generation engine on this model's own parameters; arguments as in `Engine`.
+
+        Raises:
+            UserError: for a number of sequences or of tokens below 1, and as `Engine`.
+        """
+        for name, amount in (("max_batch", max_batch), ("cache_tokens", cache_tokens)):
+            if amount < 1:
+                raise UserError(f"{name}: must be at least 1, got {amount}")
         return Engine(
             self.decoder,
             self.tokenizer.stop_ids,
@@ -147,11 +156,13 @@ class Model:
     @takes(folder=(str, Path))
     def save(self, folder: Path | str) -> Path:
         """Write a standard Hugging Face folder: config, safetensors, tokenizer, chat template."""
+        if not str(folder):
+            raise UserError("folder: is empty; give the path of a folder")
         stops = sorted(self.tokenizer.stop_ids)
         return save_decoder(
             self.decoder,
             self.hf_config,
-            Path(folder),
+            named(folder),
             tokenizer_from=self.folder,
             chat_template=(self._template, stops) if self._template is not None else None,
         )

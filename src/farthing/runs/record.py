@@ -13,6 +13,7 @@ from typing import Any
 from farthing.base.errors import UserError
 from farthing.base.files import read_json, read_lines
 from farthing.base.schema import given
+from farthing.base.seal import changed, intact
 from farthing.runs.folder import put_back
 from farthing.tasks.item import OUTCOMES
 
@@ -33,6 +34,19 @@ def earlier(path: Path, folder: Path) -> Record:
     if not _is_count(found.get("attempts", 0)):
         raise UserError(f"{path}: its attempts are {given(found['attempts'])}; {put_back(folder)}")
     return found
+
+
+def changed_since_done(stage: Path) -> Path | None:
+    """A file of a finished stage that has changed since it was written, done.json or one of its model; None if none."""
+    path = stage / "done.json"
+    try:
+        done = read_json(path)
+    except UserError:
+        return path
+    hashes = done.get("sha256", {})  # 0.1.0 wrote none
+    if not intact(done) or not isinstance(hashes, dict):
+        return path
+    return changed(stage / "model", hashes)
 
 
 def recorded(path: Path, folder: Path) -> Record:

@@ -26,7 +26,6 @@ from farthing.base.errors import UserError
 from farthing.base.figures import bits, duration
 from farthing.base.files import link, read_json, read_lines, write, write_json
 from farthing.base.limits import named
-from farthing.base.seal import changed
 from farthing.base.waiting import Waiting
 from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
@@ -204,7 +203,7 @@ class _Work:
         path = folder / "done.json"
         if not path.exists():
             return False
-        damaged = changed(folder / "model", read_json(path, put_back(self.folder)).get("sha256", {}))
+        damaged = record.changed_since_done(folder)
         if damaged is None:
             return True
         self._say(f"{damaged} has changed since it was written; the stage makes its model again")
@@ -351,7 +350,8 @@ class _Work:
             for path in sorted(self.folder.glob("stages/*/done.json"))
         ]
         for stage in stages:  # all attempts at it together
-            stage.pop("sha256", None)  # of the files, for the next attempt
+            for key in ("sha256", "seal"):  # for the next attempt
+                stage.pop(key, None)
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
             measured = read_lines(self.folder / "stages" / stage["name"] / "metrics.jsonl")
             for key in ("val_bits_per_byte", "val_loss"):

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 from farthing.base.device import Place, Ranks
 from farthing.base.files import read_json, read_lines, write_json
-from farthing.base.seal import hashes
+from farthing.base.seal import hashes, seal
 from farthing.base.waiting import Waiting
 from farthing.cost.meter import Meter
 from farthing.data.chat_templates import template_text
@@ -160,7 +160,7 @@ class At:
             left_out = counts(self.folder / LEFT_OUT)
             if left_out.exists():
                 done["left_out"] = read_json(left_out, "delete it and run the same command again")
-            write_json(self.folder / "done.json", done)
+            write_json(self.folder / "done.json", seal(done))
         if not merged:
             self.models.keep(folder, model)
         return folder

@@ -55,14 +55,17 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
 
 
 def latest(
-    folder: Path, say: Callable[[str], None] = lambda _: None
+    folder: Path, say: Callable[[str], None] = lambda _: None, until: int | None = None
 ) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
     """(step, tensors, meta) of the newest intact checkpoint; None if there is none. Damaged ones are set aside.
 
     Args:
         say: called with a sentence for each that was damaged.
+        until: the last step to look at.
     """
     for path in reversed(_steps(folder)):
+        if until is not None and _step(path) > until:
+            continue
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             if (

@@ -6,6 +6,7 @@ nothing else may influence it, so a killed run that continues from a checkpoint 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,9 @@ from farthing.train.optim import MasterWeights
 
 class Diverged(UserError):
     """Training produced numbers that cannot be trained on."""
+
+
+_METRICS = "metrics_sha256"  # in a checkpoint: of the lines until then
 
 
 def _nothing(_: object) -> None:
@@ -78,11 +82,12 @@ def train(
         UserError: when the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done = 0
+    done, written = 0, None
     with meter.span("load"):
         found = checkpoint.latest(folder / "state", progress.warn)
         if found is not None:
             done, tensors, saved = found
+            written = saved.pop(_METRICS, None)  # 0.1.0 wrote none
             if done > steps or saved.keys() != state.keys():
                 raise UserError(
                     f"{folder / 'state'}: the checkpoint of step {done} is of another run; give another --run-dir"
@@ -94,6 +99,13 @@ def train(
             if done < steps:
                 progress.say(f"continuing from step {done:,} of {steps:,}")
     metrics = _MetricsFile(folder / "metrics.jsonl", keep=done)
+    if written not in (None, metrics.digest()):
+        progress.warn(
+            f"{folder / 'metrics.jsonl'} is not what the checkpoint of step {done} was written with: either it has "
+            "changed, which changes only what is shown of those steps, or the checkpoint is another run's"
+        )
+        if progress.best:
+            metrics.take_best(progress.best, checkpoint.latest(folder / "best", progress.warn, until=done))
     for line in metrics.kept:
         progress.recall(line)
     try:
@@ -116,7 +128,8 @@ def train(
                 with meter.span("checkpoint", step=step):
                     metrics.sync()
                     tensors = {**weights.state(), **{name: t.detach() for name, t in (buffers or {}).items()}}
-                    checkpoint.save(folder / "state", step + 1, tensors, state)
+                    meta = state | {_METRICS: metrics.digest()}
+                    checkpoint.save(folder / "state", step + 1, tensors, meta)
     finally:
         metrics.close()
     if progress.best:
@@ -159,7 +172,7 @@ def _take_best(
     weights.restore(found[1])
     for name, tensor in buffers.items():
         tensor.data.copy_(found[1][name])
-    progress.say(f"the weights of step {wanted} answered most of the held-out subset and are kept")
+    progress.say(f"no step answered more of the held-out subset than step {wanted}, whose weights are kept")
 
 
 def check_norm(norm: float, limit: float) -> None:
@@ -186,17 +199,37 @@ class _MetricsFile:
                 try:
                     line = json.loads(text)
                 except (ValueError, RecursionError):
-                    break
+                    continue
                 step = line.get("step") if isinstance(line, dict) else None
-                if not isinstance(step, int) or step > keep:
-                    break
-                self.kept.append(line)
-        write(path, "".join(json.dumps(line) + "\n" for line in self.kept))
-        self._file = appending(path)
+                if isinstance(step, int) and step <= keep:
+                    self.kept.append(line)
+        self._path = path
+        self._write()
+
+    def _write(self) -> None:
+        texts = [json.dumps(line) + "\n" for line in self.kept]
+        write(self._path, "".join(texts))
+        self._file, self._hash = appending(self._path), hashlib.sha256("".join(texts).encode())
+
+    def digest(self) -> str:
+        """Hash of all lines until now."""
+        return self._hash.hexdigest()
+
+    def take_best(self, key: str, best: tuple[int, dict[str, Tensor], dict[str, Any]] | None) -> None:
+        """Forget what damaged lines say of `key`, and say of it what the kept weights of the best step do."""
+        self.close()
+        lines = [{name: value for name, value in line.items() if name != key} for line in self.kept]
+        if best is not None:
+            step, _, meta = best
+            lines = [line for line in lines if line["step"] != step] + [{"step": step, **meta}]
+        self.kept = sorted(lines, key=lambda line: line["step"])
+        self._write()
 
     def append(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line).encode() + b"\n"
         self.kept.append(line)
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._hash.update(text)
+        self._file.write(text)
         self._file.flush()
 
     def sync(self) -> None:
