@@ -31,7 +31,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def questions(tmp_path):
-    (tmp_path / "q.jsonl").write_text('{"query": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "q.jsonl").write_text('{"query": "1 + 1?", "answer": "One more. #### 2"}\n')
     return "q.jsonl"
 
 
@@ -133,7 +133,11 @@ def test_a_mistake_is_one_line_and_nothing_is_written(run, tmp_path, arguments, 
     [
         ("q.csv", "query,gold\n1 + 1,2\n", "grpo"),
         ("q.json", '[{"query": "1 + 1", "gold": "2"}]', "grpo"),
-        ("c.json", '[{"conversations": []}]', "sft"),
+        (
+            "c.json",
+            '[{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]',
+            "sft",
+        ),
         ("t.txt", "words", "pretrain"),
     ],
 )
@@ -141,6 +145,15 @@ def test_init_sees_what_any_file_holds(run, tmp_path, name, content, kind):
     (tmp_path / name).write_text(content)
     assert run("init", "--data", name)[0] == 0
     assert load("./recipe.yaml").stages[0].kind == kind
+
+
+def test_init_writes_nothing_that_a_run_would_refuse(run, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    code, _, err = run("init", "--data", "q.jsonl", "--goal", "both")
+    assert code == 2
+    assert "q has no worked solutions" in err
+    assert "give its file as a path" in err
+    assert not Path("recipe.yaml").exists()
 
 
 def test_init_makes_the_folder(run):

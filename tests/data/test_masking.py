@@ -166,6 +166,28 @@ def test_the_token_that_begins_the_next_turn_ends_this_one(masks: Any, chat: Sim
     assert answer.endswith("three<user>")
 
 
+def test_white_space_before_the_mark_that_ends_a_turn_is_learnt_once(
+    chat: SimpleNamespace, tmp_path: Path
+) -> None:
+    template = (
+        "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else 'user' }}>\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    tokenizer = chat.tokenizer(tmp_path, template, stops=("<user>",))
+    messages = chat.turns("1?", "one\n\n", "2?", "two ")
+    assert learnt(tokenizer, chat.conversation(messages)) == [["\none\n\n<user>", "\ntwo <user>"]]
+
+
+def test_a_token_that_ends_the_whole_conversation_is_no_part_of_it(
+    chat: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Phi-3 writes its end-of-text token behind a conversation that is not to go on."""
+    phi = chat.templates["chatml"].replace("{% endif %}", "{% else %}</s>{% endif %}")
+    tokenizer = chat.tokenizer(tmp_path, phi, eos="</s>", stops=(IM_END,))
+    turns = chat.conversation(chat.turns("1?", "one", "2?", "two"))
+    assert learnt(tokenizer, turns) == [[f"one{IM_END}", f"two{IM_END}"]]
+
+
 # ---- tools ----
 
 

@@ -273,6 +273,63 @@ def test_rows_are_recognised_one_by_one_and_what_is_not_used_is_counted(tmp_path
     assert len(said) == 1
 
 
+def test_columns_that_hold_something_and_are_not_used_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"messages": PAIR, "weight": 0, "source": "x", "empty": "", "none": None, "list": []},
+        {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green.", "source": "y", "system": "s"},
+        {"prompt": "Sky?"},
+    ]
+    _, _, found = read(rows, tmp_path)
+    assert found.unused == {"weight": 1, "source": 2}
+    assert next(found.lines()) == "columns that are not used: source, weight"
+    _, _, found = read([{"text": "a", **{f"c{number}": 1 for number in range(10)}}], tmp_path)
+    assert next(found.lines()).endswith("c7 and 2 more")
+
+
+@pytest.mark.parametrize("column", ["reasoning", "reasoning_content", "thinking"])
+def test_reasoning_in_a_column_of_its_own_is_learnt(column: str, tmp_path: Path) -> None:
+    for row in ({"question": "Sky?", "answer": "Blue."}, {"instruction": "Sky?", "output": "Blue."}):
+        made = conversation(row | {column: "It scatters."}, tmp_path)
+        assert made.messages[1] == SAID | {"reasoning_content": "It scatters."}
+        assert made.plain is None  # a text has no place for it
+        inline = {key: value.replace("Blue.", "<think>x</think>Blue.") for key, value in row.items()}
+        assert conversation(inline | {column: "y"}, tmp_path).messages[1]["reasoning_content"] == "x"
+
+
+@pytest.mark.parametrize("answer", ['{"colour": "blue"}', "[1, 2]", '[{"a": 1}]', "{}", "[]"])
+def test_an_answer_may_be_json(answer: str, tmp_path: Path) -> None:
+    assert (
+        chatted(conversation({"prompt": "Sky?", "completion": answer}, tmp_path))[1]
+        == f"assistant*: {answer}"
+    )
+    assert chatted(conversation({"prompt": answer, "completion": "b"}, tmp_path))[0] == f"user: {answer}"
+
+
+def test_the_prompt_may_stand_in_the_chosen_messages_too(tmp_path: Path) -> None:
+    row = {"prompt": "Sky?", "chosen": PAIR, "rejected": [ASKED, SAID | {"content": "Green."}]}
+    assert chatted(conversation(row, tmp_path)) == ["user: Sky?", "assistant*: Blue."]
+    system = {"role": "system", "content": "s"}
+    again = row | {"prompt": [*PAIR, ASKED], "chosen": [system, *PAIR, *PAIR]}
+    assert chatted(conversation(again, tmp_path)) == [
+        "system: s", "user: Sky?", "assistant: Blue.", "user: Sky?", "assistant*: Blue.",
+    ]  # fmt: skip
+
+
+def test_a_solution_is_learnt_rather_than_its_answer(tmp_path: Path) -> None:
+    [made], _, found = read([{"problem": "2+2?", "answer": "4", "solution": "It is 4."}], tmp_path)
+    assert isinstance(made, Conversation)
+    assert chatted(made)[1] == "assistant*: It is 4."
+    assert found.unused == {"answer": 1}
+
+
+def test_without_a_template_the_system_stands_before_the_question(tmp_path: Path) -> None:
+    row = {"system": "Be kind.", "prompt": "Sky? ", "completion": "Blue."}
+    plain = conversation(row, tmp_path).plain
+    assert plain == Passage((("Be kind.\n", False), ("Sky? ", False), ("Blue.", True)))
+    tools = [{"name": "look", "parameters": {}}]
+    assert conversation(row | {"tools": tools}, tmp_path).plain is None
+
+
 def test_a_source_may_name_a_column_and_a_shape(tmp_path: Path) -> None:
     assert chatted(conversation({"chat": PAIR, "system": "s"}, tmp_path, field="chat"))[0] == "system: s"
     assert why_not({"chat": PAIR}, tmp_path, field="talk") == "the row has no 'talk' (it has 'chat')"

@@ -22,6 +22,7 @@ SAME = [
     ["1/2 + x^2", "\\frac{1}{2} + x²", "½ + x**2", "\\dfrac12 + x^2".replace("12", "{1}{2}")],
     ["(3x + 5)/2", "\\frac{3x + 5}{2}"],
     ["which gas? a oxygen b helium", "Which gas?\nA) oxygen\nB) helium", "Which gas? (A) oxygen (B) helium"],
+    ["what is 3 * 4 - 2", "What  is 3  x  4  -  2?", "What is 3\t*\t4 - \t2?"],
     ["20 year old T shirt", "20-year-old T-shirt", "20‑year‑old t‐shirt"],
 ]
 OTHER = [

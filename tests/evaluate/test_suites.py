@@ -84,7 +84,49 @@ def test_an_interrupted_evaluation_keeps_its_answers_and_says_so(
     with pytest.raises(error):
         evaluate_sources([str(tiny_model)], [Suite("sums", asks, 60)], seed=3, save=saved, say=said.append)
     assert len(lines(saved)) == sum(calls) < 60
-    assert f"{sum(calls)} of 60 answers are kept in {saved}" in said
+    assert f"{sum(calls)} of 60 answers are kept in {saved}; the same command goes on from there" in said
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_an_interrupted_evaluation_goes_on_where_it_stood(
+    tiny_model: Path, asks: Asks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    suite = Suite("sums", asks, 20, samples, temperature=samples - 1.0)
+    whole = tmp_path / "whole.jsonl"
+    card = evaluate_sources([str(tiny_model)], [suite], seed=3, save=whole)
+    saved, asked = tmp_path / "answers.jsonl", suites.asked_beside(tmp_path / "answers.jsonl")
+    real = suites.evaluate
+
+    def stops(*arguments: Any, kept: Callable[[Lines], None], **settings: Any) -> Any:
+        def keep(new: Lines) -> None:
+            kept(new)
+            raise KeyboardInterrupt
+
+        return real(*arguments, kept=keep, **settings)
+
+    monkeypatch.setattr(suites, "evaluate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_sources([str(tiny_model)], [suite], seed=3, save=saved)
+    monkeypatch.setattr(suites, "evaluate", real)
+    before = saved.read_text().splitlines()
+    assert 0 < len(before) < 20 * samples
+    saved.write_text("\n".join(before)[:-9])  # the last line is torn
+    changed = Suite("sums", asks._replace(max_new_tokens=5), 20, samples, temperature=samples - 1.0)
+    with pytest.raises(UserError, match=r"other things have changed \(max_new_tokens\)"):
+        evaluate_sources([str(tiny_model)], [changed], seed=3, save=saved)
+
+    def counts(_: Any, items: Any, *arguments: Any, earlier: Lines, **settings: Any) -> Any:
+        had.append(len(earlier))
+        return real(_, items, *arguments, earlier=earlier, **settings)
+
+    had: list[int] = []
+    monkeypatch.setattr(suites, "evaluate", counts)
+    assert evaluate_sources([str(tiny_model)], [suite], seed=3, save=saved) == card
+    assert had == [(len(before) - 1) // samples * samples]
+    assert saved.read_text() == whole.read_text()
+    assert not asked.exists()
+    with pytest.raises(UserError, match="exists; give another --save"):
+        evaluate_sources([str(tiny_model)], [suite], seed=3, save=saved)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,38 @@ def test_a_source_that_does_not_exist_or_cannot_be_solved(tmp_path: Path) -> Non
         check(validate({"name": "t", "base": "b", "stages": [sft]}))
 
 
+@pytest.mark.parametrize(
+    ("rows", "keys", "said"),
+    [
+        (
+            '{"q": 1}\n' * 50,
+            {},
+            r"has no conversation in its first rows; a\.jsonl:1: the row has no conversation",
+        ),
+        ('{"text": ""}\n', {}, r"a\.jsonl:1: the text is empty; farthing data FILE shows what is recognised"),
+        ('{"prompt": "a", "completion": "b"}\n', {"shape": "alpaca"}, "does not have the shape alpaca"),
+        ("", {}, "has no conversation in its first rows; farthing data"),
+    ],
+)
+def test_a_file_without_conversations_is_no_data_to_tune_on(
+    rows: str, keys: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(rows)
+    sft = {"kind": "sft", "data": [{"path": str(tmp_path / "a.jsonl"), **keys}]}
+    with pytest.raises(UserError, match=said):
+        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+    (tmp_path / "a.jsonl").write_text(rows * 3 + '{"instruction": "a", "output": "b"}\n')
+    if rows.count("\n") < 20:
+        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+
+
+def test_a_template_that_does_not_exist_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    sft = {"kind": "sft", "data": [{"path": str(tmp_path / "a.jsonl")}], "chat_template": "./none.jinja"}
+    with pytest.raises(UserError, match=r"none\.jinja does not exist; give the path of a template"):
+        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+
+
 def test_checking_needs_no_torch() -> None:
     code = (
         "import sys; from farthing.recipe import validate; from farthing.tasks.check import check; "

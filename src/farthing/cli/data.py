@@ -111,6 +111,8 @@ def _lines(looked: Looked) -> Iterator[str]:
         yield f"  {number:,}: {looked.first[why] if number == 1 else f'{why} (first {looked.first[why]})'}"
     if len(looked.left_out) > _REASONS:
         yield f"  and for {len(looked.left_out) - _REASONS} other reasons"
+    if looked.found.unused:
+        yield looked.found.columns_not_used
     for note, number in looked.found.notes.most_common(_REASONS):
         yield f"not used: {note} ({plural(number, 'time')})"
 

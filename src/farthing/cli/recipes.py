@@ -76,8 +76,11 @@ def init(
 ) -> None:
     """Write a commented recipe for what you have: asks, on a terminal, for what the options leave open."""
     from farthing.base.files import write, write_json
+    from farthing.base.schema import parse_text
+    from farthing.recipe import validate
     from farthing.recipe.draft import draft
     from farthing.recipe.editor import SCHEMA_FILE, SCHEMA_LINE, json_schema
+    from farthing.tasks.check import check
 
     target, files = named(str(file)), dict[Path, str]()
     if target.suffix not in (".yaml", ".yml"):
@@ -92,6 +95,7 @@ def init(
     else:
         with only_results_on_stdout():
             text = draft(_have(target, base, data, goal, device))
+            check(validate(parse_text(text, str(file))))  # nothing is written that a run would refuse
     for path in (target, *files):
         may_overwrite(path, instead="another name" if path == target else "FILE in another folder")
     for path, content in ((target, text), *files.items()):

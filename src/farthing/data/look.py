@@ -76,6 +76,7 @@ class Looked:
                 for why, number in self.left_out.most_common()
             ],
             "not_used": dict(self.found.notes),
+            "columns_not_used": dict(self.found.unused),
             "shown": [
                 {
                     "place": row.place,

@@ -272,7 +272,7 @@ def _answer(renderer: _Renderer, index: int) -> Rendered:
     if reasoning and opened.rstrip().endswith("</think>"):
         raise Unusable(f"the chat template closes the thought before the reasoning of message {number}")
     end = _end(renderer.stops, text, start)
-    if end is not None and text[end:].strip():
+    if end is not None and _beyond(renderer.stops, text[end:]):
         raise Unusable(f"the chat template goes on after the end of message {number}")
     if end is None:  # the mark of the next turn ends this one
         tail = renderer.next_mark(number, own)
@@ -282,7 +282,7 @@ def _answer(renderer: _Renderer, index: int) -> Rendered:
                 "model would never learn to stop; give another chat_template, or name the token in "
                 "generation_config.json"
             )
-        text += tail
+        text = text.rstrip() + tail  # which begins with the white space that ends the answer
         end = len(text)
     learnt = [(start, end)]
     if marked is not None:
@@ -324,6 +324,13 @@ def _end(stops: Sequence[str], text: str, start: int) -> int | None:
     """The end of the first stop token from `start` on; None if there is none."""
     found = [(at, at + len(stop)) for stop in stops if (at := text.find(stop, start)) >= 0]
     return min(found)[1] if found else None
+
+
+def _beyond(stops: Sequence[str], text: str) -> str:
+    """What stands behind an answer but for tokens on which generation stops: Phi-3 ends a conversation with another."""
+    for stop in stops:
+        text = text.replace(stop, "")
+    return text.strip()
 
 
 def _all_is_shown(renderer: _Renderer, index: int, text: str, start: int) -> None:

@@ -24,10 +24,10 @@ _SPELLINGS = {
     "observation": "tool", "function": "tool", "ipython": "tool", "function_call": "assistant",
 }  # fmt: skip
 _ROLE, _CONTENT = ("role", "from"), ("content", "value", "text")
-_REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 _WEIGHT = ("weight", "train", "training")
 _PASSED_ON = ("name", "tool_call_id")
-_KNOWN = {*_ROLE, *_CONTENT, *_REASONING, *_WEIGHT, *_PASSED_ON, "tool_calls", "function_call", "id"}
+_KNOWN = {*_ROLE, *_CONTENT, *REASONING, *_WEIGHT, *_PASSED_ON, "tool_calls", "function_call", "id"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", flags=re.S)
 
@@ -231,7 +231,7 @@ def _message(given_: Message, number: int, notes: Counter[str]) -> tuple[Message
 
 def _content(value: Any, found: Message, number: int) -> tuple[str | None, str]:
     """(reasoning, text) of a message."""
-    reasoning = next((found[key] for key in _REASONING if found.get(key)), None)
+    reasoning = next((found[key] for key in REASONING if found.get(key)), None)
     if isinstance(value, list):
         thoughts: list[str] = []
         texts: list[str] = []

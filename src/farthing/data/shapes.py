@@ -14,6 +14,7 @@ from typing import Any
 from farthing.base.errors import UserError
 from farthing.base.schema import given
 from farthing.data.messages import (
+    REASONING,
     Conversation,
     Message,
     Passage,
@@ -27,15 +28,40 @@ from farthing.data.messages import (
 from farthing.data.text import Problems, is_unicode, records
 
 Row = dict[str, Any]
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 Learnable = Conversation | Passage
 
 _MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog")
 _PROMPT, _QUESTION = ("prompt",), ("question", "query", "problem")
-ANSWER = ("completion", "response", "output", "answer", "generation", "solution")
+ANSWER = (
+    "completion",
+    "response",
+    "output",
+    "solution",
+    "answer",
+    "generation",
+)  # a solution ends in its answer
 _CONTEXT, _SYSTEM, _TOOLS = ("input", "context"), ("system", "system_prompt"), ("tools", "functions")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _OURS = {"messages", "add_generation_prompt", "tools"}
+_NAMED = 8  # columns
 _NOT_PAIRS = ("label", "labels", "chosen", "rejected", "completions")
+
+
+class _Read(Row):
+    """A row that knows which of its columns were read."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
 
 
 @dataclass(frozen=True)
@@ -58,11 +84,22 @@ class Found:
     """What is there and not used, with how often."""
     columns: Counter[str] = field(default_factory=Counter)
     """Columns of the rows."""
+    unused: Counter[str] = field(default_factory=Counter)
+    """Those that hold something and are not used, with how often."""
 
     def lines(self) -> Iterator[str]:
         """A sentence for each thing that is not used."""
+        if self.unused:
+            yield self.columns_not_used
         for note, number in self.notes.most_common():
             yield f"{note} ({number:,} times)" if number > 1 else note
+
+    @property
+    def columns_not_used(self) -> str:
+        """A sentence about them."""
+        most = [name for name, _ in self.unused.most_common(_NAMED)]
+        rest = f" and {len(self.unused) - _NAMED} more" if len(self.unused) > _NAMED else ""
+        return f"columns that are not used: {', '.join(most)}{rest}"
 
 
 def placed_conversations(
@@ -101,11 +138,14 @@ def placed_conversations(
         except Unusable as error:
             problems.broken(place, str(error))
             continue
+        found.unused.update(
+            key for key, value in lowered.items() if key not in lowered.read and value not in _NOTHING
+        )
         yield learnable, place
 
 
-def _chosen(row: Row, field: str | None, name: str | None) -> tuple[Shape, Row]:
-    row = {key.lower() if isinstance(key, str) else key: v for key, v in row.items() if v is not None}
+def _chosen(row: Row, field: str | None, name: str | None) -> tuple[Shape, _Read]:
+    row = _Read({str(key).lower(): value for key, value in row.items() if value is not None})
     if field is not None:
         if field.lower() not in row:
             raise Unusable(f"the row has no {field!r} (it has {_columns(row)})")
@@ -156,41 +196,65 @@ def _whole(
     row: Row, messages: list[Message], learnt: list[bool], plain: Passage | None = None
 ) -> Conversation:
     messages, learnt = with_system(messages, learnt, _first(row, _SYSTEM))
+    tools = read_tools(_first(row, _TOOLS))
+    if plain is not None:  # as a question is asked of a model without a template
+        system = messages[0]["content"] if messages[0]["role"] == "system" else None
+        plain = Passage(((f"{system}\n", False), *plain.pieces)) if system else plain
+        thinks = any("reasoning_content" in turn and "inline" not in turn for turn in messages)
+        plain = None if tools or thinks else plain
     variables = from_json(row.get("chat_template_kwargs")) or {}
     if not isinstance(variables, dict) or not all(isinstance(key, str) for key in variables):
         raise Unusable("its 'chat_template_kwargs' is not an object")
     if taken := _OURS & variables.keys():
         raise Unusable(f"its 'chat_template_kwargs' sets {min(taken)}, which the conversation itself decides")
-    return Conversation(messages, learnt, read_tools(_first(row, _TOOLS)), variables, plain)
+    return Conversation(messages, learnt, tools, variables, plain)
 
 
 def _read_messages(row: Row, notes: Counter[str]) -> Conversation:
     return _whole(row, *read_messages(_first(row, _MESSAGES), notes))
 
 
-def _turn(prompt: str, answer: str) -> tuple[list[Message], list[bool]]:
-    answer_message, learnt = read_messages([{"role": "assistant", "content": answer.strip()}], Counter())
+def _turn(prompt: str, answer: str, reasoning: Any = None) -> tuple[list[Message], list[bool]]:
+    said = {"role": "assistant", "content": answer.strip()}
+    if reasoning and not said["content"].startswith("<think>"):
+        said["reasoning_content"] = reasoning
+    answer_message, learnt = read_messages([said], Counter())
     return [{"role": "user", "content": prompt.strip()}, *answer_message], [False, *learnt]
 
 
 def _read_pair(
     row: Row, notes: Counter[str], prompts: tuple[str, ...], answers: tuple[str, ...]
 ) -> Conversation:
-    """A prompt and what is learnt to follow it, each a text or messages."""
-    prompt, answer = from_json(_first(row, prompts)), from_json(_first(row, answers))
+    """A prompt and what is learnt to follow it, each a text or messages; the latter may say the prompt again."""
+    prompt, answer = _messages_or_text(_first(row, prompts)), _messages_or_text(_first(row, answers))
     if isinstance(prompt, list) or isinstance(answer, list | dict):
         asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
         said = answer if isinstance(answer, list) else [answer]
         said = [{"role": "assistant", "content": part} if isinstance(part, str) else part for part in said]
         before, _ = read_messages(asked, notes)
         after, learnt = read_messages(said, notes)
+        lead = next((n for n, turn in enumerate(after) if turn["role"] not in ("system", "developer")), 0)
+        start = lead + len(before)
+        if after[lead:start] == before:  # UltraFeedback
+            return _whole(row, after, [on and n >= start for n, on in enumerate(learnt)])
         return _whole(row, before + after, [False] * len(before) + learnt)
     question, completion = _text(row, prompts), _text(row, answers)
     if context := row.get("context"):
         question = f"{context}\n\n{question}"
     if not completion.strip():
         raise Unusable("an answer is empty")
-    return _whole(row, *_turn(question, completion), Passage(((question, False), (completion, True))))
+    turn = _turn(question, completion, _first(row, REASONING))
+    return _whole(row, *turn, Passage(((question, False), (completion, True))))
+
+
+def _messages_or_text(value: Any) -> Any:
+    """The messages that were written as JSON text; a text that is other JSON, as an answer may be, stays a text."""
+    if not isinstance(value, str):
+        return value
+    found = from_json(value)
+    turns = found if isinstance(found, list) else [found]
+    are_turns = all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
+    return found if turns and are_turns else value
 
 
 def _read_alpaca(row: Row, notes: Counter[str]) -> Conversation:
@@ -205,24 +269,25 @@ def _read_alpaca(row: Row, notes: Counter[str]) -> Conversation:
         for turn in history
     ):
         raise Unusable("its 'history' is not a list of pairs of texts")
-    for question, answer in [*history, [asked, _text(row, ANSWER)]]:
-        more, on = _turn(question, answer)
+    last = [asked, _text(row, ANSWER), _first(row, REASONING)]
+    for question, answer, *reasoning in [*history, last]:
+        more, on = _turn(question, answer, *reasoning)
         messages, learnt = messages + more, learnt + on
     return _whole(row, messages, learnt)
 
 
 def _read_preference(row: Row, notes: Counter[str]) -> Conversation:
     notes["the column 'rejected' is not learnt from; 'chosen' is"] += 1
+    rejected = from_json(row["rejected"])
     if "prompt" in row:
         return _read_pair(row, notes, _PROMPT, ("chosen",))
-    chosen, rejected = from_json(row["chosen"]), from_json(row["rejected"])
+    chosen = from_json(row["chosen"])
     if isinstance(chosen, str) and isinstance(rejected, str):
         pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
         shared = "".join(one for one, _ in pairs)
         prompt = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1].rstrip(" ")
-        return _read_pair(
-            row | {"prompt": prompt, "chosen": chosen[len(prompt) :]}, notes, _PROMPT, ("chosen",)
-        )
+        row.update(prompt=prompt, chosen=chosen[len(prompt) :])
+        return _read_pair(row, notes, _PROMPT, ("chosen",))
     messages, learnt = read_messages(chosen, notes)
     others, _ = read_messages(rejected, notes)
     shared_turns = next((n for n, (a, b) in enumerate(zip(messages, others, strict=False)) if a != b), 0)

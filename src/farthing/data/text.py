@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -375,6 +376,24 @@ def hub_name(source: str) -> HubName:
     return HubName(match["name"], config, match["revision"], match["split"] or "train")
 
 
+_pins: list[Callable[[str], str | None]] = []
+
+
+@contextmanager
+def pinned(revision: Callable[[str], str | None]) -> Iterator[None]:
+    """While it lasts, a dataset of the hub is read at the revision that this gives its source, if it gives one."""
+    _pins.append(revision)
+    try:
+        yield
+    finally:
+        _pins.pop()
+
+
+def pinned_revision(source: str) -> str | None:
+    """The revision at which a dataset of the hub is read; None for whatever is there."""
+    return (_pins[-1](source) if _pins else None) or hub_name(source).revision
+
+
 def said_by_hub(source: str) -> tuple[str | None, str | None]:
     """Revision and licence of a dataset on the hub; None where it cannot be asked, or does not say."""
     from huggingface_hub import HfApi
@@ -397,7 +416,7 @@ def _hub_rows(source: str) -> Iterator[tuple[Any, str]]:
         raise UserError(f"{source} needs datasets to be read; pip install 'farthing[data]'") from None
     try:
         rows = datasets.load_dataset(
-            name.name, name.config, split=name.split, revision=name.revision, streaming=True
+            name.name, name.config, split=name.split, revision=pinned_revision(source), streaming=True
         )
         rows = rows.decode(False) if rows.features else rows  # JSON files have none
         for number, row in enumerate(rows, 1):

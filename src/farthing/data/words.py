@@ -47,6 +47,7 @@ _ANY = _pattern(
     _QUOTES,
     rf"| [{_ONE_BY_ONE}] | [^\w\s\x00-\x7f{_DASHES}]",
 )
+_BLANKS = re.compile("[ \\t]{2,}|\\t")
 _DRAWN = 8  # signs, with fewer letters among them, make a line of a picture; three lines a picture
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _LABEL = re.compile(r"(?<![\w()])\(?([a-h])\)(?=\s+\w)")  # of a choice
@@ -92,6 +93,8 @@ def split(text: str) -> list[str]:
         text = unicodedata.normalize("NFKD", text)
     if "&" in text:
         text = html.unescape(text)
+    if "  " in text or "\t" in text:
+        text = _BLANKS.sub(" ", text)
     text = text.casefold()
     if "\\" in text:
         text = _FRACTION.sub(_fraction, text.replace("{,}", ","))

@@ -36,6 +36,7 @@ def evaluate(
     speculate: int = 0,
     told: Callable[[int, int], None] | None = None,
     kept: Callable[[list[Record]], None] | None = None,
+    earlier: Sequence[Record] = (),
 ) -> tuple[list[Record], Work]:
     """Ask a model every question, and judge its answers.
 
@@ -46,28 +47,34 @@ def evaluate(
         speculate: tokens to guess a step with the model's prediction modules.
         told: called now and then with the number of questions answered, and of all.
         kept: called with every few records as they come, in no order.
+        earlier: records of questions that were answered before and are not asked again.
 
     Returns:
         the records, in the order of `items` and of each one's samples; the engine's work, to be booked.
     """
-    records: list[Record] = []
+    records: list[Record] = list(earlier)
+    have = {record["index"] for record in earlier}
 
     def keep(new: list[Record]) -> None:
         records.extend(new)
         if kept is not None:
             kept(new)
 
-    numbered = list(enumerate(items))
+    numbered = [(number, item) for number, item in enumerate(items) if number not in have]
     compared = [each for each in numbered if by_likelihood and has_endings(each[1])]
     asked = [each for each in numbered if not (by_likelihood and has_endings(each[1]))]
-    done, work = len(compared), Work()
+    before, work = len(have), Work()
     if compared:
-        chosen, work = choose(model, compared, told and (lambda share: told(int(share * done), len(items))))
+        new = len(compared)
+        chosen, work = choose(
+            model, compared, told and (lambda share: told(before + int(share * new), len(items)))
+        )
         keep(chosen)
+    done = before + len(compared)
     if asked:
         sampling = Sampling(max_new_tokens=asks.max_new_tokens, temperature=temperature, seed=seed)
-        progress = told and (lambda count, _: told(done + count, len(items)))
-        work += _ask(model, asked, asks, sampling, samples, speculate, pool, progress, keep)
+        count = told and (lambda answered, _: told(done + answered, len(items)))
+        work += _ask(model, asked, asks, sampling, samples, speculate, pool, count, keep)
     return sorted(records, key=lambda record: (record["index"], record.get("sample", 0))), work
 
 
@@ -87,9 +94,9 @@ def _ask(
             question_ids(model.tokenizer, item.asked, asks.prompt, item.system or asks.system),
             replace(sampling, stop=tuple(item.metadata.get("until", ()))),
             samples,
-            first_sample=place * samples,
+            first_sample=number * samples,
         )
-        for place, (_, item) in enumerate(numbered)
+        for number, item in numbered
     ]
     at_once = min(EVALUATED_AT_ONCE, len(numbered) * samples)
     longest = max(len(request.ids) for request in requests)  # examples before a question make it long

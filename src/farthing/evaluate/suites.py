@@ -5,8 +5,11 @@ A suite is a mixture of tasks with a name. Every model is asked the same questio
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -14,7 +17,7 @@ from typing import IO, Any, Self
 from farthing.base.device import choose
 from farthing.base.errors import UserError
 from farthing.base.figures import plural
-from farthing.base.files import write
+from farthing.base.files import read_json, sha256, write, write_json
 from farthing.base.limits import unwritable
 from farthing.base.waiting import Waiting
 from farthing.engine import load
@@ -50,25 +53,63 @@ class Suite:
 class Answers:
     """The answers on disk, a line of JSON each: added as they come, and put in order at the end.
 
+    Beside them, until all are there, lies what was asked (`asked_beside`): the same evaluation goes on from there.
+
     Raises:
-        UserError: if the file is there already, or cannot be written.
+        UserError: if the file is there already and is none that an interrupted evaluation left, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.count = path, 0
+        self._asked_path = asked_beside(path)
+        self._asked: dict[str, Any] = {}
+        self._earlier: list[Record] = []
         if path.exists() and (path.is_dir() or path.stat().st_size):
-            raise UserError(f"{path} exists; give another --save, or delete it")
+            if path.is_dir() or not self._asked_path.exists():
+                raise UserError(f"{path} exists; give another --save, or delete it")
+            self._asked = read_json(self._asked_path, f"delete it and {path} to start anew")
+            self._earlier = _whole_lines(path)
         self._kept: list[Record] = []
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._file = self.path.open("w", encoding="utf-8")
+            if self._earlier:  # without a torn line, behind which nothing could be added
+                write(self.path, "".join(json.dumps(record) + "\n" for record in self._earlier))
+            self._file = self.path.open("a" if self._earlier else "w", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); give another --save"
             ) from None
         return self
+
+    def earlier(self, model: str, suite: str, asked: dict[str, Any], samples: int) -> list[Record]:
+        """What an interrupted evaluation has of a suite: the questions that have all their answers.
+
+        Args:
+            asked: what is asked now, of which model.
+
+        Raises:
+            UserError: if something else was asked then.
+        """
+        key, asked = f"{model} {suite}", json.loads(json.dumps(asked))
+        if self._asked.setdefault(key, asked) != asked:
+            changed = ", ".join(name for name in asked if asked[name] != self._asked[key].get(name))
+            raise UserError(
+                f"{self.path} has answers of an interrupted evaluation of {model}, since when other things have "
+                f"changed ({changed}); give another --save, or delete it"
+            )
+        write_json(self._asked_path, self._asked)
+        mine = [record for record in self._earlier if (record["model"], record["suite"]) == (model, suite)]
+        by_place = {(record["index"], record.get("sample", 0)): record for record in mine}
+        answers = Counter(index for index, _ in by_place)
+        found = [
+            record
+            for (index, _), record in by_place.items()
+            if answers[index] == samples or "sample" not in record  # by likelihood a question has one
+        ]
+        self.count += len(found)
+        return [{k: v for k, v in record.items() if k not in ("model", "suite")} for record in found]
 
     def add(self, model: str, suite: str, records: Sequence[Record]) -> None:
         assert self._file is not None
@@ -87,10 +128,54 @@ class Answers:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._file is not None
         self._file.close()
-        if not self.count:
-            self.path.unlink(missing_ok=True)
-        elif kind is None:
+        if kind is None and self.count:
             write(self.path, "".join(json.dumps(record) + "\n" for record in self._kept))
+        elif not self.path.stat().st_size:
+            self.path.unlink()
+        if kind is None or not self.path.exists():
+            self._asked_path.unlink(missing_ok=True)
+
+
+def asked_beside(path: Path) -> Path:
+    """Where it is written what an evaluation that is not finished asks."""
+    return path.with_name(f".{path.name}.asked")
+
+
+def _whole_lines(path: Path) -> list[Record]:
+    """The answers of an interrupted evaluation; the last line may be torn."""
+    found: list[Record] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            record = json.loads(text)
+            if (
+                isinstance(record, dict)
+                and {"model", "suite", "index", "outcome", "question"} <= record.keys()
+            ):
+                found.append(record)
+    return found
+
+
+def _asked(suite: Suite, items: Sequence[Item], seed: int, speculate: int, folder: Path) -> dict[str, Any]:
+    """All that answers depend on: the model's files by size and time, the questions, and how they are asked."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    questions = json.dumps([(item.asked, item.answer, item.system) for item in items])
+    asks = suite.asks
+    rewards = [item.metadata.get("rewards") for item in items]
+    own = {part["use"].rpartition(":")[0] for parts in rewards for part in parts or ()}
+    code = sorted(sha256(Path(path)) for path in own if path.endswith(".py"))
+    return {
+        "model": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
+        "questions": hashlib.sha256(questions.encode()).hexdigest(),
+        "prompt": [asks.prompt, asks.system, str(asks.answer)],
+        "rewards": hashlib.sha256(json.dumps([rewards, code]).encode()).hexdigest(),
+        "max_new_tokens": asks.max_new_tokens,
+        "samples": suite.samples,
+        "temperature": suite.temperature,
+        "by_likelihood": suite.by_likelihood,
+        "seed": seed,
+        "speculate": speculate,
+    }
 
 
 def evaluate_sources(
@@ -150,6 +235,20 @@ def evaluate_sources(
                         if answers is not None:
                             answers.add(source, suite.name, new)
 
+                    earlier = (
+                        answers.earlier(
+                            source,
+                            suite.name,
+                            _asked(suite, items, seed, speculate, model.tokenizer.folder),
+                            suite.samples,
+                        )
+                        if answers is not None
+                        else []
+                    )
+                    if earlier:
+                        say(
+                            f"{suite.name}: {plural(len(earlier), 'answer')} of {source} are in {save} already"
+                        )
                     what = f"{suite.name}: " if len(suites) > 1 else ""
                     with Waiting(f"{what}asking {plural(len(items), 'question')}", say) as waiting:
                         records, work = evaluate(
@@ -164,6 +263,7 @@ def evaluate_sources(
                             speculate=speculate,
                             told=waiting.at,
                             kept=kept,
+                            earlier=earlier,
                         )
                     if answers is not None:
                         answers.keep(source, suite.name, records)
@@ -174,7 +274,8 @@ def evaluate_sources(
                 del model  # its memory is needed
     except BaseException:
         if answers is not None and answers.count:
-            say(f"{answers.count:,} of {total:,} answers are kept in {answers.path}")
+            kept_in = f"{answers.count:,} of {total:,} answers are kept in {answers.path}"
+            say(f"{kept_in}; the same command goes on from there")
         raise
     if len(sources) == len(suites) == 1:
         return {**models[0]["suites"][0], "name": sources[0]}

@@ -31,6 +31,7 @@ from farthing.cost import devices, ledger
 from farthing.cost.bill import bill_table
 from farthing.cost.meter import Meter, book_sampling, process_started
 from farthing.data.overlap import HeldOut
+from farthing.data.text import pinned
 from farthing.data.words import question_key
 from farthing.engine.asked import Asked
 from farthing.evaluate.ask import evaluate
@@ -58,6 +59,7 @@ from farthing.runs.folder import (
 from farthing.runs.loggers import Loggers
 from farthing.runs.memory import within_memory
 from farthing.runs.result import Run
+from farthing.runs.revisions import Revisions
 from farthing.stages import kind
 from farthing.stages.at import UNCHANGED, At, Models, View
 from farthing.stages.subset import Subset
@@ -103,7 +105,8 @@ def run(
         results = folder / "results.json"
         done_before = results.exists()
         if not done_before:
-            _Work(recipe, folder, console, quiet).do()
+            with pinned(Revisions(folder).of):
+                _Work(recipe, folder, console, quiet).do()
         elif not (folder / "report.html").exists():  # killed between the two
             write_report(folder)
         finished = Run(folder, read_json(results, "delete it and run the same command again"))

@@ -10,8 +10,9 @@ from farthing.base.errors import UserError
 from farthing.base.files import strange
 from farthing.base.limits import named
 from farthing.data.rows import FORMS, check_source
-from farthing.data.text import hub_name
-from farthing.recipe import Recipe, TaskSetting
+from farthing.data.shapes import placed_conversations
+from farthing.data.text import Problems, hub_name
+from farthing.recipe import Recipe, Source, TaskSetting
 from farthing.recipe.rewards import check_reward
 from farthing.tasks import arithmetic
 from farthing.tasks.columns import Asked, Unusable, reading
@@ -21,7 +22,11 @@ from farthing.tasks.sets import SETS
 from farthing.tasks.solutions import SOLVABLE
 from farthing.tasks.table import sample
 
-NO_SOLUTIONS = "data: {} has no worked solutions: no text that ends in its answer, as GSM8K's rows have"
+NO_SOLUTIONS = (
+    "data: {} has no worked solutions: no text that ends in its answer, as GSM8K's rows have; give its file as a path "
+    "to learn the answers as they are"
+)
+_FIRST = 20  # rows without a conversation, after which none is expected
 
 
 def check(recipe: Recipe) -> None:
@@ -31,13 +36,16 @@ def check(recipe: Recipe) -> None:
         UserError: for the first such mistake.
     """
     for stage in recipe.stages:
+        template = getattr(stage, "chat_template", None)
         for path in stage.paths:
-            _exists(path)
+            _exists(path, "give the path of a template" if path == template else f"give {FORMS}")
         if stage.asks:
             check_tasks(stage.asks.tasks, trains=True)
         for source in stage.sources:
             check_tasks(source.tasks or {}, trains=True)
             check_solvable(source.tasks or {})
+            if stage.kind == "sft" and source.path is not None:
+                _check_conversations(source.path, source)
     if recipe.evaluate is not None:
         check_tasks(recipe.evaluation_tasks())
 
@@ -106,6 +114,27 @@ def _first_rows(name: str, setting: TaskSetting) -> list[Asked]:
     return read
 
 
+def _check_conversations(path: str, source: Source) -> None:
+    """Refuse a file whose first rows hold nothing to learn from. Raises UserError."""
+    if path.startswith("hf:"):
+        return
+    said: list[str] = []
+
+    def report(sentence: str) -> None:
+        said.append(sentence.removesuffix("; left out"))
+        if len(said) == _FIRST:
+            raise UserError(_no_conversation(path, said))
+
+    read = placed_conversations(path, Problems("skip", report), field=source.field, shape=source.shape)
+    if next(read, None) is None:
+        raise UserError(_no_conversation(path, said))
+
+
+def _no_conversation(path: str, said: list[str]) -> str:
+    why = f"; {said[0]}" if said else ""
+    return f"{path} has no conversation in its first rows{why}; farthing data FILE shows what is recognised"
+
+
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, [*SETS, *SCORERS, *REFUSED], n=3, cutoff=0.6)
     hint = (
@@ -114,10 +143,10 @@ def _unknown(name: str) -> str:
     return f"tasks: there is no task {name!r}; {hint}; data of your own needs a path, as in {{{name}: {{path: …}}}}"
 
 
-def _exists(source: str) -> None:
+def _exists(source: str, remedy: str) -> None:
     if source.startswith("hf:"):
         hub_name(source)
     elif what := strange(Path(named(source))):
-        raise UserError(f"{source} is {what}; give {FORMS}")
+        raise UserError(f"{source} is {what}; {remedy}")
     elif not Path(named(source)).exists():
-        raise UserError(f"{source} does not exist; give {FORMS}")
+        raise UserError(f"{source} does not exist; {remedy}")

@@ -26,7 +26,7 @@ from typing import Any
 from farthing.base.errors import UserError
 from farthing.base.files import sha256
 from farthing.data.rows import Row
-from farthing.data.text import files, said_by_hub
+from farthing.data.text import files, pinned_revision, said_by_hub
 from farthing.recipe import Recipe, RewardPart, TaskSetting
 from farthing.recipe.rewards import check_reward, default_reward, model_of
 from farthing.tasks.columns import LETTERS, Asked, Template, option_lines
@@ -305,4 +305,5 @@ def origin(rows: Table, license_too: bool = True) -> dict[str, Any]:
         digests = {name: sha256(path) for path, name in files(rows.source)}
         return {"source": rows.source, "sha256": digests, "license": None}
     revision, licence = said_by_hub(rows.source) if license_too else (None, None)
+    revision = pinned_revision(rows.source) or revision
     return {"source": rows.source, "revision": revision, "sha256": {"rows": rows.sha256}, "license": licence}

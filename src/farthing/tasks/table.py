@@ -22,7 +22,7 @@ from farthing.base.errors import UserError
 from farthing.base.figures import plural
 from farthing.data.left_out import LeftOut
 from farthing.data.rows import Row, rows
-from farthing.data.text import Problems, files
+from farthing.data.text import Problems, files, pinned_revision
 from farthing.data.words import question_key
 from farthing.recipe import Gold
 from farthing.tasks.columns import Asked, Unusable, reading
@@ -158,8 +158,10 @@ def table(source: str, columns: Columns, where: str, prepare: Callable[[Row], Ro
         UserError: for a source that cannot be read, a column that is missing, and rows of which more than half cannot
             be used.
     """
-    stamp: Any = None
-    if not source.startswith("hf:"):
+    stamp: Any
+    if source.startswith("hf:"):
+        stamp = pinned_revision(source)
+    else:
         stats = [(str(path), path.stat()) for path, _ in files(source)]
         stamp = tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
     key = (source, stamp, repr(columns), prepare)
