@@ -18,7 +18,7 @@ _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _MINUS = "-−–"
 _SIGNS = _MINUS + "+"
 _WRAPPERS = "{$*(`£€\\"  # may stand between a sign and its number: -$7$, \boxed{-7}, -(7), **7**
-_OPERATORS = "±√^/×÷·≠<>≤≥≈~"  # what precedes an operand, not an answer
+_OPERATORS = "±√^/×÷·≠<>≤≥≈~!¬"  # what precedes an operand, not an answer
 _LONGEST = 400  # characters; no task here has a longer answer
 _AROUND = 24  # characters examined on each side of a number
 # LaTeX that may stand right before a number's brace, as in \\boxed{7}; any other computes something: \\sqrt{7}
@@ -44,13 +44,15 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+)\s*\{*$")
 # words that make another number of the one before or after them
 _OTHER_BEFORE = re.compile(
     r"(?:\bnot|n't|\bthan|\bover|\bunder|\babove|\bbelow|\bleast|\bmost|\broot of|\btimes|\bdivided by|"
-    r"\btwice|\bdouble|\btriple|\bhalf(?: of)?|\blog|\bln|\bsin|\bcos|\btan|\bmod)\s*$",
+    r"\btwice|\bdouble|\btriple|\bhalf(?: of)?|\blog|\bln|\bsin|\bcos|\btan|\bmod|\bsqrt|\bneg\.?|\bmoins|"
+    r"\b(?:opposite|negative|reciprocal|inverse|factorial) of|\bbelow zero:?)\s*$",
     re.IGNORECASE,
 )
 _MINUS_WORD = re.compile(r"(?:minus|negative)\s*$", re.IGNORECASE)
 _OTHER_AFTER = re.compile(
     r"\s*(?:\\text\{|\\mathrm\{)?[\s-]*(?:"
-    r"(?:hundred|thousand|million|billion|trillion|dozen|score|squared|cubed|factorial|halves|"
+    r"(?:hundred|thousand|million|billion|trillion|lakh|crore|milliard|grand|gross|mio|mrd|mil|dozen|score|squared|"
+    r"cubed|doubled|tripled|halved|factorial|negative|repeating|recurring|below zero|zeroe?|halves|"
     r"thirds|quarters|tenths|hundredths|thousandths|pi)s?\b|"
     r"(?:and )?(?:a|one) (?:half|third|quarter)\b|(?:plus|minus|over|choose|mod)\b)",
     re.IGNORECASE,
@@ -152,7 +154,9 @@ def _sign(before: str, begins: bool) -> str | None:
 
 def _continues(after: str) -> bool:
     """Whether what follows a number makes another of it."""
-    if after[:1] == "!" or _OTHER_AFTER.match(after) or _LONE.match(after):
+    if unicodedata.category(after[:1] or " ")[0] == "M":
+        return True  # a bar over it, or a stroke through it
+    if after.lstrip()[:1] in ("!", "‰") or _OTHER_AFTER.match(after) or _LONE.match(after):
         return True
     letters = re.match(r"[^\W\d_]+", after)
     if letters:
