@@ -94,7 +94,7 @@ class Settings(Mapping[str, Any]):
         """A finite number above `above`."""
         value = self._wanted(key)
         if type(value) not in (int, float) or not above < value < 1e38:  # NaN compares false
-            raise self._refuse(key, f"a number above {above:g}")
+            raise self._refuse(key, f"a number above {above:g}" if above >= 0 else "a number of at least 0")
         return float(value)
 
     def number_or(self, key: str, otherwise: float, above: float = 0.0) -> float:
@@ -216,7 +216,7 @@ def rope_settings(settings: Settings) -> tuple[str, Settings]:
     if kind in ("llama3", "yarn", "longrope"):
         if "original_max_position_embeddings" in settings:
             given["original_max_position_embeddings"] = settings["original_max_position_embeddings"]
-        if given.get("original_max_position_embeddings") is None:
+        if "original_max_position_embeddings" not in given:
             given["original_max_position_embeddings"] = settings["max_position_embeddings"]
     if unknown := sorted(given.keys() - _ROPE_KEYS):
         raise UserError(
