@@ -72,6 +72,10 @@ from farthing.tasks.numbers import canonical, one_number
         ("7!", None), ("7 factorial", None), ("7 squared", None), ("7 and a half", None), ("7 hundredths", None),
         ("7π", None), (r"7\pi", None), (r"7 \pi", None), ("7 pi", None), (r"\sqrt{7}", None), (r"\sqrt7", None),
         ("sqrt(7)", None), (r"\sqrt[x]{7}", None), ("square root of 7", None), ("twice 7", None), ("half of 7", None),
+        ("7 lakh", None), ("7 crore", None), ("7 grand", None), ("7 milliard", None), ("7 Mrd", None), ("7 mil", None),
+        ("7 doubled", None), ("7 !", None), ("!7", None), ("sqrt 7", None), ("7\u0305", None), ("7\u0338", None),
+        ("7‰", None), ("neg 7", None), ("7 negative", None), ("7 below zero", None), ("the opposite of 7", None),
+        ("the reciprocal of 7", None), ("0.7 repeating", None), ("7 mile", "7"), ("7 million-dollar", None),
         (r"\log 7", None), ("log 7", None), ("f(7)", None), (r"\frac{7}{x}", None), (r"\frac{x}{7}", None),
         (r"7\times", None), (r"7\cdot x", None), ("7/x", None), ("7^x", None), ("x^{7}", None), ("7_b", None),
         # a variable, a relation, a denial

@@ -313,7 +313,17 @@ def test_more_layers_than_tensors_are_refused_at_once(llama: Path, tmp_path: Pat
             {"rope_scaling": {"type": "default", "mrope_section": [1]}},
             "rope_scaling.mrope_section is not supported",
         ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": None}},
+            "rope_scaling.original_max_position_embeddings is None; it must be a whole number",
+        ),
         ({"vocab_size": "x" * 1000}, "vocab_size is 'xxxxx"),
+        ({"is_causal": False}, "is_causal is False, which changes what the model computes"),
+        ({"text_config": {"tie_word_embeddings": True}}, "text_config is {'tie_word_embeddings': True}"),
+        ({"dtype": 5}, "dtype 5 is not supported; supported: float64"),
+        ({"torch_dtype": "int8"}, "torch_dtype 'int8' is not supported; supported: float64"),
+        ({"initializer_range": "x"}, "initializer_range is 'x'; it must be a number of at least 0"),
+        ({"pad_token_id": 97}, "pad_token_id is 97; it must be below the 97 of vocab_size, or null"),
     ],
 )
 def test_a_setting_that_is_refused_is_named(
@@ -355,6 +365,10 @@ def test_layers_slide_as_in_transformers() -> None:
             "mistral",
             {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
             "leave it out",
+        ),
+        *(
+            (kind, {"layer_types": ["full_attention", "sliding_attention"]}, f"which a {kind} does not have")
+            for kind in ("llama", "olmo2", "deepseek_v3", "glm4_moe")
         ),
         ("mistral", {"sliding_window": -1}, "sliding_window is -1; it must be a whole number"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DeepseekV2Config, DeepseekV3Config
@@ -142,6 +143,22 @@ def test_rotary_settings_of_both_spellings_mean_the_same():
     old |= {"rope_theta": 1e4, "rope_scaling": {**YARN, "type": "yarn", "mscale": 1.0, "mscale_all_dim": 0.5}}
     del old["rope_scaling"]["rope_type"], old["rope_scaling"]["rope_theta"]
     assert decoder_config(old) == decoder_config(new)
+
+
+def test_of_two_rotary_settings_the_one_that_counts_is_written(tmp_path):
+    """Of two that disagree transformers takes `rope_scaling`, and so must what reads the folder that is written."""
+    both = yarn(mscale=1.0, mscale_all_dim=1.0).to_dict() | {
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_theta": 500.0,
+    }
+    decoder = random_decoder(both)
+    assert (decoder.config.rope.kind, decoder.config.rope.factor) == ("linear", 2.0)
+    folder = save_decoder(decoder, both, tmp_path / "model", None)
+    assert decoder_config(read_config(folder)) == decoder.config
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, decoder(ids), atol=1e-3, rtol=0)
 
 
 def test_corrections_stay_float32_in_a_bfloat16_folder(tmp_path):

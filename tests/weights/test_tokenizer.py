@@ -102,6 +102,17 @@ CASES: dict[str, dict[str, Any]] = {
     "marks that are asked for": {"settings": {"add_bos_token": True, "bos_token": "<a>", "eos_token": "<b>"}},
     "another class": {"settings": {"tokenizer_class": "TokenizersBackend", "added_tokens_decoder": DECODER}},
     "no class": {"settings": {"tokenizer_class": None, "extra_special_tokens": ["<b>"], "add_prefix_space": True}},
+    "new marks in another order": {"settings": {"pad_token": "<b>", "unk_token": "<c>", "eos_token": "<end>"}},
+    "new marks here and in the map": {
+        "settings": {"unk_token": "<c>"}, "special_tokens_map": {"eos_token": "<b>", "bos_token": "<end>"}
+    },
+    "additional goes before the map's": {
+        "settings": {"additional_special_tokens": ["<b>"]}, "special_tokens_map": {"additional_special_tokens": ["<c>"]}
+    },
+    "additional beside extra names": {
+        "settings": {"additional_special_tokens": ["<b>"], "extra_special_tokens": {"image_token": "<c>"}}
+    },
+    "special tokens that are split": {"settings": {"additional_special_tokens": ["<b>"], "split_special_tokens": True}},
     "a name of its own": {"settings": {"image_token": "<b>", "add_bos_token": True, "bos_token": None}},
 }  # fmt: skip
 

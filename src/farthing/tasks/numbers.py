@@ -44,17 +44,18 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+)\s*\{*$")
 # words that make another number of the one before or after them
 _OTHER_BEFORE = re.compile(
     r"(?:(?:\bnot|n't|\bcannot)(?: (?:be|equal|equal to|equals))?|\bthan|\bover|\bunder|\babove|\bbelow|\bleast|\bmost|"
-    r"\bup to|"
+    r"\bup to|\btimes|\b(?:divided|multiplied) by|\bbelow zero:?|"
     r"\b(?:root|square|cube|third|quarter|fifth|sixth|eighth|tenth|percent|power|reciprocal|inverse|opposite|negation|"
-    r"factorial|logarithm) of|\btimes|\b(?:divided|multiplied) by|"
-    r"\btwice|\bdouble|\btriple|\bhalf(?: of)?|\blog|\bln|\bsin|\bcos|\btan|\bmod)\s*$",
+    r"negative|factorial|logarithm) of|"
+    r"\btwice|\bdouble|\btriple|\bhalf(?: of)?|\blog|\bln|\bsin|\bcos|\btan|\bmod|\bsqrt|\bneg\.?|\bmoins)\s*$",
     re.IGNORECASE,
 )
 _MINUS_WORD = re.compile(r"(?:minus|negative)\s*$", re.IGNORECASE)
 _OTHER_AFTER = re.compile(
     r"\s*(?:\\text\{|\\mathrm\{)?[\s-]*(?:"
-    r"(?:tens|hundred|thousand|million|billion|trillion|dozen|score|gross|grand|lakh|crore|squared|cubed|factorial|"
-    r"halves|thirds|quarters|tenths|hundredths|thousandths|pi)s?\b|"
+    r"(?:tens|hundred|thousand|million|billion|trillion|lakh|crore|milliard|grand|gross|mio|mrd|mil|dozen|score|squared|"
+    r"cubed|doubled|tripled|halved|factorial|negative|repeating|recurring|below zero|zeroe?|halves|"
+    r"thirds|quarters|tenths|hundredths|thousandths|pi)s?\b|"
     r"(?:and )?(?:a|one) (?:half|third|quarter)\b|(?:plus|minus|over|choose|mod)\b|"
     r"or (?:more|less|fewer|greater|so)\b|at (?:least|most)\b|(?-i:[a-zA-Z](?<![mgshlLWVAJNCF]))\s*\})",
     re.IGNORECASE,
@@ -156,7 +157,9 @@ def _sign(before: str, begins: bool) -> str | None:
 
 def _continues(after: str) -> bool:
     """Whether what follows a number makes another of it."""
-    if after[:1] == "!" or _OTHER_AFTER.match(after) or _LONE.match(after):
+    if unicodedata.category(after[:1] or " ")[0] == "M":
+        return True  # a bar over it, or a stroke through it
+    if after.lstrip()[:1] in ("!", "‰") or _OTHER_AFTER.match(after) or _LONE.match(after):
         return True
     letters = re.match(r"[^\W\d_]+", after)
     if letters:

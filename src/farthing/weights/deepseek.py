@@ -14,7 +14,8 @@ from torch import Tensor
 from farthing.base.errors import UserError
 from farthing.model import Mla, ModelConfig, Moe
 from farthing.weights.llama import SHARED_DEFAULTS, common_fields
-from farthing.weights.settings import Settings
+from farthing.weights.settings import Settings, rope_key
+from farthing.weights.windows import refuse_windows
 
 MODEL_TYPES = ("deepseek_v3", "deepseek_v2")
 _DEFAULTS: dict[str, Any] = {
@@ -60,6 +61,7 @@ def model_config(settings: Settings) -> ModelConfig:
     """
     version3 = settings["model_type"] == "deepseek_v3"
     settings.refuse_unbuilt(*_BUILT)
+    refuse_windows(settings)
     settings.whole_or("head_dim", 1)
     if settings.flag("attention_bias") or ("mlp_bias" in settings and settings.flag("mlp_bias")):
         key = "attention_bias" if settings["attention_bias"] else "mlp_bias"
@@ -151,7 +153,7 @@ def complete(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 def rope_keys(hf: dict[str, Any]) -> dict[str, Any]:
     """The rotary settings in both spellings: what transformers 5 reads, and what was read before it."""
-    settings = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    settings = dict(hf.get(rope_key(hf)) or {})
     kind = settings.pop("rope_type", None) or settings.pop("type", None) or "default"
     settings.pop("type", None)
     theta = settings.pop("rope_theta", hf.get("rope_theta", 10_000.0))

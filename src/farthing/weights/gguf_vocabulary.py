@@ -37,6 +37,8 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> tuple[dict[str, Any], l
     """
     require_tokenizer(folder)
     read = read_tokenizer(folder)
+    if read.tokens.encode_special_tokens:
+        raise _unknown(folder, "split_special_tokens true")
     data = json.loads(read.tokens.to_str())
     _check_model(folder, data["model"])
     vocabulary = read.tokens.get_vocab()

@@ -12,6 +12,7 @@ from farthing.model import ModelConfig
 from farthing.weights import llama
 from farthing.weights.deepseek import feedforward, gate, rope_keys
 from farthing.weights.settings import Settings
+from farthing.weights.windows import refuse_windows
 
 MODEL_TYPES = ("glm4_moe",)
 DEFAULTS = {
@@ -41,6 +42,7 @@ def model_config(settings: Settings) -> ModelConfig:
         UserError: for a value that no network has, or a setting that is not built and would change the result.
     """
     settings.refuse_unbuilt(*_BUILT)
+    refuse_windows(settings)
     return ModelConfig(
         **llama.common_fields(settings),
         qkv_bias=settings.flag("attention_bias"),

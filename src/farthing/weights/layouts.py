@@ -45,7 +45,7 @@ def decoder_config(hf: Mapping[str, Any]) -> ModelConfig:
     layout = layout_of(hf)
     settings = Settings({**hf, "model_type": family(hf)}, layout.DEFAULTS[family(hf)])
     settings.check_token_ids()
-    settings.check_flags()
+    settings.check_unused()
     try:
         config: ModelConfig = layout.model_config(settings)
     except UserError:

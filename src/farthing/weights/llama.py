@@ -16,7 +16,7 @@ from torch import Tensor
 from farthing.base.errors import UserError
 from farthing.model import ModelConfig, Rope
 from farthing.weights.settings import Settings, rope_settings, yarn_scales
-from farthing.weights.windows import windows_everywhere
+from farthing.weights.windows import refuse_windows, windows_everywhere
 
 MODEL_TYPES = ("llama", "mistral")
 SHARED_DEFAULTS: dict[str, Any] = {
@@ -67,7 +67,10 @@ def model_config(settings: Settings) -> ModelConfig:
             f"config.json: num_attention_heads ({fields['num_heads']}) does not divide hidden_size "
             f"({fields['hidden_size']}), which transformers refuses in a llama"
         )
-    fields |= {} if llama else windows_everywhere(settings)
+    if llama:
+        refuse_windows(settings)
+    else:
+        fields |= windows_everywhere(settings)
     return ModelConfig(**fields, qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)
 
 

@@ -10,7 +10,7 @@ from farthing.base.errors import UserError
 from farthing.model import ModelConfig
 from farthing.weights import llama
 from farthing.weights.settings import Settings, rope_by_kind
-from farthing.weights.windows import windows_by_layer
+from farthing.weights.windows import refuse_windows, windows_by_layer
 
 MODEL_TYPES = ("olmo2", "olmo3")
 _THETA = 500_000.0  # of OLMo 3
@@ -34,6 +34,8 @@ def model_config(settings: Settings) -> ModelConfig:
         # transformers gives rope_theta to the full layers only
         more["local_rope"] = llama.rope(rope_by_kind(settings, "sliding_attention", _THETA, local=True), 2)
         settings = rope_by_kind(settings, "full_attention", settings.number("rope_theta", above=1.0))
+    else:
+        refuse_windows(settings)
     if "head_dim" in settings:
         settings.whole("head_dim")
     fields, bias = llama.common_fields(settings), settings.flag("attention_bias")

@@ -12,7 +12,7 @@ from typing import Any
 from farthing.base.errors import UserError
 from farthing.model import ModelConfig
 from farthing.weights import llama
-from farthing.weights.settings import Settings
+from farthing.weights.settings import Settings, rope_key
 from farthing.weights.windows import windows_everywhere
 
 MODEL_TYPES = ("phi3",)
@@ -36,7 +36,7 @@ def model_config(settings: Settings) -> ModelConfig:
     """
     settings.refuse_unbuilt()
     settings.whole("original_max_position_embeddings")
-    name = "rope_scaling" if settings.mapping("rope_scaling") else "rope_parameters"
+    name = rope_key(settings)
     rotation = settings.mapping(name)
     if (kind := rotation.get("rope_type") or rotation.get("type")) in ("su", "yarn"):  # its older names
         settings = settings.over(**{name: {**rotation, "rope_type": "longrope", "type": "longrope"}})

@@ -15,6 +15,7 @@ from farthing.model.rotary import KINDS
 
 LARGEST = 2**31 - 1  # of a whole number: ids and sizes are 32-bit in every engine
 _SHOWN = 60  # characters of a value in a message
+_TYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")  # of stored weights
 
 # Settings that change what a network computes, with the values that leave it as it is built here.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -29,6 +30,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "embedding_multiplier": (None, 1),
     "final_logit_softcapping": (None,),
     "index_topk": (None,),
+    "is_causal": (None, True),
     "is_encoder_decoder": (None, False),
     "logit_scale": (None, 1),
     "logits_scaling": (None, 1),
@@ -47,6 +49,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "scale_depth": (None,),
     "scale_emb": (None, 1),
     "swiglu_limit": (None,),
+    "text_config": (None,),  # of a model that sees: transformers reads other keys there
     "use_bidirectional_attention": (None, False),
     "use_parallel_residual": (None, False),
     "use_qk_norm": (None, False),
@@ -91,7 +94,7 @@ class Settings(Mapping[str, Any]):
         """A finite number above `above`."""
         value = self._wanted(key)
         if type(value) not in (int, float) or not above < value < 1e38:  # NaN compares false
-            raise self._refuse(key, f"a number above {above:g}")
+            raise self._refuse(key, f"a number above {above:g}" if above >= 0 else "a number of at least 0")
         return float(value)
 
     def number_or(self, key: str, otherwise: float, above: float = 0.0) -> float:
@@ -139,12 +142,20 @@ class Settings(Mapping[str, Any]):
             ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
             if not all(one is None or (type(one) is int and -1 <= one <= LARGEST) for one in ids):
                 raise self._refuse(key, "the number of a token, or null")
+        padding, size = self._values.get("pad_token_id"), self._values.get("vocab_size")
+        if padding is not None and type(size) is int and padding >= size:
+            raise self._refuse("pad_token_id", f"below the {size} of vocab_size, or null")
 
-    def check_flags(self) -> None:
+    def check_unused(self) -> None:
         """Refuse what transformers refuses to read, though it changes nothing here: a folder stays a stock folder."""
         for key in ("output_router_logits", "use_cache"):
             if key in self._values:
                 self.flag(key)
+        if "initializer_range" in self._values:
+            self.number("initializer_range", above=-1e-9)
+        for key in ("dtype", "torch_dtype"):
+            if self._values.get(key) is not None:
+                self.choice(key, *_TYPES)
 
     def refuse_unbuilt(self, *built: str) -> None:
         """Refuse settings that change the computation and are not built here; `built` are the family's own."""
@@ -179,6 +190,11 @@ _ROPE_KEYS = frozenset(
 )  # fmt: skip
 
 
+def rope_key(hf: Mapping[str, Any]) -> str:
+    """The key whose rotary settings count: of two that disagree transformers takes `rope_scaling`."""
+    return "rope_parameters" if hf.get("rope_scaling") in (None, {}) else "rope_scaling"
+
+
 def rope_settings(settings: Settings) -> tuple[str, Settings]:
     """The kind of rotary scaling and its settings, from `rope_parameters` (transformers 5) or `rope_theta` and
     `rope_scaling` (4 and before), completed as transformers completes them.
@@ -187,7 +203,7 @@ def rope_settings(settings: Settings) -> tuple[str, Settings]:
         UserError: for an unsupported scaling or key, and for rotation of a part of each head in other families than
             `PARTIAL`.
     """
-    name = "rope_scaling" if settings.mapping("rope_scaling") else "rope_parameters"
+    name = rope_key(settings)
     given = settings.mapping(name)
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in settings:
@@ -200,7 +216,7 @@ def rope_settings(settings: Settings) -> tuple[str, Settings]:
     if kind in ("llama3", "yarn", "longrope"):
         if "original_max_position_embeddings" in settings:
             given["original_max_position_embeddings"] = settings["original_max_position_embeddings"]
-        if given.get("original_max_position_embeddings") is None:
+        if "original_max_position_embeddings" not in given:
             given["original_max_position_embeddings"] = settings["max_position_embeddings"]
     if unknown := sorted(given.keys() - _ROPE_KEYS):
         raise UserError(

@@ -57,6 +57,7 @@ def read_tokenizer(folder: Path) -> FolderTokenizer:
     tokens, defaults = (_read(path), {}) if path.is_file() else convert(folder, settings)
     tokens.no_truncation()  # a length limit saved from training would cut prompts silently
     tokens.no_padding()
+    tokens.encode_special_tokens = settings.get("split_special_tokens") is True
     vocab_size = read_optional(folder / "config.json").get("vocab_size")
     size = vocab_size if isinstance(vocab_size, int) and not isinstance(vocab_size, bool) else None
     marks = defaults | _complete(tokens, folder, settings, size)
@@ -152,6 +153,9 @@ def _same_id(tokens: Tokenizer, content: str, number: int, path: Path) -> None:
 
 def _complete(tokens: Tokenizer, folder: Path, settings: dict[str, Any], size: int | None) -> dict[str, str]:
     """Add to `tokens` what the folder's other files name; returns the marks."""
+    if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
+        settings = dict(settings)  # the key's older name, which goes before the map's
+        settings["extra_special_tokens"] = settings.pop("additional_special_tokens") or []
     if "added_tokens_decoder" in settings:
         names, source = settings, folder / SETTINGS
         listed = _decoder(settings["added_tokens_decoder"], source)
@@ -208,8 +212,9 @@ def _listed(names: dict[str, Any], path: Path) -> dict[int, AddedToken]:
 
 
 def _marks(names: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Name -> text of bos_token, eos_token and the like, a model's own names included."""
-    given = {name: value for name, value in names.items() if name.endswith("_token")}
+    """Name -> text of bos_token, eos_token and the like, a model's own names included, in the order of their ids where
+    they have none yet."""
+    given = {name: names[name] for name in (*_NAMES, *names) if name in names and name.endswith("_token")}
     more = names.get("extra_special_tokens")
     given |= more if isinstance(more, dict) else {}
     marks = {}
@@ -228,18 +233,22 @@ def _unlisted(names: dict[str, Any], marks: Mapping[str, str], folder: Path) -> 
 
     for name, content in marks.items():
         value = names.get(name)
-        token = _token(value, folder, name) if isinstance(value, dict) else AddedToken(content)
-        yield AddedToken(content, **{flag: getattr(token, flag) for flag in _FLAGS[:3]}, special=True)
+        given = value if isinstance(value, dict) else {}
+        token = _token(value, folder, name) if given else AddedToken(content)
+        flags = {flag: getattr(token, flag) for flag in _FLAGS[:4] if flag in given}
+        yield AddedToken(content, **flags, special=True)
     for value in _extra(names, folder):
         yield _token(value, folder, "extra_special_tokens")
 
 
 def _extra(names: dict[str, Any], folder: Path) -> list[Any]:
     """Special tokens without a name of their own, under the key's newer name or its older one."""
-    given = names.get("extra_special_tokens") or names.get("additional_special_tokens") or []
-    if not isinstance(given, list | dict):
+    given = names.get("extra_special_tokens")
+    if given is None or isinstance(given, dict):  # an object's have names
+        given = names.get("additional_special_tokens") or []
+    if not isinstance(given, list):
         raise UserError(f"{folder}: extra_special_tokens of the tokenizer must be a list, not {given!r}")
-    return given if isinstance(given, list) else []  # an object's have names
+    return given
 
 
 def _add(tokens: Tokenizer, token: AddedToken, folder: Path, size: int | None) -> None:

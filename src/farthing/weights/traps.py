@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from farthing.base.errors import UserError
 from farthing.weights.folder import read_config
 from farthing.weights.fp8 import BLOCK, SCALE
+from farthing.weights.settings import rope_key
 
 if TYPE_CHECKING:
     from farthing.weights.check import Checked
@@ -43,8 +44,7 @@ class Facts:
     @property
     def rope(self) -> dict[str, Any]:
         """Rotary settings in either spelling."""
-        given = [self.config.get(key) for key in ("rope_scaling", "rope_parameters")]
-        return {key: value for one in given if isinstance(one, dict) for key, value in one.items()}
+        return dict(self.config.get(rope_key(self.config)) or {})
 
     def count(self, key: str, otherwise: int = 0) -> int:
         """A whole number of the config; `otherwise` where it is missing or something else."""

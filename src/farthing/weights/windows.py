@@ -32,6 +32,15 @@ def windows_everywhere(settings: Settings, used: bool = True) -> dict[str, Any]:
     return _fields(settings, [slides] * settings.whole("num_hidden_layers"))
 
 
+def refuse_windows(settings: Settings) -> None:
+    """Refuse `layer_types` that slide in a family without windows, as transformers does."""
+    if any(_kinds(settings) or ()):
+        raise UserError(
+            f"config.json: layer_types has sliding_attention, which a {settings['model_type']} does not have; leave it "
+            "out"
+        )
+
+
 def windows_by_layer(settings: Settings, usual: Callable[[int], bool], used: bool = True) -> dict[str, Any]:
     """The fields of a network where `layer_types` says which layers slide, or `usual` where it does not.
 
