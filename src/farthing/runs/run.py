@@ -267,10 +267,7 @@ class _Work:
         settings, between = self.recipe.evaluate, list[Item]()
         if settings.every is not None:
             asked_last = {question_key(item.question) for item in items}
-            try:
-                between = mixture.held_out(settings.subset, earlier | asked_last)
-            except UserError as error:
-                raise UserError(f"evaluate: subset: {error}; lower held_out, or leave every out") from None
+            between = mixture.held_out(settings.subset, earlier | asked_last, "evaluate: subset: ")
             self._subset = Subset(
                 between,
                 self.recipe.asks(),

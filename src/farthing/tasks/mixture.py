@@ -71,9 +71,12 @@ class Mixture:
         """What there is to say about rows of data that are not used."""
         return [line for task in self.data_tasks for line in task.said]
 
-    def held_out(self, n: int, exclude: Iterable[str] = ()) -> list[Item]:
+    def held_out(self, n: int, exclude: Iterable[str] = (), who: str = "") -> list[Item]:
         """`n` items, the same at every call: stratified by weight, in mixed order, no question twice, and none whose
         `question_key` is in `exclude`. Data that has fewer gives all it has.
+
+        Args:
+            who: what a sentence about too few begins with: the key of a recipe that wants them.
 
         Raises UserError when a generator cannot give its share of different questions, or data none at all.
         """
@@ -93,11 +96,12 @@ class Mixture:
                 pass  # a set of 30 questions is asked whole
             elif isinstance(task, DataTask):
                 raise UserError(
-                    f"tasks: {name}: every question of {task.questions.source} has been trained on or asked"
+                    f"{who}tasks: {name}: every question of {task.questions.source} has been trained on or asked; "
+                    "lower held_out, or give more questions"
                 )
             elif len(chosen) < count:
                 raise UserError(
-                    f"tasks: {name} has only about {len(chosen)} different questions with this config and "
+                    f"{who}tasks: {name} has only about {len(chosen)} different questions with this config and "
                     f"{count} were to be held out; hold out fewer or widen its config"
                 )
             items += chosen
