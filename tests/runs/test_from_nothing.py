@@ -197,7 +197,7 @@ def test_data_that_changed_or_is_missing_stops_the_run(make: Make, tmp_path: Pat
     with pytest.raises(UserError, match="vocab_size 9999 exceeds the words of the text"):
         run(validate(recipe), tmp_path / "run", quiet=True)
     (tmp_path / "text.txt").write_text("four five six " * 20)
-    with pytest.raises(UserError, match=r"the data in .*text\.txt has changed since"):
+    with pytest.raises(UserError, match=r"the data in .*text\.txt have changed since"):
         run(validate(recipe), tmp_path / "run", quiet=True)
     (tmp_path / "text.txt").unlink()
     with pytest.raises(UserError, match=r"text\.txt does not exist; give a file"):

@@ -17,7 +17,12 @@ PENS = "".join(json.dumps({"question": f"{n} pens and 2?", "answer": f"{n + 2}"}
 
 def recipe(tasks: Any, **more: Any) -> Recipe:
     return validate(
-        {"name": "t", "base": "b", "stages": [{"kind": "grpo", "steps": 1, "tasks": tasks}], **more}
+        {
+            "name": "t",
+            "base": "hf:owner/name",
+            "stages": [{"kind": "grpo", "steps": 1, "tasks": tasks}],
+            **more,
+        }
     )
 
 
@@ -54,6 +59,17 @@ def test_a_mistake_is_one_line_that_says_what_is_wrong(
     assert "\n" not in str(said.value)
 
 
+@pytest.mark.parametrize("base", ["nowhere", "./nowhere", "runs/nowhere", "nowhere.gguf", " "])
+def test_a_base_that_is_nowhere_is_said_before_anything_is_looked_for(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    stage = {"kind": "grpo", "steps": 1, "tasks": {"chain_sum": 1}}
+    with pytest.raises(UserError, match=r"base: .*give a model folder"):
+        check(validate({"name": "t", "base": base, "stages": [stage]}))
+
+
 @pytest.mark.parametrize("name", [name for name, _ in builtin()])
 def test_every_built_in_recipe_passes_without_reading_the_hub(name: str) -> None:
     check(load(name))
@@ -70,16 +86,16 @@ def test_what_is_right_passes_without_reading_the_hub(tmp_path: Path) -> None:
 def test_a_source_that_does_not_exist_or_cannot_be_solved(tmp_path: Path) -> None:
     sft = {"kind": "sft", "data": [{"path": str(tmp_path / "absent.jsonl")}]}
     with pytest.raises(UserError, match="does not exist"):
-        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+        check(validate({"name": "t", "base": "hf:owner/name", "stages": [sft]}))
     sft = {"kind": "sft", "data": [{"tasks": {"maze": 1}, "items": 3}]}
     with pytest.raises(UserError, match="maze has no worked solutions"):
-        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+        check(validate({"name": "t", "base": "hf:owner/name", "stages": [sft]}))
     (tmp_path / "pens.jsonl").write_text(PENS)
     sft = {"kind": "sft", "data": [{"tasks": {"mine": {"path": str(tmp_path / "pens.jsonl")}}, "items": 3}]}
     with pytest.raises(
         UserError, match="data: mine has no worked solutions: no text that ends in its answer"
     ):
-        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+        check(validate({"name": "t", "base": "hf:owner/name", "stages": [sft]}))
 
 
 @pytest.mark.parametrize(
@@ -101,24 +117,24 @@ def test_a_file_without_conversations_is_no_data_to_tune_on(
     (tmp_path / "a.jsonl").write_text(rows)
     sft = {"kind": "sft", "data": [{"path": str(tmp_path / "a.jsonl"), **keys}]}
     with pytest.raises(UserError, match=said):
-        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+        check(validate({"name": "t", "base": "hf:owner/name", "stages": [sft]}))
     (tmp_path / "a.jsonl").write_text(rows * 3 + '{"instruction": "a", "output": "b"}\n')
     if rows.count("\n") < 20:
-        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+        check(validate({"name": "t", "base": "hf:owner/name", "stages": [sft]}))
 
 
 def test_a_template_that_does_not_exist_is_named_as_one(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     sft = {"kind": "sft", "data": [{"path": str(tmp_path / "a.jsonl")}], "chat_template": "./none.jinja"}
     with pytest.raises(UserError, match=r"none\.jinja does not exist; give the path of a template"):
-        check(validate({"name": "t", "base": "b", "stages": [sft]}))
+        check(validate({"name": "t", "base": "hf:owner/name", "stages": [sft]}))
 
 
 def test_checking_needs_no_torch() -> None:
     code = (
         "import sys; from farthing.recipe import validate; from farthing.tasks.check import check; "
         "stage = {'kind': 'grpo', 'steps': 1, 'tasks': {'gsm8k': 1, 'chain_sum': 1}}; "
-        "check(validate({'name': 't', 'base': 'b', 'stages': [stage]})); "
+        "check(validate({'name': 't', 'base': 'hf:owner/name', 'stages': [stage]})); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -46,9 +46,7 @@ from farthing.report.live import LiveView
 from farthing.runs import attacks, record
 from farthing.runs.folder import (
     claim,
-    data_files,
     data_tasks,
-    judging_models,
     locked,
     place_of,
     put_back,
@@ -56,6 +54,7 @@ from farthing.runs.folder import (
     room_on_disk,
     source_commit,
 )
+from farthing.runs.inputs import Inputs
 from farthing.runs.loggers import Loggers
 from farthing.runs.memory import within_memory
 from farthing.runs.result import Run
@@ -66,7 +65,6 @@ from farthing.stages.subset import Subset
 from farthing.tasks import Item, gym
 from farthing.tasks.audit import audit
 from farthing.tasks.check import check
-from farthing.tasks.data import is_data
 from farthing.tasks.mixture import Mixture
 from farthing.tasks.pool import VerifierPool
 from farthing.tasks.rewards.beside import Beside
@@ -417,55 +415,14 @@ class _Work:
         write_json(path, facts)
 
     def _record_lineage(self, source: Source | None) -> None:
-        """Record the model's inputs once; later attempts must find the same.
-
-        Raises:
-            UserError: if the base's weights or a data file are not those the run was started with.
-        """
+        """Record the model's inputs once; later attempts must find the same."""
         path = self.folder / "lineage.json"
         with self._waiting("getting the models that rewards ask, and hashing weights and data"):
-            files = data_files(self.recipe)
-            identity = source.identity if source else None
-            judges = judging_models(self.recipe)
+            found = Inputs.of(self.recipe, source)
         if path.exists():
-            recorded = record.recorded(path, self.folder)
-            base = recorded["base"]["sha256"] if recorded["base"] else None
-            if identity is not None and base != identity["sha256"]:
-                raise UserError(
-                    f"the weights of {self.recipe.base} have changed since {self.folder} was started; "
-                    "put them back, or give another --run-dir"
-                )
-            asking = {entry["source"]: entry["sha256"] for entry in recorded.get("judges", ())}
-            for judge in judges:
-                if asking.get(judge["source"]) != judge["sha256"]:
-                    raise UserError(
-                        f"the weights of the {judge['use']} {judge['source']} have changed since {self.folder} was "
-                        "started; put them back, or give another --run-dir"
-                    )
-            earlier = {entry["source"]: entry.get("sha256") for entry in recorded["data"]}
-            for name, digests in files.items():
-                if earlier.get(name) != digests:
-                    raise UserError(
-                        f"the data in {name} has changed since {self.folder} was started; put it back, or give "
-                        "another --run-dir"
-                    )
-            return
-        mixtures = [mixture for stage in self.recipe.stages for mixture in stage.mixtures]
-        tasks = {name: setting for mixture in mixtures for name, setting in mixture.items()}
-        data: list[dict[str, Any]] = [
-            {**gym.origin(name), "config": setting.config}
-            for name, setting in tasks.items()
-            if not is_data(name, setting)
-        ]
-        asked = [task.origins() for task in data_tasks(self.recipe).values()]
-        known = {entry["source"]: {**entry, "questions": True} for entries in asked for entry in entries}
-        data += [
-            known.get(name, {"source": name, "sha256": digests, "license": None})
-            for name, digests in files.items()
-        ]
-        given = getattr(self.recipe.stages[0], "tokenizer", None)
-        lineage = {"base": identity, "data": data, "teachers": []} | ({"judges": judges} if judges else {})
-        write_json(path, lineage | ({"tokenizer": given} if given else {}))
+            found.check(record.recorded(path, self.folder), self.folder)
+        else:
+            write_json(path, found.lineage())
 
     def _waiting(self, what: str) -> Waiting:
         return Waiting(what, self._say)

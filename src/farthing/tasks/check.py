@@ -21,6 +21,7 @@ from farthing.tasks.gym import REFUSED, SCORERS, installed, load_task, scorer_of
 from farthing.tasks.sets import SETS
 from farthing.tasks.solutions import SOLVABLE
 from farthing.tasks.table import sample
+from farthing.weights.sources import local_path
 
 NO_SOLUTIONS = (
     "data: {} has no worked solutions: no text that ends in its answer, as GSM8K's rows have; give its file as a path "
@@ -30,11 +31,16 @@ _FIRST = 20  # rows without a conversation, after which none is expected
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse what a run of this recipe would fail on later: tasks, their data and rewards, and paths that do not exist.
+    """Refuse what a run of this recipe would fail on later: the base, tasks, their data and rewards, other paths.
 
     Raises:
         UserError: for the first such mistake.
     """
+    if recipe.base is not None:
+        try:
+            local_path(recipe.base)
+        except UserError as error:
+            raise UserError(f"base: {error}") from None
     for stage in recipe.stages:
         template = getattr(stage, "chat_template", None)
         for path in stage.paths:

@@ -88,21 +88,32 @@ def resolve(source: str | Path, cache: Path | None = None) -> Source:
     are safe to open.
     """
     text = str(source).strip()
-    if not text:
-        raise UserError(f"the source is empty; give {FORMS}")
+    path = local_path(text)
+    if path is not None:
+        return _local(text, path)
     if text.startswith("pypi:"):
         return _package(text, text.removeprefix("pypi:"), cache)
-    if text.startswith("hf:"):
-        return _hub(text, text.removeprefix("hf:"))
+    return _hub(text, text.removeprefix("hf:"))
+
+
+def local_path(text: str) -> Path | None:
+    """The file or folder that a source names; None for one that is elsewhere, which is not looked for.
+
+    Raises UserError if it is neither.
+    """
+    if not text:
+        raise UserError(f"the source is empty; give {FORMS}")
+    if text.startswith(("pypi:", "hf:")):
+        return None
     path = named(text)
     if what := strange(path):
         raise UserError(f"{text} is {what}, neither a file nor a folder; give {FORMS}")
     if path.exists():
-        return _local(text, path)
+        return path
     name = text.partition("@")[0]
     # `runs/r1` with a folder runs/ beside us is a mistyped path, not a repository of the owner "runs"
     if _HUB_ID.fullmatch(name) and not text.endswith(".gguf") and not Path(name).parent.exists():
-        return _hub(text, text)
+        return None
     raise UserError(f"{text} does not exist; give {FORMS}")
 
 
