@@ -1,5 +1,7 @@
 """The user-facing model: generate, chat, stream, save."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +200,29 @@ def test_the_cache_shrinks_with_free_memory(tiny_model: Path, monkeypatch: pytes
     with pytest.raises(UserError, match="the cache holds 3008"):  # 3000 tokens, rounded up to whole pages
         model.chat(ASK, max_new_tokens=4000)
     assert model.chat(ASK, max_new_tokens=3).ids
+
+
+def test_the_cache_grows_for_a_long_prompt_and_a_stream_keeps_its_own(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "long")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 3000}))
+    monkeypatch.setattr(engine_model, "_CACHE", 1024)
+    model = farthing.load(folder, device="cpu", dtype="float32")
+    wanted = model.chat(ASK, temperature=0, max_new_tokens=8).text
+    stream = model.stream(ASK, temperature=0, max_new_tokens=8)
+    pieces = [next(stream)]
+    prompt = "1 + " * 350
+    length = len(model.tokenizer.encode(prompt))
+    assert length > 1024
+    (answer,) = model.generate(prompt, temperature=0, max_new_tokens=5)
+    assert answer.logprobs == pytest.approx(
+        scores(model, model.tokenizer.encode(prompt), answer.ids), abs=1e-3
+    )
+    assert "".join([*pieces, *stream]) == wanted
+    with pytest.raises(UserError, match="the cache holds 3008"):
+        model.generate(prompt, max_new_tokens=3000)
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:

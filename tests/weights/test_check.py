@@ -409,3 +409,25 @@ def test_a_folder_that_holds_something_else_is_told_what_it_holds(llama: Path, t
     assert f"holds model-00001-of-00002.safetensors but no {INDEX}" in refused(llama, tmp_path)
     (llama / "adapter_config.json").write_text("{}")
     assert "holds a LoRA adapter, not a whole model; merge it into its base first" in refused(llama, tmp_path)
+
+
+def test_programs_that_a_folder_names_are_neither_run_nor_written(llama: Path, tmp_path: Path) -> None:
+    """A known family with `auto_map` is that family, here as in transformers without trust_remote_code."""
+    ids = torch.arange(20)[None]
+    plain = load_decoder(llama, torch.float32)(ids)
+    code = "raise SystemExit('was run')\n"
+    (llama / "modeling_own.py").write_text(code)
+    config = read_config(llama)
+    named = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
+    (llama / "config.json").write_text(json.dumps({**config, "auto_map": named}))
+    decoder = load_decoder(llama, torch.float32)
+    assert torch.equal(decoder(ids), plain)
+    theirs = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    torch.testing.assert_close(theirs(ids).logits, plain, atol=1e-4, rtol=0)
+    saved = save_decoder(decoder, read_config(llama), tmp_path / "saved", None)
+    export(llama, "hf-bf16", tmp_path / "exported")
+    for folder in (saved, tmp_path / "exported"):
+        assert "auto_map" not in read_config(folder)
+        AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=True
+        )  # there is no program to look for

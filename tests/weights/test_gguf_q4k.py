@@ -87,6 +87,17 @@ def test_no_weight_is_further_off_than_its_block_is_wide(rows: np.ndarray[Any, A
     assert (np.abs(read.reshape(2, 8, 32) - blocks) <= bound[..., None]).all()
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-5, 1e-6, 1e-7, 1e-9])
+def test_what_no_step_can_say_is_zero_rather_than_something_larger(size: float) -> None:
+    small = np.random.default_rng(0).normal(size=(16, SUPER)).astype(np.float32) * np.float32(size)
+    beside = small.copy()
+    beside[:, 32] = 5  # one weight of another size, in the second sub-block
+    for rows in (small, beside):
+        blocks = rows.reshape(-1, 32)
+        off = np.square(back(rows).reshape(-1, 32) - blocks).sum(axis=1)
+        assert (off <= 1.5 * np.square(blocks).sum(axis=1)).all()
+
+
 def test_pieces_make_no_difference() -> None:
     rows = draw("normal").reshape(192, 256)
     alone = [quantise_q4_k(row[None]) for row in rows]

@@ -26,6 +26,8 @@ from farthing.weights.folder import read_config
 from farthing.weights.layouts import meant
 from farthing.weights.sources import model_folder
 
+_CACHE = 32_768  # tokens that a model's own engine starts with
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -116,7 +118,8 @@ class Model:
             Request(self.tokenizer.encode(text), settings, first_sample=number)
             for number, text in enumerate(texts)
         ]
-        return [self._completion(samples[0], settings) for samples in self._own_engine().generate(requests)]
+        engine = self._own_engine(*requests)
+        return [self._completion(samples[0], settings) for samples in engine.generate(requests)]
 
     @takes(messages=(Sequence,))
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
@@ -128,7 +131,7 @@ class Model:
         settings = _sampling(sampling)
         _check_messages(messages)
         request = Request(self.tokenizer.chat_ids(messages), settings)
-        return self._completion(self._own_engine().generate([request])[0][0], settings)
+        return self._completion(self._own_engine(request).generate([request])[0][0], settings)
 
     @takes(messages=(Sequence,))
     def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
@@ -149,7 +152,7 @@ class Model:
 
     def _pieces(self, request: Request) -> Iterator[str]:
         decoder = StreamDecoder(self.tokenizer)
-        for ids in self._own_engine().stream(request):
+        for ids in self._own_engine(request).stream(request):
             yield from map(decoder.push, ids)
         yield decoder.flush()
 
@@ -172,9 +175,15 @@ class Model:
         """Give the model this chat template; `save` writes it, with the tokens that end its turns."""
         self.tokenizer, self._template = self.tokenizer.with_template(text), text
 
-    def _own_engine(self) -> Engine:
-        if self._engine is None:
-            self._engine = self.engine(cache_tokens=self._affordable(32_768))
+    def _own_engine(self, *requests: Request) -> Engine:
+        """Return the engine of `generate`, `chat` and `stream`: another one with more cache if a request needs it and
+        memory allows; streams keep the one they began with."""
+        longest = max((len(one.ids) + one.sampling.max_new_tokens for one in requests), default=0)
+        need = min(longest, self.decoder.config.max_positions)
+        if self._engine is None or self._engine.capacity < need:
+            tokens = self._affordable(max(_CACHE, need))
+            if self._engine is None or tokens >= need:
+                self._engine = self.engine(cache_tokens=tokens)
         # weights may be changed in place at any time; each change increments the tensor's version counter
         versions = [p._version for p in self.decoder.parameters() if not p.is_inference()]
         self._engine.take_weights(self.decoder, sum(versions))

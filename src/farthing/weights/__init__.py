@@ -19,6 +19,10 @@ from farthing.weights.layouts import copies, decoder_config, layout_of, meant, p
 __all__ = ["check", "decoder_config", "export_tensors", "folder_config", "load_decoder", "save_decoder"]
 
 
+# Weights are written unquantised, and `auto_map` names programs, which are not copied.
+_NOT_KEPT = ("quantization_config", "auto_map")
+
+
 def load_decoder(
     folder: Path,
     dtype: torch.dtype = torch.bfloat16,
@@ -108,7 +112,7 @@ def folder_config(hf: dict[str, Any], config: ModelConfig, dtype: torch.dtype) -
     name = str(dtype).removeprefix("torch.")
     layout, hf = layout_of(hf), meant(hf, config)
     complete = layout.complete(hf, config) if hasattr(layout, "complete") else hf
-    kept = {key: value for key, value in complete.items() if key != "quantization_config"}
+    kept = {key: value for key, value in complete.items() if key not in _NOT_KEPT}
     return {**kept, "torch_dtype": name, "dtype": name}
 
 

@@ -46,7 +46,13 @@ def _chosen(x: Array) -> tuple[Array, Array, Array, Array]:
         codes.append(np.rint(np.clip(wanted * _inverse(step), 0, _SIX_BITS)))
     numbers = _numbers(x, steps[0] * codes[0], steps[1] * codes[1])
     steps = _refitted(x, weights, codes, numbers, steps)
-    numbers = _numbers(x, steps[0] * codes[0], steps[1] * codes[1])
+    found = [steps[0] * codes[0], steps[1] * codes[1]]
+    numbers = _numbers(x, *found)
+    # beside much larger ones, or below float16's smallest steps, a sub-block may be further off than all zeros are
+    read = found[0][..., None] * numbers - found[1][..., None]
+    worse = (weights * (read - x) ** 2).sum(axis=2) > (weights * x * x).sum(axis=2)
+    for codes_of in codes:
+        codes_of[worse] = 0
     both = np.concatenate(steps, axis=1)
     return both, codes[0].astype(np.uint8), codes[1].astype(np.uint8), numbers.astype(np.uint8)
 

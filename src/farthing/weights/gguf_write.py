@@ -234,7 +234,8 @@ def _converted(
                     f"tensor {source!r} holds a number beyond f16's {_F16_LARGEST:g}; use --type bf16"
                 )
             four_bits = kind == GGMLQuantizationType.Q4_K
-            written = quantise_q4_k(piece) if four_bits else quantize(piece, kind).view(np.uint8)
+            with np.errstate(all="ignore"):  # gguf divides by subnormal steps, which are 0 in the file
+                written = quantise_q4_k(piece) if four_bits else quantize(piece, kind).view(np.uint8)
             out[row : row + len(piece)] = written.reshape(len(piece), -1)
             row += len(piece)
     assert row == len(out)

@@ -68,19 +68,18 @@ def finish_copy(source: Path, target: Path) -> None:
     """Write into `target`, a copy of a folder's tokenizer files, what readers of model folders expect there.
 
     A tokenizer of another kind is converted, so that it needs no code of its own; chat templates in a folder of their
-    own become settings, since a model folder that is written has no folders inside. Raises UserError as
-    `read_tokenizer` does.
+    own become settings, since a model folder that is written has no folders inside; `auto_map` names programs, which
+    are not copied. Raises UserError as `read_tokenizer` does.
     """
     is_old = not (source / "tokenizer.json").is_file() and any((source / name).is_file() for name in OLDER)
-    if not is_old and not (source / FOLDER).is_dir():
-        return
     settings = read_optional(source / SETTINGS)
-    changed = dict(settings)
+    if not is_old and not (source / FOLDER).is_dir() and "auto_map" not in settings:
+        return
+    changed = {key: value for key, value in settings.items() if key != "auto_map"}
     if is_old:
         read = read_tokenizer(source)
         (target / "tokenizer.json").write_text(read.tokens.to_str(), encoding="utf-8")
         changed = changed | read.marks | {"tokenizer_class": "PreTrainedTokenizerFast"}
-        changed.pop("auto_map", None)
     if (source / FOLDER).is_dir():
         changed["chat_template"] = as_setting(read_templates(source, settings))
         (target / FILE).unlink(missing_ok=True)
