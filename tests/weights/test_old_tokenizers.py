@@ -312,3 +312,16 @@ def test_a_copy_needs_no_conversion(
         after.special_ids,
     )
     assert theirs.eos_token_id == after.eos_id
+
+
+def test_a_copy_names_no_program(tokenizer_folder: Path, tmp_path: Path) -> None:
+    folder, copy = tmp_path / "own", tmp_path / "copy"
+    folder.mkdir()
+    copy.mkdir()
+    (folder / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
+    settings = {"eos_token": "<|end|>", "auto_map": {"AutoTokenizer": ["tokenization_own.Tokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenization_own.py").write_text("raise SystemExit")
+    copy_tokenizer(folder, copy)
+    assert json.loads((copy / "tokenizer_config.json").read_text()) == {"eos_token": "<|end|>"}
+    assert (copy / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
