@@ -110,7 +110,9 @@ def test_the_audits_sentence_does_not_deny_its_warning(folder: Path) -> None:
     )
 
 
-def test_the_recipe_gsm8k_runs_whole_on_a_file_in_the_hubs_place(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_recipe_gsm8k_runs_whole_on_a_file_in_the_hubs_place(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "gsm8k.jsonl"
     rows = [
         {"question": f"{n}+2=", "answer": f"{n}+2=<<{n}+2={n + 2}>>{n + 2}\n#### {n + 2}"}
@@ -136,4 +138,5 @@ def test_the_recipe_gsm8k_runs_whole_on_a_file_in_the_hubs_place(tiny_model: Pat
     after = (tmp_path / "run" / "evaluations" / "after.jsonl").read_text()
     asked = [json.loads(line) for line in after.splitlines()]
     assert (len(lessons), len(asked)) == (60, 9)
+    assert "not used" not in capsys.readouterr().err
     assert not {row["question"] for row in lessons} & {row["question"] for row in asked}

