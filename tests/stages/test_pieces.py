@@ -65,14 +65,16 @@ def test_a_damaged_piece_is_said_and_made_again(
     assert prepare(stage, tmp_path) == []
 
 
-def test_a_damaged_record_is_said_and_begun_again(stage: Pretrain, tmp_path: Path) -> None:
+def test_what_a_damaged_record_vouched_for_is_made_again(stage: Pretrain, tmp_path: Path) -> None:
     prepare(stage, tmp_path)
+    before = hashes(tmp_path)
     record = tmp_path / "prepared.json"
     whole = record.read_text()
     for damaged in (whole.replace("a", "b", 1), whole[:-9], "[]"):
         record.write_text(damaged)
-        assert prepare(stage, tmp_path) == [f"{record} is damaged, so what was prepared is taken as it is"]
-        assert record.read_text() == whole
+        (tmp_path / "data/train/tokens.bin").write_bytes(b"01")
+        assert prepare(stage, tmp_path) == [f"{record} is damaged, so what was prepared is made again"]
+        assert hashes(tmp_path) == before
 
 
 def test_a_piece_made_before_records_were_kept_is_taken_and_recorded(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Pieces:
     def __init__(self, folder: Path, say: Say) -> None:
         self.folder, self.say = folder, say
         self._path = folder / _RECORD
+        self._damaged = False
         self._hashes: dict[str, Any] = self._recorded()
 
     def has(self, path: Path) -> bool:
@@ -36,13 +37,16 @@ class Pieces:
         if not path.exists():
             return False
         name = str(path.relative_to(self.folder))
-        if name not in self._hashes:  # of 0.1.0, or killed between the piece and its record
+        if (
+            name not in self._hashes and not self._damaged
+        ):  # of 0.1.0, or killed between the piece and its record
             self.record(path)
             return True
-        damaged = changed(path, self._hashes[name])
-        if damaged is None:
-            return True
-        self.say(f"{damaged} has changed since it was made; {name} is made again")
+        if name in self._hashes:
+            damaged = changed(path, self._hashes[name])
+            if damaged is None:
+                return True
+            self.say(f"{damaged} has changed since it was made; {name} is made again")
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False
 
@@ -60,6 +64,7 @@ class Pieces:
             record = {}
         files = record.get("files")
         if not isinstance(files, dict) or not intact(record):
-            self.say(f"{self._path} is damaged, so what was prepared is taken as it is")
+            self._damaged = True
+            self.say(f"{self._path} is damaged, so what was prepared is made again")
             return {}
         return files
