@@ -24,10 +24,11 @@ class Pieces:
 
     Args:
         say: called with a sentence for a piece that was damaged.
+        seed: of the run; pieces of another seed are made again.
     """
 
-    def __init__(self, folder: Path, say: Say) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path, say: Say, seed: int) -> None:
+        self.folder, self.say, self.seed = folder, say, seed
         self._path = folder / _RECORD
         self._damaged = False
         self._hashes: dict[str, Any] = self._recorded()
@@ -53,7 +54,7 @@ class Pieces:
     def record(self, path: Path) -> None:
         """Remember a piece that has just been made."""
         self._hashes[str(path.relative_to(self.folder))] = hashes(path)
-        write_json(self._path, seal({"files": self._hashes}))
+        write_json(self._path, seal({"seed": self.seed, "files": self._hashes}))
 
     def _recorded(self) -> dict[str, Any]:
         if not self._path.exists():
@@ -63,8 +64,10 @@ class Pieces:
         except UserError:
             record = {}
         files = record.get("files")
-        if not isinstance(files, dict) or not intact(record):
+        foreign = record.get("seed", self.seed) != self.seed  # 0.1.0 wrote none
+        if not isinstance(files, dict) or not intact(record) or foreign:
             self._damaged = True
-            self.say(f"{self._path} is damaged, so what was prepared is made again")
+            what = "of another seed" if foreign else "damaged"
+            self.say(f"{self._path} is {what}, so what was prepared is made again")
             return {}
         return files

@@ -113,7 +113,7 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: Held
         UserError: for data that cannot be read or is too little, a validation set without documents, a tokenizer
             without an end-of-text mark, and a model that cannot be built.
     """
-    pieces = Pieces(folder, say)
+    pieces = Pieces(folder, say, seed)
     paths = source_paths(stage.data, pieces, seed, held_out)
     share = stage.validation if isinstance(stage.validation, float) else 0.0
     field = stage.data[0].field
