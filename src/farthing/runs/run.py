@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -211,6 +212,8 @@ class _Work:
             return True
         self._say(f"{damaged} has changed since it was written; the stage makes its model again")
         path.unlink()
+        if damaged != path:  # a folder that lacks its config.json would not be written over
+            shutil.rmtree(folder / "model", ignore_errors=True)
         return False
 
     def _at(self, folder: Path, stage: StageSpec, items: list[Item], pool: VerifierPool) -> At:
