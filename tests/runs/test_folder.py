@@ -12,7 +12,7 @@ from farthing.base.device import Place
 from farthing.base.errors import UserError
 from farthing.recipe import Recipe, validate
 from farthing.runs import folder
-from farthing.runs.folder import claim, locked, place_of
+from farthing.runs.folder import claim, locked, origin, place_of
 
 
 def recipe(**keys: str) -> Recipe:
@@ -91,3 +91,20 @@ def test_a_recipe_that_is_no_file(make: Callable[[Path], None], what: str, tmp_p
     with pytest.raises(UserError, match=f"recipe.yaml is {what}, not a file; remove it"), locked(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_the_origin_is_of_the_settings_that_a_run_keeps(tmp_path: Path) -> None:
+    def of(made: Recipe) -> str:
+        claim(tmp_path, made)  # nothing is done yet, so it is written anew
+        return origin(tmp_path)
+
+    ours = of(recipe())
+    assert of(recipe(device="cpu", dtype="float32")) == ours
+    (stage,) = recipe().stages
+    assert of(recipe().model_copy(update={"stages": [stage.model_copy(update={"memory_gb": 3.0})]})) == ours
+    assert of(recipe(base="y")) != ours
+    assert of(recipe().model_copy(update={"seed": 1})) != ours
+    (tmp_path / "lineage.json").write_text("{}")  # kept from now on, as it was written
+    path = tmp_path / "recipe.yaml"
+    path.write_text("# a note\n" + path.read_text())
+    assert origin(tmp_path) == of(recipe().model_copy(update={"seed": 1}))

@@ -222,14 +222,16 @@ def test_a_finished_stages_model_that_was_damaged_is_made_again(
     whole = [model.read_bytes() for model in models]
     for model, content in zip(models, whole, strict=True):
         model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    gone = models[1].with_name("config.json")
+    gone.unlink()
     done = folder / "stages/02-sft/done.json"
     facts = done.read_text()
     done.write_text(facts.replace('"steps": 4', '"steps": 5'))
     run(validate(make()), folder)
     said = " ".join(capsys.readouterr().err.split())
     assert [model.read_bytes() for model in models] == whole
-    for model in models:
-        assert f"{model} has changed since it was written; the stage makes its model again" in said
+    for damaged in (models[0], gone):
+        assert f"{damaged} has changed since it was written; the stage makes its model again" in said
     assert "02-sft/model" not in said
     assert f"{done} has changed since it was written; the stage makes its model again" in said
     assert done.read_text() == facts

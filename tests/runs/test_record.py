@@ -150,20 +150,23 @@ def test_a_damaged_record_of_a_finished_stage_is_noticed(text: str, tmp_path: Pa
     (tmp_path / "done.json").write_text(text)
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
-    assert record.changed_since_done(tmp_path) is not None
+    assert record.changed_since_done(tmp_path, "a") is not None
 
 
 def test_each_changed_fact_of_a_finished_stage_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
-    done = seal({"name": "01-sft", "steps": 3, "unchanged": True, "sha256": hashes(tmp_path / "model")})
+    done = seal(
+        {"name": "01-sft", "steps": 3, "unchanged": True, "origin": "a", "sha256": hashes(tmp_path / "model")}
+    )
     path = tmp_path / "done.json"
     path.write_text(json.dumps(done))
-    assert record.changed_since_done(tmp_path) is None
+    assert record.changed_since_done(tmp_path, "a") is None
+    assert record.changed_since_done(tmp_path, "b") == path  # another run's, whole
     for key in ("name", "steps", "unchanged", "sha256"):
         for changed in ({**done, key: 4}, {name: value for name, value in done.items() if name != key}):
             path.write_text(json.dumps(changed))
-            assert record.changed_since_done(tmp_path) == path
+            assert record.changed_since_done(tmp_path, "a") == path
     path.write_text(json.dumps(done))
     (tmp_path / "model/config.json").write_text("{ }")
-    assert record.changed_since_done(tmp_path) == tmp_path / "model/config.json"
+    assert record.changed_since_done(tmp_path, "a") == tmp_path / "model/config.json"

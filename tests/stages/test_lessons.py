@@ -30,7 +30,7 @@ def pens(tmp_path: Path) -> Path:
 def lessons(path: Path, items: int, name: str = "mine", asks: Asks | None = None, **keys: Any) -> list[Any]:
     source = Source.model_validate({"tasks": {name: {"path": str(path), **keys}}, "items": items})
     held_out = HeldOut(["Ada had 7 pens and lost one. How many are left?"])
-    [(_, made)] = source_paths([source], Pieces(path.parent / "stage", print), 0, held_out, asks)
+    [(_, made)] = source_paths([source], Pieces(path.parent / "stage", print, 0), 0, held_out, asks)
     return [json.loads(line) for line in Path(made).read_text().splitlines()]
 
 

@@ -32,9 +32,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Pretrain:
     return made
 
 
-def prepare(stage: Pretrain, folder: Path) -> list[str]:
+def prepare(stage: Pretrain, folder: Path, seed: int = 3) -> list[str]:
     said: list[str] = []
-    prepare_pretrain(stage, folder, seed=3, held_out=HeldOut(), say=said.append)
+    prepare_pretrain(stage, folder, seed=seed, held_out=HeldOut(), say=said.append)
     return said
 
 
@@ -65,22 +65,34 @@ def test_a_damaged_piece_is_said_and_made_again(
     assert prepare(stage, tmp_path) == []
 
 
-def test_a_damaged_record_is_said_and_begun_again(stage: Pretrain, tmp_path: Path) -> None:
+def test_what_a_damaged_record_vouched_for_is_made_again(stage: Pretrain, tmp_path: Path) -> None:
     prepare(stage, tmp_path)
+    before = hashes(tmp_path)
     record = tmp_path / "prepared.json"
     whole = record.read_text()
     for damaged in (whole.replace("a", "b", 1), whole[:-9], "[]"):
         record.write_text(damaged)
-        assert prepare(stage, tmp_path) == [f"{record} is damaged, so what was prepared is taken as it is"]
-        assert record.read_text() == whole
+        (tmp_path / "data/train/tokens.bin").write_bytes(b"01")
+        assert prepare(stage, tmp_path) == [f"{record} is damaged, so what was prepared is made again"]
+        assert hashes(tmp_path) == before
 
 
 def test_a_piece_made_before_records_were_kept_is_taken_and_recorded(tmp_path: Path) -> None:
     said: list[str] = []
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").write_text("1")
-    assert Pieces(tmp_path, said.append).has(tmp_path / "old")
+    assert Pieces(tmp_path, said.append, 3).has(tmp_path / "old")
     (tmp_path / "old" / "file").write_text("2")
-    assert not Pieces(tmp_path, said.append).has(tmp_path / "old")
+    assert not Pieces(tmp_path, said.append, 3).has(tmp_path / "old")
     assert not (tmp_path / "old").exists()
     assert len(said) == 1
+
+
+def test_pieces_of_another_seed_are_made_again(stage: Pretrain, tmp_path: Path) -> None:
+    prepare(stage, tmp_path / "ours")
+    prepare(stage, tmp_path / "theirs", seed=4)
+    assert hashes(tmp_path / "ours/start") != hashes(tmp_path / "theirs/start")
+    record = tmp_path / "theirs/prepared.json"
+    said = prepare(stage, tmp_path / "theirs")
+    assert said == [f"{record} is of another seed, so what was prepared is made again"]
+    assert hashes(tmp_path / "theirs") == hashes(tmp_path / "ours")

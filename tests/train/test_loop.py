@@ -271,3 +271,17 @@ def test_a_checkpoint_of_another_run_is_not_taken_in_silence(tmp_path: Path, met
     )  # fmt: skip
     assert len(said) == 1
     assert "another run's" in said[0]
+
+
+def test_a_whole_stage_of_a_run_with_other_settings_is_refused(tmp_path: Path, meter: Meter) -> None:
+    def go(steps: int, origin: str) -> None:
+        ours = Training(tmp_path, meter)
+        train(
+            ours.folder, steps, ours.weights, ours.state, ours.step, meter=meter, checkpoint_every=2,
+            progress=Progress(origin=origin),
+        )  # fmt: skip
+
+    go(2, "theirs")
+    with pytest.raises(UserError, match=r"the checkpoint of step 2 is of another run; remove .* to train"):
+        go(4, "ours")
+    go(4, "theirs")

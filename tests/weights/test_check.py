@@ -293,6 +293,8 @@ def test_a_stored_head_that_is_the_embedding_stays_tied(llama: Path) -> None:
 def test_more_layers_than_tensors_are_refused_at_once(llama: Path, tmp_path: Path) -> None:
     write(llama, read_config(llama) | {"num_hidden_layers": 10**6})
     assert "config.json asks for 1,000,000 layers, and there are 35 tensors" in refused(llama, tmp_path)
+    write(llama, read_config(llama) | {"num_hidden_layers": 10**18})
+    assert "must be a whole number of at least 1 and at most " in refused(llama, tmp_path)
 
 
 @pytest.mark.parametrize(

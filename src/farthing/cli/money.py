@@ -181,7 +181,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Measure this machine in ten seconds, for plans that can be trusted."""
-    from farthing.base.figures import duration
+    from farthing.base.figures import duration, plural
 
     with only_results_on_stdout():
         from farthing.base.device import choose
@@ -191,7 +191,7 @@ def calibrate(
         found = measure(choose(device, dtype), log)
         save(found)
     lines = [
-        f"{found.device}, {found.threads} threads, torch {found.torch}, in {found.dtype} "
+        f"{found.device}, {plural(found.threads, 'thread')}, torch {found.torch}, in {found.dtype} "
         f"({found.instructions}), measured in {duration(found.took)}",
         f"  matrix products   {found.gemm_float32 / 1e9:.3g} GFLOP/s in float32, "
         f"{found.gemm_bfloat16 / 1e9:.3g} in bfloat16",

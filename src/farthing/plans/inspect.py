@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import bytes_, letters
+from farthing.base.figures import bytes_, letters, plural
 from farthing.cost.flops import CONVENTION, decode_flops, flops_per_token, parameters
 from farthing.cost.memory import cache_bytes_per_token, check_latent, memory
 from farthing.model import ModelConfig
@@ -128,7 +128,10 @@ def inspection_text(found: dict[str, Any]) -> str:
         else ""
     )
     rows = [
-        ("model", f"{found['family']}, {found['layers']} layers, {bytes_(found['disk_bytes'])} on disk"),
+        (
+            "model",
+            f"{found['family']}, {plural(found['layers'], 'layer')}, {bytes_(found['disk_bytes'])} on disk",
+        ),
         ("parameters", f"{letters(size['total'])}{modules}"),
         (
             "active",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.figures import Range, bytes_, duration, hourly, letters, money, percent, range_text
+from farthing.base.figures import Range, bytes_, duration, hourly, letters, money, percent, plural, range_text
 from farthing.cost import devices
 from farthing.cost.devices import Device
 from farthing.cost.flops import parameters
@@ -257,7 +257,7 @@ def _assumptions(
     if calibration:
         rate = calibration.gemm_float32 if dtype == "float32" else calibration.gemm_bfloat16
         yield Assumption(
-            f"speed as measured on {calibration.date} with {calibration.threads} threads in "
+            f"speed as measured on {calibration.date} with {plural(calibration.threads, 'thread')} in "
             f"{duration(calibration.took)}: {rate / 1e9:.3g} GFLOP/s in {dtype}, "
             f"{calibration.bandwidth / 1e9:.1f} GB/s of memory, {calibration.disk / 1e6:.0f} MB/s to disk",
             "farthing calibrate",

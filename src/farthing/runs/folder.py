@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import subprocess
 import time
@@ -19,6 +21,7 @@ from farthing.base.device import Place, choose, has_bfloat16
 from farthing.base.errors import UserError
 from farthing.base.files import sha256, strange, write
 from farthing.base.limits import is_disk_full, named, unwritable
+from farthing.base.schema import read_yaml
 from farthing.recipe import Recipe, dump, load
 from farthing.recipe.rewards import is_own
 from farthing.tasks.data import DataTask, is_data, models_asked, parts_of
@@ -87,6 +90,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+# Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out, and what
+# does not change the weights.
+_FREE = ("device", "dtype", "log_to")
+_FREE_IN_STAGE = ("memory_gb", "stop_silent")
+
+
+def origin(folder: Path) -> str:
+    """A hash of the settings that a run was started with and keeps: what the run makes carries it, so that nothing made
+    by another run is taken for it. Of the file as it stands, since a later version may read further keys from it."""
+    started = read_yaml(folder / "recipe.yaml")
+    kept = {key: value for key, value in started.items() if key not in _FREE}
+    kept["stages"] = [
+        {key: value for key, value in stage.items() if key not in _FREE_IN_STAGE}
+        for stage in started["stages"]
+    ]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def claim(folder: Path, recipe: Recipe) -> None:
     """Write the recipe into a new run directory, or check that an old one has the same recipe."""
     path = folder / "recipe.yaml"
@@ -95,14 +116,7 @@ def claim(folder: Path, recipe: Recipe) -> None:
     ).exists():  # nothing depends on the recipe yet, so a mistyped base can be corrected
         write(path, dump(recipe))
         return
-    # Device and dtype may change between attempts; `place_of` decides. So may memory_gb, after memory ran out, and what
-    # does not change the weights.
-    free: Any = {
-        "device": True,
-        "dtype": True,
-        "log_to": True,
-        "stages": {"__all__": {"memory_gb", "stop_silent"}},
-    }
+    free: Any = dict.fromkeys(_FREE, True) | {"stages": {"__all__": set(_FREE_IN_STAGE)}}
     ours, theirs = (r.model_dump(mode="json", exclude=free) for r in (recipe, load(path)))
     if ours != theirs:
         raise UserError(

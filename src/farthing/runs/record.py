@@ -36,15 +36,19 @@ def earlier(path: Path, folder: Path) -> Record:
     return found
 
 
-def changed_since_done(stage: Path) -> Path | None:
-    """A file of a finished stage that has changed since it was written, done.json or one of its model; None if none."""
+def changed_since_done(stage: Path, origin: str) -> Path | None:
+    """A file of a finished stage that has changed since it was written, done.json or one of its model; None if none.
+
+    Args:
+        origin: of the run, which a stage of another run does not have.
+    """
     path = stage / "done.json"
     try:
         done = read_json(path)
     except UserError:
         return path
     hashes = done.get("sha256", {})  # 0.1.0 wrote none
-    if not intact(done) or not isinstance(hashes, dict):
+    if not intact(done) or not isinstance(hashes, dict) or done.get("origin", origin) != origin:
         return path
     return changed(stage / "model", hashes)
 

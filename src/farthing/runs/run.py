@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ from farthing.runs.folder import (
     claim,
     data_tasks,
     locked,
+    origin,
     place_of,
     put_back,
     reward_files,
@@ -147,6 +149,7 @@ class _Work:
         path = folder / "run.json"
         self.earlier = record.earlier(path, folder) if path.exists() else {}
         self.place = place_of(recipe, self.earlier, folder)
+        self.origin = origin(folder)
         self.began = (
             time.time() if next(_ATTEMPTS) else process_started()
         )  # the first run loaded the libraries
@@ -204,17 +207,20 @@ class _Work:
         path = folder / "done.json"
         if not path.exists():
             return False
-        damaged = record.changed_since_done(folder)
+        damaged = record.changed_since_done(folder, self.origin)
         if damaged is None:
             return True
         self._say(f"{damaged} has changed since it was written; the stage makes its model again")
         path.unlink()
+        if damaged != path:  # a folder that lacks its config.json would not be written over
+            shutil.rmtree(folder / "model", ignore_errors=True)
         return False
 
     def _at(self, folder: Path, stage: StageSpec, items: list[Item], pool: VerifierPool) -> At:
         return At(
             folder=folder,
             seed=self.recipe.seed,
+            origin=self.origin,
             models=self.models,
             ranks=Alone(self.place.device),
             meter=self.meter,
@@ -348,7 +354,7 @@ class _Work:
             for path in sorted(self.folder.glob("stages/*/done.json"))
         ]
         for stage in stages:  # all attempts at it together
-            for key in ("sha256", "seal"):  # for the next attempt
+            for key in ("origin", "sha256", "seal"):  # for the next attempt
                 stage.pop(key, None)
             stage["seconds"] = sum(line["seconds"] for line in lines if line["stage"] == stage["name"])
             measured = read_lines(self.folder / "stages" / stage["name"] / "metrics.jsonl")

@@ -97,6 +97,8 @@ class At:
     """Say a sentence that matters to the result, in a quiet run too; the stage's name is put before it."""
     view: Callable[[int], View]
     """Make a view of so many steps."""
+    origin: str = ""
+    """Of the run; what the stage leaves for later attempts carries it."""
     subset: Subset | None = None
     """Questions to measure training by."""
 
@@ -122,6 +124,7 @@ class At:
                 warn=self.warn,
                 measure=measure,
                 best=RIGHT if subset is not None and subset.keep_best else "",
+                origin=self.origin,
             )
 
     def load(self, folder: Path, chat_template: str | None = None) -> Model:
@@ -156,7 +159,8 @@ class At:
             if start is not None and same_weights(start, folder):
                 facts["unchanged"] = True
                 self.warn(UNCHANGED)
-            done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts, "sha256": hashes(folder)}
+            done = {"name": self.folder.name, "kind": kind, "steps": steps, **facts}
+            done |= {"origin": self.origin, "sha256": hashes(folder)}
             left_out = counts(self.folder / LEFT_OUT)
             if left_out.exists():
                 done["left_out"] = read_json(left_out, "delete it and run the same command again")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.device import Ranks
+from farthing.base.figures import plural
 from farthing.cost.meter import Meter
 from farthing.data.overlap import HeldOut
 from farthing.data.tokenizer import question_ids
@@ -32,7 +33,9 @@ def run(spec: Grpo, start: Path | None, at: At) -> Path:
     """As `stages.Kind.run`."""
     assert start is not None
     model = at.load(start, spec.chat_template)
-    at.say(f"{at.folder.name}: {spec.steps} steps of {spec.prompts} questions x {spec.group} answers")
+    at.say(
+        f"{at.folder.name}: {plural(spec.steps, 'step')} of {plural(spec.prompts, 'question')} x {spec.group} answers"
+    )
     with at.progress(spec.steps, model) as progress:
         train_grpo(
             spec,

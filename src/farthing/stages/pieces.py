@@ -24,11 +24,13 @@ class Pieces:
 
     Args:
         say: called with a sentence for a piece that was damaged.
+        seed: of the run; pieces of another seed are made again.
     """
 
-    def __init__(self, folder: Path, say: Say) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path, say: Say, seed: int) -> None:
+        self.folder, self.say, self.seed = folder, say, seed
         self._path = folder / _RECORD
+        self._damaged = False
         self._hashes: dict[str, Any] = self._recorded()
 
     def has(self, path: Path) -> bool:
@@ -36,20 +38,23 @@ class Pieces:
         if not path.exists():
             return False
         name = str(path.relative_to(self.folder))
-        if name not in self._hashes:  # of 0.1.0, or killed between the piece and its record
+        if (
+            name not in self._hashes and not self._damaged
+        ):  # of 0.1.0, or killed between the piece and its record
             self.record(path)
             return True
-        damaged = changed(path, self._hashes[name])
-        if damaged is None:
-            return True
-        self.say(f"{damaged} has changed since it was made; {name} is made again")
+        if name in self._hashes:
+            damaged = changed(path, self._hashes[name])
+            if damaged is None:
+                return True
+            self.say(f"{damaged} has changed since it was made; {name} is made again")
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False
 
     def record(self, path: Path) -> None:
         """Remember a piece that has just been made."""
         self._hashes[str(path.relative_to(self.folder))] = hashes(path)
-        write_json(self._path, seal({"files": self._hashes}))
+        write_json(self._path, seal({"seed": self.seed, "files": self._hashes}))
 
     def _recorded(self) -> dict[str, Any]:
         if not self._path.exists():
@@ -59,7 +64,10 @@ class Pieces:
         except UserError:
             record = {}
         files = record.get("files")
-        if not isinstance(files, dict) or not intact(record):
-            self.say(f"{self._path} is damaged, so what was prepared is taken as it is")
+        foreign = record.get("seed", self.seed) != self.seed  # 0.1.0 wrote none
+        if not isinstance(files, dict) or not intact(record) or foreign:
+            self._damaged = True
+            what = "of another seed" if foreign else "damaged"
+            self.say(f"{self._path} is {what}, so what was prepared is made again")
             return {}
         return files

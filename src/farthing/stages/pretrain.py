@@ -18,6 +18,7 @@ from typing import Any
 
 from farthing.base.device import Ranks
 from farthing.base.errors import UserError
+from farthing.base.figures import plural
 from farthing.base.files import new_folder
 from farthing.cost.flops import parameters
 from farthing.cost.meter import Meter
@@ -78,7 +79,7 @@ def run(spec: Pretrain, start: Path | None, at: At) -> Path:
     dialled, counted = prepared.dialled, parameters(model.hf_config)
     at.say(
         f"{at.folder.name}: {counted.total:,} parameters ({counted.active:,} a token), {dialled.tokens:,} tokens in "
-        f"{dialled.steps} steps of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
+        f"{plural(dialled.steps, 'step')} of {dialled.batch_tokens:,}, learning rate {dialled.lr:.2g}"
     )
     with at.progress(dialled.steps) as progress:
         train_pretrain(
@@ -112,7 +113,7 @@ def prepare_pretrain(stage: Pretrain, folder: Path, *, seed: int, held_out: Held
         UserError: for data that cannot be read or is too little, a validation set without documents, a tokenizer
             without an end-of-text mark, and a model that cannot be built.
     """
-    pieces = Pieces(folder, say)
+    pieces = Pieces(folder, say, seed)
     paths = source_paths(stage.data, pieces, seed, held_out)
     share = stage.validation if isinstance(stage.validation, float) else 0.0
     field = stage.data[0].field

@@ -106,7 +106,7 @@ def prepare_sft(
         UserError: for a conversation that cannot be used, under `policy: stop`, when none is left, and for data that
             have changed since the stage was begun.
     """
-    paths = source_paths(stage.data, Pieces(folder, say), seed, held_out, asks)
+    paths = source_paths(stage.data, Pieces(folder, say, seed), seed, held_out, asks)
     found, kept = Found(), _Kept(stage.validation if isinstance(stage.validation, float) else 0.0)
     with LeftOut(folder / LEFT_OUT, say) as left_out:
         problems = Problems(stage.policy, left_out)

@@ -29,6 +29,7 @@ class Diverged(UserError):
 
 
 _METRICS = "metrics_sha256"  # in a checkpoint: of the lines until then
+_ORIGIN = "origin"  # in a checkpoint: of the run that wrote it
 
 
 def _nothing(_: object) -> None:
@@ -56,6 +57,8 @@ class Progress:
     best: str = ""
     """The measurement whose highest value, the first of equal ones, decides which weights training leaves; "" leaves
     the last."""
+    origin: str = ""
+    """Of the run: a checkpoint with another one is not continued from."""
 
 
 def train(
@@ -88,9 +91,11 @@ def train(
         if found is not None:
             done, tensors, saved = found
             written = saved.pop(_METRICS, None)  # 0.1.0 wrote none
-            if done > steps or saved.keys() != state.keys():
+            foreign = saved.pop(_ORIGIN, progress.origin) != progress.origin
+            if foreign or done > steps or saved.keys() != state.keys():
                 raise UserError(
-                    f"{folder / 'state'}: the checkpoint of step {done} is of another run; give another --run-dir"
+                    f"{folder / 'state'}: the checkpoint of step {done} is of another run; remove {folder} to train "
+                    "from the start, or give another --run-dir"
                 )
             weights.restore(tensors)
             for name, tensor in (buffers or {}).items():
@@ -121,14 +126,14 @@ def train(
             line |= progress.measure(step + 1)
             if progress.best and _is_best(line, metrics.kept, progress.best):
                 with meter.span("checkpoint", step=step):
-                    _keep_best(folder, line, weights, buffers or {}, progress.best)
+                    _keep_best(folder, line, weights, buffers or {}, progress)
             metrics.append(line)
             progress.update(line)
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
                 with meter.span("checkpoint", step=step):
                     metrics.sync()
                     tensors = {**weights.state(), **{name: t.detach() for name, t in (buffers or {}).items()}}
-                    meta = state | {_METRICS: metrics.digest()}
+                    meta = state | {_METRICS: metrics.digest(), _ORIGIN: progress.origin}
                     checkpoint.save(folder / "state", step + 1, tensors, meta)
     finally:
         metrics.close()
@@ -147,12 +152,17 @@ def _is_best(line: Mapping[str, Any], before: Sequence[Mapping[str, Any]], key: 
 
 
 def _keep_best(
-    folder: Path, line: Mapping[str, Any], weights: MasterWeights, buffers: Mapping[str, Tensor], key: str
+    folder: Path,
+    line: Mapping[str, Any],
+    weights: MasterWeights,
+    buffers: Mapping[str, Tensor],
+    progress: Progress,
 ) -> None:
     """Keep the weights of a step, without what the optimizer remembers."""
     tensors = {name: tensor for name, tensor in weights.state().items() if name.startswith("master.")}
     tensors |= {name: tensor.detach() for name, tensor in buffers.items()}
-    checkpoint.save(folder / "best", line["step"], tensors, {key: line[key]})
+    meta = {progress.best: line[progress.best], _ORIGIN: progress.origin}
+    checkpoint.save(folder / "best", line["step"], tensors, meta)
 
 
 def _take_best(
@@ -166,7 +176,7 @@ def _take_best(
     wanted, found = best_step(lines, progress.best), checkpoint.latest(folder / "best", progress.warn)
     if wanted is None:
         return
-    if found is None or found[0] != wanted:
+    if found is None or found[0] != wanted or found[2].get(_ORIGIN, progress.origin) != progress.origin:
         progress.warn(f"the weights of step {wanted}, the best, are gone; the last ones are left instead")
         return
     weights.restore(found[1])
@@ -221,7 +231,7 @@ class _MetricsFile:
         lines = [{name: value for name, value in line.items() if name != key} for line in self.kept]
         if best is not None:
             step, _, meta = best
-            lines = [line for line in lines if line["step"] != step] + [{"step": step, **meta}]
+            lines = [line for line in lines if line["step"] != step] + [{"step": step, key: meta[key]}]
         self.kept = sorted(lines, key=lambda line: line["step"])
         self._write()
 

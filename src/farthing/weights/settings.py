@@ -83,7 +83,8 @@ class Settings(Mapping[str, Any]):
         """A whole number of at least `least`."""
         value = self._wanted(key)
         if type(value) is not int or not least <= value <= LARGEST:
-            raise self._refuse(key, f"a whole number of at least {least}")
+            largest = f" and at most {LARGEST:,}" if type(value) is int and value > LARGEST else ""
+            raise self._refuse(key, f"a whole number of at least {least}{largest}")
         return value
 
     def whole_or(self, key: str, otherwise: int, least: int = 1) -> int:
