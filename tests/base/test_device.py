@@ -137,14 +137,3 @@ def test_kernels_are_auto_or_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FARTHING_KERNELS", "fast")
     with pytest.raises(UserError, match="FARTHING_KERNELS=fast: must be auto or reference"):
         device.reference_only()
-
-
-@pytest.mark.parametrize("failure", [OSError, AttributeError, TypeError])
-def test_a_c_library_without_mallopt_is_no_fault(
-    failure: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_library(_: None) -> None:
-        raise failure
-
-    monkeypatch.setattr(device.ctypes, "CDLL", no_library)
-    device.keep_freed_memory()

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from farthing.base.device import Alone, keep_freed_memory
+from farthing.base.device import Alone
+from farthing.base.heap import keep_freed_memory
 from farthing.cost.devices import Device
 from farthing.cost.meter import Meter
 from farthing.data.packing import PackedBatch

@@ -10,7 +10,6 @@ torch is imported where it is used, so that recipes and plans load without it.
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import functools
 import os
@@ -238,26 +237,6 @@ def free_memory(device: str) -> int:
     import psutil
 
     return int(min(psutil.virtual_memory().available, memory_left()))
-
-
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
-
-
-def keep_freed_memory() -> None:
-    """Keep freed memory in the process for the next tensors.
-
-    By default glibc returns large blocks to the system at once, so every tensor of a step starts with page faults.
-    Does nothing if the C library has no mallopt, or under FARTHING_KERNELS=reference.
-    """
-    if reference_only():
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest value glibc takes
-    mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
-    mallopt(_TOP_PAD, 64 << 20)
 
 
 def reference_only() -> bool:

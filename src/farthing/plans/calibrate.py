@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from farthing.base.device import Place, choose, free_memory, keep_freed_memory, reference_only
+from farthing.base.device import Place, choose, free_memory, reference_only
 from farthing.base.errors import UserError
+from farthing.base.heap import keep_freed_memory
 from farthing.base.processor import isa
 from farthing.cost import devices
 from farthing.cost.flops import forward_flops, parameters

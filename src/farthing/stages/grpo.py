@@ -10,6 +10,7 @@ from typing import Any
 
 from farthing.base.device import Ranks
 from farthing.base.figures import plural
+from farthing.base.heap import give_back
 from farthing.cost.meter import Meter
 from farthing.data.overlap import HeldOut
 from farthing.data.tokenizer import question_ids
@@ -128,6 +129,7 @@ def train_grpo(
                 f"step {step + 1}: the reward failed for {measured['error']:.1%} of the answers, which train nothing: "
                 f"{batch.failed[0] if batch.failed else ''}"
             )
+        give_back()  # what the answers took, in pieces too small for learning
         learned = learner.learn(batch, step)
         seconds, totals = time.monotonic() - started, meter.totals()
         spent = {name: value - before.get(name, 0.0) for name, value in totals.seconds.items()}

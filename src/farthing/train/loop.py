@@ -19,6 +19,7 @@ from torch import Tensor
 
 from farthing.base.errors import UserError
 from farthing.base.files import appending, write
+from farthing.base.heap import Heap
 from farthing.cost.meter import Meter
 from farthing.train import checkpoint
 from farthing.train.optim import MasterWeights
@@ -113,6 +114,7 @@ def train(
             metrics.take_best(progress.best, checkpoint.latest(folder / "best", progress.warn, until=done))
     for line in metrics.kept:
         progress.recall(line)
+    heap = Heap()
     try:
         for step in range(done, steps):
             try:
@@ -123,6 +125,7 @@ def train(
                 where = kept if last else "nothing was trained yet"
                 what = f"training stopped at step {step + 1}: {error}; {where}"
                 raise Diverged(what) from error
+            heap.settle()
             line |= progress.measure(step + 1)
             if progress.best and _is_best(line, metrics.kept, progress.best):
                 with meter.span("checkpoint", step=step):

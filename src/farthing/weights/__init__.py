@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from farthing.base.device import free_memory, keep_freed_memory
+from farthing.base.device import free_memory
 from farthing.base.errors import UserError
+from farthing.base.heap import keep_freed_memory
 from farthing.model import Decoder, ModelConfig
 from farthing.model.kernels import packed
 from farthing.weights.check import check
