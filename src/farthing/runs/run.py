@@ -423,7 +423,7 @@ class _Work:
     def _record_lineage(self, source: Source | None) -> None:
         """Record the model's inputs once; later attempts must find the same."""
         path = self.folder / "lineage.json"
-        with self._waiting("getting the models that rewards ask, and hashing weights and data"):
+        with self._waiting("getting and hashing weights and data"):
             found = Inputs.of(self.recipe, source)
         if path.exists():
             found.check(record.recorded(path, self.folder), self.folder)
