@@ -33,14 +33,8 @@ Learnable = Conversation | Passage
 
 _MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog")
 _PROMPT, _QUESTION = ("prompt",), ("question", "query", "problem")
-ANSWER = (
-    "completion",
-    "response",
-    "output",
-    "solution",
-    "answer",
-    "generation",
-)  # a solution ends in its answer
+# a solution ends in its answer
+ANSWER = ("completion", "response", "output", "solution", "answer", "generation")
 _CONTEXT, _SYSTEM, _TOOLS = ("input", "context"), ("system", "system_prompt"), ("tools", "functions")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _OURS = {"messages", "add_generation_prompt", "tools"}

@@ -220,9 +220,8 @@ def _measured(config: Mapping[str, Any], seq_len: int | None) -> Efficiency | No
 
 def asked_configs(recipe: Recipe) -> list[dict[str, Any]]:
     """config.json of each model of this machine that a recipe's rewards ask. Raises UserError when there is none."""
-    configs = {source: config_of(source) for source in models_asked(recipe)}
     return [
-        scoring_config(configs[source]) if use == "reward_model" else configs[source]
+        scoring_config(config_of(source)) if use == "reward_model" else config_of(source)
         for source, use in models_asked(recipe).items()
     ]
 

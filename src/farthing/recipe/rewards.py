@@ -181,6 +181,8 @@ VERIFIERS: dict[str, type[Strict]] = {
     "number": Number, "math": Plain, "choice": Plain, "exact": Exact, "regex": Regex, "json": Json, "code": Code,
     "judge": Judge, "reward_model": RewardModel, "ifeval": Plain,
 }  # fmt: skip
+ASKED = ("judge", "reward_model")
+"""Verifiers for which a model is asked, which costs something."""
 SHAPING: dict[str, type[Strict]] = {"format": Plain, "length": Plain, "overlong": Overlong}
 _EXTRAS = {
     "math": ("math_verify", "math needs math-verify; pip install 'farthing[math]'"),

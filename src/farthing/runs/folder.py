@@ -24,7 +24,7 @@ from farthing.base.limits import is_disk_full, named, unwritable
 from farthing.base.schema import read_yaml
 from farthing.recipe import Recipe, dump, load
 from farthing.recipe.rewards import is_own
-from farthing.tasks.data import DataTask, is_data, models_asked, parts_of
+from farthing.tasks.data import DataTask, is_data, models_asked, rewards_of
 from farthing.weights import check
 from farthing.weights.sources import model_folder, resolve
 
@@ -203,10 +203,7 @@ def data_files(recipe: Recipe) -> dict[str, dict[str, str]]:
 
 def rewards_used(recipe: Recipe) -> set[str]:
     """What pays in a recipe: verifiers by name, and functions of the user's own."""
-    mixtures = [mixture for stage in recipe.stages for mixture in stage.mixtures]
-    mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
-    tasks = (task for mixture in mixtures for task in mixture.items())
-    return {part.use for name, setting in tasks for part in parts_of(name, setting) or []}
+    return {part.use for part in rewards_of(recipe)}
 
 
 def judging_models(recipe: Recipe) -> list[dict[str, Any]]:

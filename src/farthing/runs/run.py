@@ -180,6 +180,7 @@ class _Work:
             asking = Beside(Asked(self.place, self._say, self.meter), self.meter)
             with VerifierPool(asking=asking) as pool:
                 self._audit(pool)
+                asked = plans.asked_configs(recipe)
                 for number, stage in enumerate(recipe.stages, 1):
                     name = f"{number:02d}-{stage.kind}"
                     folder = self.folder / "stages" / name
@@ -192,7 +193,6 @@ class _Work:
                             self._evaluate("before", current, items, pool)
                         self.meter.stage = name
                         start = read_config(current) if current else None
-                        asked = plans.asked_configs(recipe)
                         with within_memory(self.place, number, stage, start, asked):
                             kind(stage.kind).run(stage, current, self._at(folder, stage, items, pool))
                     current = folder / "model"

@@ -38,16 +38,14 @@ class Pieces:
         if not path.exists():
             return False
         name = str(path.relative_to(self.folder))
-        if (
-            name not in self._hashes and not self._damaged
-        ):  # of 0.1.0, or killed between the piece and its record
-            self.record(path)
-            return True
         if name in self._hashes:
             damaged = changed(path, self._hashes[name])
             if damaged is None:
                 return True
             self.say(f"{damaged} has changed since it was made; {name} is made again")
+        elif not self._damaged:  # of 0.1.0, or killed between the piece and its record
+            self.record(path)
+            return True
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.recipe.rewards import is_own
+from farthing.recipe.rewards import ASKED, is_own
 from farthing.tasks.data import DataTask
 from farthing.tasks.extract import plain_form
 from farthing.tasks.gym import Task
@@ -35,7 +35,6 @@ _DRAWS = 200  # which must have at least two different answers
 _SEED = 3 * 2**30  # neither Mixture's training seeds nor its held-out ones
 _MEGABYTE = 1_000_000
 _RULES = ("regex", "ifeval")  # the user's own rules, or the data's
-_ASKED = ("judge", "reward_model")  # models, which cost something
 _GOLDLESS = ("code", "format", "ifeval", "length", "overlong")  # have no answer to compare with
 _NEED_NO_GOLD = (
     "empty", "white space", "garbage", "empty answer", "code", "tower of powers", "a megabyte of digits",
@@ -64,7 +63,7 @@ def audit(tasks: Mixture | Mapping[str, Task], convention: Convention, pool: Ver
         for name, task in by_name.items():
             items, others = _items(task)
             part = _deciding(items[0])
-            if part in _ASKED:
+            if part in ASKED:
                 continue
             own = {"own": part} if part is not None and (is_own(part) or part in _RULES) else {}
             for case, attack in _attacks(trap).items():
@@ -197,7 +196,7 @@ def _compares(item: Item) -> bool:
 def _items(task: Task | DataTask) -> tuple[list[Item], list[str]]:
     """Several items, each with the wrong answer of another; "" where none is compared."""
     first = task.item(_SEED, 0)
-    if _deciding(first) in _ASKED or not _compares(first):
+    if _deciding(first) in ASKED or not _compares(first):
         items = [task.item(_SEED, index) for index in range(_GOLDLESS_ITEMS)]
         return items, [""] * len(items)
     drawn: list[Item] = []

@@ -61,13 +61,17 @@ def parts_of(name: str, setting: TaskSetting) -> list[RewardPart] | None:
     return list(SETS[name].reward) if name in SETS else None
 
 
-def models_asked(recipe: Recipe) -> dict[str, str]:
-    """The models of this machine that rewards ask, by their source; each with what it is: judge or reward_model."""
+def rewards_of(recipe: Recipe) -> Iterator[RewardPart]:
+    """The parts of all rewards of a recipe, of evaluation too."""
     mixtures = [mixture for stage in recipe.stages for mixture in stage.mixtures]
     mixtures += [recipe.evaluation_tasks()] if recipe.evaluate else []
     tasks = (task for mixture in mixtures for task in mixture.items())
-    parts = (part for name, setting in tasks for part in parts_of(name, setting) or [])
-    return {source: part.use for part in parts if (source := model_of(part)) is not None}
+    return (part for name, setting in tasks for part in parts_of(name, setting) or [])
+
+
+def models_asked(recipe: Recipe) -> dict[str, str]:
+    """The models of this machine that rewards ask, by their source; each with what it is: judge or reward_model."""
+    return {source: part.use for part in rewards_of(recipe) if (source := model_of(part)) is not None}
 
 
 def columns_of(name: str, setting: TaskSetting) -> Columns:

@@ -10,14 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from farthing.cost.meter import Meter, Span
+from farthing.recipe.rewards import ASKED
 from farthing.tasks.item import Item, Verdict
 from farthing.tasks.rewards import reward_model
 from farthing.tasks.rewards.judge import Judges
 from farthing.tasks.rewards.models import Models
 from farthing.tasks.rewards.part import Part
 from farthing.tasks.rewards.total import added, named, settings
-
-_ASKED = ("judge", "reward_model")
 
 
 class Beside:
@@ -39,7 +38,7 @@ class Beside:
             if verdict.outcome in ("error", "bad_gold", "timeout"):
                 continue
             for name, part in named(item.metadata.get("rewards", ())).items():
-                if part["use"] in _ASKED:
+                if part["use"] in ASKED:
                     waiting.setdefault((name, repr(part)), []).append(place)
         for (name, _), places in waiting.items():
             part = named(pairs[places[0]][0].metadata["rewards"])[name]

@@ -62,8 +62,8 @@ class Judges:
                 zip(new, threads.map(lambda prompt: self._ask(settings, prompt, span), new), strict=True)
             )
         return [
-            Part("error", error=f"judge: {errors[prompt]}")
-            if errors.get(prompt)
+            _failed(why)
+            if (why := errors.get(prompt))
             else scored(self._said[self._key(settings, prompt)], settings)
             for prompt in prompts
         ]
@@ -82,9 +82,7 @@ class Judges:
             self.tokens += sum(reply.tokens for reply in replies)
             said |= zip(group, replies, strict=True)
         return [
-            Part("error", error=f"judge: {said[prompt].error}")
-            if said[prompt].error
-            else scored(said[prompt].text, settings)
+            _failed(why) if (why := said[prompt].error) else scored(said[prompt].text, settings)
             for prompt in prompts
         ]
 
@@ -138,6 +136,10 @@ class Judges:
             self.usd += usd
             span.tokens_in, span.tokens_out = span.tokens_in + read, span.tokens_out + written
             span.usd_paid += usd
+
+
+def _failed(why: str) -> Part:
+    return Part("error", error=f"judge: {why}")
 
 
 def filled(prompt: str, item: Item, text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from farthing.recipe import RewardPart
-from farthing.recipe.rewards import SHAPING, Code, Own, is_own, settings_of
+from farthing.recipe.rewards import ASKED, SHAPING, Code, Own, is_own, settings_of
 from farthing.tasks.item import Convention, Item, Verdict
 from farthing.tasks.rewards import own
 from farthing.tasks.rewards.part import Part
@@ -23,7 +23,7 @@ CLOCK = (
     2.0  # seconds by the clock for each second of processor time that a reward may take: machines are shared
 )
 
-AFTERWARDS = ("judge", "reward_model", "length", "overlong")
+AFTERWARDS = (*ASKED, "length", "overlong")
 """Parts that no verifier process can find: they need the network, a model, or more than an answer's text."""
 
 
