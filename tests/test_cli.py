@@ -351,7 +351,7 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 raise UserError("too\nlong")
             yield f"you said {messages[-1]['content']}"
 
-    def load_model(source: str, dtype: str, device: str) -> Model:
+    def load_model(source: str, dtype: str, device: str, quantize: str) -> Model:
         assert (dtype, device) == ("auto", "auto")
         seen.append(source)
         return Model()
@@ -400,7 +400,7 @@ class Model:
         yield "<think>hm hm</think>hello"
         if len(messages) == 1:
             time.sleep(60)
-farthing.load = lambda source, dtype, device: Model()
+farthing.load = lambda source, *settings: Model()
 farthing.cli.main()
 """
     ours, theirs = pty.openpty()

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from farthing.base import processor
 from farthing.base.device import Place, choose, free_memory, reference_only
+from farthing.base.files import cache_folder
 from farthing.cost import devices
 from farthing.plans import measured as calibration
 
@@ -53,7 +54,7 @@ def examine(*, offline: bool = False, runs: Path = Path("runs")) -> dict[str, An
         "version": _try(lambda: importlib.metadata.version("farthing")),
         "settings": _try(_settings),
         "machine": _machine(used),
-        "disks": [_disk("runs", lambda: runs), _disk("cache", calibration.cache)],
+        "disks": [_disk("runs", lambda: runs), _disk("cache", cache_folder)],
         "gpus": _try(_gpus) or [],
         "torch": _try(_torch),
     }
@@ -68,7 +69,7 @@ def examine(*, offline: bool = False, runs: Path = Path("runs")) -> dict[str, An
     found["plain_torch"] = plain
     found["fast_paths"] = _try(lambda: _fast_paths(device, place.dtype if place else "float32")) or []
     found["optional"] = _try(optional) or []
-    found["caches"] = [_cache("farthing", calibration.cache), _cache("hub", _hub_cache)]
+    found["caches"] = [_cache("farthing", cache_folder), _cache("hub", _hub_cache)]
     found["hub"] = hub.answer()
     found["calibrations"] = _try(_calibrations) or []
     cleaned: dict[str, Any] = _clean(found)

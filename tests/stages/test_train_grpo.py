@@ -3,19 +3,20 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import farthing.engine.engine
 import farthing.train.grpo
 from farthing.base.device import Alone
 from farthing.base.errors import UserError
 from farthing.cost.meter import Meter
 from farthing.data.overlap import HeldOut
 from farthing.engine import Engine, Model
+from farthing.engine.sampling import Chosen
 from farthing.recipe import Grpo
 from farthing.stages.grpo import train_grpo
 from farthing.tasks.pool import VerifierPool
@@ -193,13 +194,12 @@ def test_lora_trains_adapters_alone_and_is_merged_on_export(
 def test_log_probabilities_that_are_tampered_with_stop_the_run(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = farthing.engine.engine.choose
+    real = Engine._append
 
-    def shifted(*arguments: Any) -> Any:
-        ids, logprobs, entropies = real(*arguments)
-        return ids, logprobs + 0.2, entropies
+    def shifted(self: Engine, sequences: Any, chosen: Chosen) -> list[int]:
+        return real(self, sequences, replace(chosen, logprobs=[x + 0.2 for x in chosen.logprobs]))
 
-    monkeypatch.setattr(farthing.engine.engine, "choose", shifted)
+    monkeypatch.setattr(Engine, "_append", shifted)
     with pytest.raises(Diverged, match=r"disagree .* by 0\.\d+ nats .*sync_tolerance 0\.1"):
         train(lora=None)
 

@@ -27,6 +27,12 @@ _STRANGE = (
 )
 
 
+def cache_folder() -> Path:
+    """The folder for everything Farthing keeps: $FARTHING_CACHE, or ~/.cache/farthing."""
+    given = os.environ.get("FARTHING_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "farthing"
+
+
 def strange(path: Path) -> str | None:
     """What stands under a file's or folder's name and is neither, as it follows "is"; None also where nothing does."""
     try:

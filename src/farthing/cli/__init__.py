@@ -35,6 +35,7 @@ from farthing.cli.shared import (
     Dtype,
     DtypeOr,
     Json,
+    Quantize,
     Seed,
     log,
     model_source,
@@ -141,6 +142,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Makes the answers repeatable.")] = None,
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "exact",
     as_json: Json = False,
 ) -> None:
     """Talk to a model. Reads lines from stdin if that is not a terminal."""
@@ -149,7 +151,7 @@ def chat(
     with only_results_on_stdout(), starting():
         from farthing import load
     with only_results_on_stdout(f"loading {chosen}"):
-        model = load(chosen, dtype, device)
+        model = load(chosen, dtype, device, quantize)
     from farthing.cost.room import room_for
     from farthing.serve.chat import Message, chat_loop
 

@@ -14,6 +14,7 @@ from farthing.cli.shared import (
     DeviceOr,
     DtypeOr,
     Json,
+    Quantize,
     Seed,
     log,
     model_source,
@@ -69,6 +70,7 @@ def evaluate(
     ] = 0,
     device: DeviceOr = None,
     dtype: DtypeOr = None,
+    quantize: Quantize = "exact",
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out questions, or compare two on the same."""
@@ -125,6 +127,7 @@ def evaluate(
                 speculate=speculate,
                 device=device,
                 dtype=dtype,
+                quantize=quantize,
                 save=save,
                 say=log,
             )

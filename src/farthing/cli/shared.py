@@ -27,6 +27,9 @@ DeviceName = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="Dtype of products: auto, bfloat16 or float32.")]
+Quantize = Annotated[
+    str, typer.Option("--quantize", help="Weights to answer with: exact, or faster in int8 or int4.")
+]
 DeviceOr = Annotated[
     str | None,
     typer.Option("--device", help="auto, cpu, cuda or cuda:N; the recipe's own by default."),

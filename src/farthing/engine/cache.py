@@ -17,13 +17,66 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from farthing.model import ModelConfig
 from farthing.model.attention import mean_pairs
 from farthing.model.kernels.attention import FULL, Rule, attention
+from farthing.model.kernels.native.sizes import LANES
 from farthing.model.kernels.window import causal
 from farthing.model.latent import LatentAttention
+
+
+class Layout:
+    """How a page lies in memory: one token after another, [S, G, D], which torch's attention reads.
+
+    Attributes:
+        keys, values: shape of a page.
+    """
+
+    def __init__(self, page_size: int, heads: int, width: int, latent: bool) -> None:
+        self.page_size, self.heads, self.width = page_size, heads, width
+        self.keys: tuple[int, ...] = (page_size, heads, width)
+        self.values: tuple[int, ...] = self.keys
+
+    def write(self, stores: Sequence[Tensor], slots_N: Tensor, entries: Sequence[Tensor]) -> None:
+        """Store keys and values [N, G, D], or latent entries [N, 1, W], in their slots."""
+        for store, entry in zip(stores, entries, strict=True):
+            store.flatten(0, 1).index_copy_(0, slots_N, entry)
+
+    def read(self, stores: Sequence[Tensor], pages: Tensor) -> list[Tensor]:
+        """Return what the pages hold, [pages * S, G, D] each."""
+        return [store[pages].flatten(0, 1) for store in stores]
+
+
+class Tiles(Layout):
+    """What compiled attention reads (`model.kernels.native.attend`): keys [G, D, S], values [G, D / 16, S, 16], latent
+    entries [S, W], with D and W padded to whole vectors of 16."""
+
+    def __init__(self, page_size: int, heads: int, width: int, latent: bool) -> None:
+        super().__init__(page_size, heads, width, latent)
+        self.latent, blocks = latent, -(-width // LANES)
+        self.keys = (page_size, blocks * LANES) if latent else (heads, blocks * LANES, page_size)
+        self.values = (heads, blocks, page_size, LANES)
+
+    def write(self, stores: Sequence[Tensor], slots_N: Tensor, entries: Sequence[Tensor]) -> None:
+        page_N, token_N = slots_N // self.page_size, slots_N % self.page_size
+        keys = stores[0]
+        if self.latent:
+            keys[page_N, token_N, : self.width] = entries[0][:, 0].to(keys.dtype)
+            return
+        values = stores[1]
+        keys[page_N, :, : self.width, token_N] = entries[0].to(keys.dtype)
+        wide = F.pad(entries[1].to(values.dtype), (0, -self.width % LANES))
+        values[page_N, :, :, token_N] = wide.unflatten(-1, (-1, LANES))
+
+    def read(self, stores: Sequence[Tensor], pages: Tensor) -> list[Tensor]:
+        if self.latent:
+            return [stores[0][pages].flatten(0, 1)[:, None, : self.width]]
+        keys = stores[0][pages].permute(0, 3, 1, 2).flatten(0, 1)
+        values = stores[1][pages].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+        return [keys[..., : self.width], values[..., : self.width]]
 
 
 class PagedCache:
@@ -32,6 +85,7 @@ class PagedCache:
     Args:
         modules: number of prediction modules; each gets a layer after the decoder's.
         routing: also store the experts each token was routed to.
+        layout: how a page lies in memory: see `Layout` and `Tiles`.
     """
 
     def __init__(
@@ -44,17 +98,18 @@ class PagedCache:
         *,
         modules: int = 0,
         routing: bool = False,
+        layout: type[Layout] = Layout,
     ) -> None:
         heads, width = (1, config.mla.cache_dim) if config.mla else (config.num_kv_heads, config.head_dim)
-        layers = config.num_layers + modules
-
-        def store() -> list[Tensor]:
-            shape = (pages, page_size, heads, width)
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-
+        layers = range(config.num_layers + modules)
         self.page_size, self.windows = page_size, config.windows
-        self.keys = store()
-        self.values = [] if config.mla else store()
+        self.layout = layout(page_size, heads, width, latent=config.mla is not None)
+
+        def store(shape: tuple[int, ...]) -> list[Tensor]:
+            return [torch.zeros((pages, *shape), dtype=dtype, device=device) for _ in layers]
+
+        self.keys = store(self.layout.keys)
+        self.values = [] if config.mla else store(self.layout.values)
         self.routes: Tensor | None = None
         if routing and config.moe and config.moe_layers:
             index_dtype = torch.uint8 if config.moe.experts <= 256 else torch.int16
@@ -71,7 +126,7 @@ class PagedCache:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of one token in all layers."""
-        return sum(store[0, 0].nbytes for store in (*self.keys, *self.values))
+        return sum(store[0].nbytes for store in (*self.keys, *self.values)) // self.page_size
 
     @property
     def available(self) -> int:
@@ -150,8 +205,14 @@ class PagedCache:
 
     def _write(self, layer: int, slots_N: Tensor, *entries: Tensor) -> None:
         """Store keys and values [N, G, D], or latent entries [N, 1, W], in their slots."""
-        for stores, entry in zip((self.keys, self.values), entries, strict=False):
-            stores[layer].flatten(0, 1).index_copy_(0, slots_N, entry)
+        stores = [part[layer] for part in (self.keys, self.values) if part]
+        self.layout.write(stores, slots_N, entries)
+
+    def read(self, layer: int, pages: Tensor, end: int) -> list[Tensor]:
+        """Return a sequence's keys and values before position `end`, [end, G, D] each, or its latent entries [end, 1,
+        W]."""
+        stores = [part[layer] for part in (self.keys, self.values) if part]
+        return [tokens[:end] for tokens in self.layout.read(stores, pages)]
 
 
 class _View:
@@ -288,8 +349,8 @@ class Prefill:
         self.cache._write(layer, self.slots, k_NGD, v_NGD)
 
         def cached(table: Tensor, end: int) -> tuple[Tensor, Tensor]:
-            keys, values = self.cache.keys[layer], self.cache.values[layer]
-            return keys[table].flatten(0, 1)[:end], values[table].flatten(0, 1)[:end]
+            k_TGD, v_TGD = self.cache.read(layer, table, end)
+            return k_TGD.to(k_NGD.dtype), v_TGD.to(v_NGD.dtype)
 
         return self._attend(q_NHD, k_NGD, v_NGD, cached, rule)
 
@@ -298,7 +359,8 @@ class Prefill:
         self.cache._write(attention.layer, self.slots, torch.cat([c_NL, r_NR], -1)[:, None])
 
         def cached(table: Tensor, end: int) -> tuple[Tensor, Tensor]:
-            entries = self.cache.keys[attention.layer][table].flatten(0, 2)[:end]
+            (entries_T1W,) = self.cache.read(attention.layer, table, end)
+            entries = entries_T1W[:, 0].to(c_NL.dtype)
             return attention.expand(*entries.split([c_NL.shape[-1], r_NR.shape[-1]], -1))
 
         return self._attend(q_NHD, *attention.expand(c_NL, r_NR), cached, FULL)

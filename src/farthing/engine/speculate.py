@@ -20,16 +20,20 @@ import torch
 from torch import Tensor
 
 from farthing.engine.cache import Decode, PagedCache, Prefill
-from farthing.engine.sampling import choose
+from farthing.engine.compiled import CompiledNetwork
+from farthing.engine.sampling import chosen_from
 from farthing.engine.sequence import NewPrompt, Running, Work
 from farthing.model import Decoder
+from farthing.model.attention import mean_pairs
 
 
 class Guesser:
     """Guesses `count` tokens per step, each with its own module."""
 
-    def __init__(self, decoder: Decoder, cache: PagedCache, count: int) -> None:
-        self.decoder, self.cache, self.count = decoder, cache, count
+    def __init__(
+        self, decoder: Decoder, cache: PagedCache, count: int, network: CompiledNetwork | None = None
+    ) -> None:
+        self.decoder, self.cache, self.count, self.network = decoder, cache, count, network
         # A step adds at most count + 1 tokens; the modules' last count - 1 entries before them still rest on guesses.
         self.window = 2 * count
 
@@ -71,23 +75,32 @@ class Guesser:
         hidden_NC = torch.cat(
             [_recent(s)[[at - s.length for at in row]] for s, row in zip(sequences, positions, strict=True)]
         )
-        attend = Decode(self.cache, [s.pages for s in sequences], positions)
+        tables = [s.pages for s in sequences]
+        attend = Decode(self.cache, tables, positions) if self.network is None else None
+        if self.network is not None:
+            self.network.place(tables, positions)
+        pairs = mean_pairs([(at, at + 1) for row in positions for at in row], self.cache.windows)
         for s in sequences:
             s.guesses = []
         for depth in range(self.count):
             after = [
                 s.token(at + depth + 1) for s, row in zip(sequences, positions, strict=True) for at in row
             ]
-            read = torch.tensor(after, device=attend.slots.device)
-            hidden_NC = self.decoder.mtp_hidden(depth, read, hidden_NC, attend.positions, attend)
-            logits = self.decoder.logits(hidden_NC[self.window - 1 :: self.window])
             # use the uniform number that the network will use: equal distributions then give equal tokens
-            chosen, _, _ = choose(logits, [s.sampling for s in sequences], [s.draw(depth) for s in sequences])
-            for s, token in zip(sequences, chosen.tolist(), strict=True):
+            rows = [s.sampling for s in sequences], [s.draw(depth) for s in sequences]
+            if self.network is not None:
+                hidden_NC = self.network.module(depth, after, hidden_NC)
+                chosen = self.network.choose(hidden_NC[self.window - 1 :: self.window], *rows)
+            else:
+                assert attend is not None
+                read = torch.tensor(after, device=attend.slots.device)
+                hidden_NC = self.decoder.mtp_hidden(depth, read, hidden_NC, attend.positions, attend)
+                chosen = chosen_from(self.decoder.logits(hidden_NC[self.window - 1 :: self.window]), *rows)
+            for s, token in zip(sequences, chosen.ids, strict=True):
                 s.guesses.append(token)
             work.module_tokens += len(after)
             work.module_scored += len(sequences)
-            work.module_decode_pairs += attend.pairs
+            work.module_decode_pairs += pairs
 
     def remember(self, s: Running, hidden_NC: Tensor) -> None:
         """Keep the network's output for the tokens that a step added to the cache."""

@@ -155,7 +155,9 @@ def _whole_lines(path: Path) -> list[Record]:
     return found
 
 
-def _asked(suite: Suite, items: Sequence[Item], seed: int, speculate: int, folder: Path) -> dict[str, Any]:
+def _asked(
+    suite: Suite, items: Sequence[Item], seed: int, speculate: int, quantize: str, folder: Path
+) -> dict[str, Any]:
     """All that answers depend on: the model's files by size and time, the questions, and how they are asked."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -175,6 +177,7 @@ def _asked(suite: Suite, items: Sequence[Item], seed: int, speculate: int, folde
         "by_likelihood": suite.by_likelihood,
         "seed": seed,
         "speculate": speculate,
+        **({} if quantize == "exact" else {"quantize": quantize}),
     }
 
 
@@ -186,6 +189,7 @@ def evaluate_sources(
     speculate: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str = "exact",
     save: Path | None = None,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
@@ -194,7 +198,7 @@ def evaluate_sources(
     Args:
         speculate: tokens to guess a step with the model's prediction modules; each summary then has `acceptance`, the
             share of right guesses at each depth.
-        device, dtype: as in `load`.
+        device, dtype, quantize: as in `load`.
         save: a file for the answers.
         say: called with a line for whatever takes longer than two seconds, and with what is kept of an interrupted
             evaluation.
@@ -226,7 +230,7 @@ def evaluate_sources(
         with answers or _Nowhere(), VerifierPool(asking=asking) as pool:
             for source in sources:
                 with Waiting(f"loading {source}", say):
-                    model = load(source, dtype, device)
+                    model = load(source, dtype, device, quantize)
                 found.append([])
                 summaries = []
                 for suite, items in zip(suites, questions, strict=True):
@@ -239,7 +243,7 @@ def evaluate_sources(
                         answers.earlier(
                             source,
                             suite.name,
-                            _asked(suite, items, seed, speculate, model.tokenizer.folder),
+                            _asked(suite, items, seed, speculate, quantize, model.tokenizer.folder),
                             suite.samples,
                         )
                         if answers is not None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
-from farthing.base.files import sha256, write_json
+from farthing.base.files import cache_folder, sha256, write_json
 from farthing.base.limits import Unwritable, unwritable
 
 DTYPES = ("float32", "bfloat16")
@@ -113,13 +113,7 @@ def save(calibration: Calibration, folder: Path | None = None) -> Path:
 
 def path(dtype: str, folder: Path | None = None) -> Path:
     """File of the calibration in a dtype, in $FARTHING_CACHE or ~/.cache/farthing."""
-    return (folder or cache()) / f"calibration-{dtype}.json"
-
-
-def cache() -> Path:
-    """The folder for everything Farthing keeps: $FARTHING_CACHE, or ~/.cache/farthing."""
-    given = os.environ.get("FARTHING_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "farthing"
+    return (folder or cache_folder()) / f"calibration-{dtype}.json"
 
 
 # ---- the machine ----
@@ -213,7 +207,7 @@ def disk(seconds: float, folder: Path | None = None) -> float:
     """Bytes a second of the largest file that fits in `seconds`: written, flushed to disk, and read again for its
     checksum. In `folder`, by default where the calibration is kept, or beside other temporary files if none may be
     written there."""
-    where = folder or cache()
+    where = folder or cache_folder()
     try:
         where.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=where).close()

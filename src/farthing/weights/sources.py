@@ -20,7 +20,7 @@ from typing import Any
 
 from farthing.base.arguments import takes
 from farthing.base.errors import UserError
-from farthing.base.files import locked, new_file, require_file, sha256, sync
+from farthing.base.files import cache_folder, locked, new_file, require_file, sha256, sync
 from farthing.base.limits import unwritable
 from farthing.base.sources import FORMS, HUB_ID, local_path
 from farthing.weights import hub, package
@@ -149,8 +149,7 @@ def _cache(folder: Path) -> Iterator[None]:
 
 def cache_dir(cache: Path | None = None) -> Path:
     """Folder for imports and downloads: the argument, else $FARTHING_CACHE, else ~/.cache/farthing."""
-    given = cache or os.environ.get("FARTHING_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "farthing"
+    return cache or cache_folder()
 
 
 # ---------------------------------------------------------------- paths

@@ -21,6 +21,7 @@ from farthing.model.kernels import (
     swiglu,
     window,
 )
+from farthing.model.kernels.native import trial
 from farthing.model.kernels.probe import Kernel, Status, forget
 
 __all__ = ["KERNELS", "Kernel", "Status", "forget", "status"]
@@ -37,6 +38,7 @@ KERNELS: tuple[Kernel, ...] = (
     rows.RAGGED,
     cross_entropy.KERNEL,
     adamw.KERNEL,
+    trial.KERNEL,
 )
 
 

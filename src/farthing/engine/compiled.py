@@ -1,0 +1,232 @@
+"""Decoding by the compiled step: the network's operations, their state, and what they read and write.
+
+The engine hands over sequences and gets tokens; everything between is one call into `model.kernels.native`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from farthing.base.errors import UserError
+from farthing.engine.cache import PagedCache
+from farthing.engine.network import Network
+from farthing.engine.sampling import Chosen, Sampling, choose
+from farthing.model import Decoder
+from farthing.model.kernels.native import library, trial
+from farthing.model.kernels.native.codes import ALIGNED_BITS, ITEM_BITS, WORDS, Word
+from farthing.model.kernels.native.crew import crew, threads
+from farthing.model.kernels.native.operations import Operations, Rows, aligned
+from farthing.model.kernels.native.sizes import HEADS, LANES, SPAN
+from farthing.model.moe import BoundedExperts
+
+QUANTIZED = {"int8": ("int8", "bfloat16"), "int4": ("int4", "int8", "bfloat16")}
+
+
+def kinds(decoder: Decoder, quantize: str) -> tuple[str, ...]:
+    """Kinds of packed weights: of matrices first, of what stays unquantized last."""
+    if quantize != "exact":
+        return QUANTIZED[quantize]
+    stored = decoder.stored or decoder.embed.weight.dtype
+    return ("bfloat16",) if stored == torch.bfloat16 else ("float32",)
+
+
+def lacks(decoder: Decoder, page_size: int = LANES) -> str:
+    """Why a network cannot be compiled here; "" if it can."""
+    weight = decoder.embed.weight
+    if page_size != LANES:
+        return f"pages of {page_size} tokens; compiled attention needs {LANES}"
+    if any(isinstance(module, BoundedExperts) for module in decoder.modules()):
+        return "gpt-oss's experts have no compiled form"
+    if any(parameter.is_inference() for parameter in decoder.parameters()):
+        return "weights made in inference mode do not tell when they change"
+    tried = trial.KERNEL.status(weight.device, weight.dtype)
+    return "" if tried.on else tried.why
+
+
+def require_kernels(decoder: Decoder, quantize: str, page_size: int = LANES) -> None:
+    """Raise UserError if a quantized network cannot be compiled here: it has no other form."""
+    if why := lacks(decoder, page_size):
+        refuse(quantize, why)
+
+
+def refuse(quantize: str, why: str) -> None:
+    """Raise UserError where something quantized cannot be compiled; what is exact has torch's path."""
+    if quantize != "exact":
+        raise UserError(f"quantize: {quantize} needs compiled kernels, and there are none here: {why}")
+
+
+class CompiledNetwork:
+    """A decoder's network, compiled for one cache.
+
+    Args:
+        rows: the most new tokens of a step.
+        each: new tokens of each sequence in `decode`; `module_each` in a prediction module's pass.
+        positions: the most tokens of a sequence.
+
+    Raises:
+        NoKernels: if compiling fails.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: PagedCache,
+        *,
+        sequences: int,
+        each: int,
+        module_each: int,
+        modules: int,
+        positions: int,
+        quantize: str,
+    ) -> None:
+        self.decoder, self.cache = decoder, cache
+        names = kinds(decoder, quantize)
+        self._run = library.step(names)
+        self.threads = threads()
+        rows = sequences * max(each, module_each if modules else 1)
+        build = Network(decoder, cache, rows, positions, names, self.threads)
+        self._build = build
+        self._network, self._head = Operations(), Operations()
+        build.network(self._network, each)
+        build.head(self._network)
+        build.head(self._head)
+        self._modules = []
+        self._module_rows = [build.buffer(build.hidden.pitch // 4) for _ in range(modules + 1)]
+        for depth in range(modules):
+            operations = Operations()
+            given, target = self._module_rows[depth], self._module_rows[depth + 1]
+            build.module(operations, depth, given, target, module_each)
+            self._modules.append(operations)
+        self._state(rows, sequences, positions)
+        self._packed_from: tuple[int, ...] = ()
+
+    def _state(self, rows: int, sequences: int, positions: int) -> None:
+        entries = -(-positions // LANES) + 1
+        self.words = np.zeros(WORDS + 8, np.int64)
+        self.ids, self.positions, self.pages = (np.zeros(rows, np.int64) for _ in range(3))
+        self.tables = np.zeros((sequences, entries), np.int64)
+        self.temperatures, self.uniforms = np.ones(rows, np.float32), np.zeros(rows)
+        self.chosen = np.zeros(rows, np.int64)
+        self.logprobs, self.entropies = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+        config = self.decoder.config
+        most = rows * (config.moe.top_k if config.moe else 1) + LANES
+        scratch = max(
+            most * (8 + 128),
+            HEADS * SPAN * 4,
+            2048 + 8 * (config.vocab_size // 512 + 2),
+            16 * (config.moe.experts + 2) if config.moe else 0,
+        )
+        scratch = aligned(scratch)
+        self.scratch = torch.empty(scratch * self.threads + 64, dtype=torch.uint8)
+        start = aligned(self.words.ctypes.data)
+        self._at = start
+        self._words = self.words[(start - self.words.ctypes.data) // 8 :]
+        for word, value in (
+            (Word.SCRATCH, self.scratch.data_ptr()),
+            (Word.SCRATCH_BYTES, scratch),
+            (Word.IDS, self.ids.ctypes.data),
+            (Word.POSITIONS, self.positions.ctypes.data),
+            (Word.PAGES, self.pages.ctypes.data),
+            (Word.TABLES, self.tables.ctypes.data),
+            (Word.TABLE_BYTES, self.tables.strides[0]),
+            (Word.TEMPERATURES, self.temperatures.ctypes.data),
+            (Word.UNIFORMS, self.uniforms.ctypes.data),
+            (Word.CHOSEN, self.chosen.ctypes.data),
+            (Word.LOGPROBS, self.logprobs.ctypes.data),
+            (Word.ENTROPIES, self.entropies.ctypes.data),
+        ):
+            self._words[word] = value
+
+    def _step(self, operations: Operations, rows: int) -> None:
+        self._words[Word.ROWS] = rows
+        self._words[Word.DONE] = 0
+        self._words[Word.STATE] = operations.address >> ALIGNED_BITS << ITEM_BITS
+        crew.run(self._run, self._at, self.threads, (self, operations))
+
+    def refresh(self) -> None:
+        """Pack the weights again if they have changed."""
+        now = tuple(x for p in self.decoder.parameters() for x in (p.data_ptr(), p._version))
+        if now == self._packed_from:
+            return
+        operations, sources = self._build.packer.operations()
+        self._step(operations, 1)
+        del sources  # read until here
+        self._packed_from = now
+
+    def place(self, tables: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> None:
+        """Say which pages each sequence has, and the positions of its new tokens."""
+        row = 0
+        for number, (table, at) in enumerate(zip(tables, positions, strict=True)):
+            reach = max(at) // LANES + 1
+            self.tables[number, :reach] = table[:reach]
+            for position in at:
+                self.positions[row] = position
+                self.pages[row] = table[position // LANES]
+                row += 1
+        longest = int(self.positions[:row].max()) + 1
+        self._words[Word.SPANS] = -(-longest // SPAN)
+
+    def decode(
+        self, ids: Sequence[int], samplings: Sequence[Sampling], draws: Sequence[float]
+    ) -> tuple[Chosen, Tensor]:
+        """Run the network over the placed tokens, and choose a token for each.
+
+        Returns:
+            The choice, and the final norm's output [R, C] float32, good until the next call.
+        """
+        rows = len(ids)
+        self.ids[:rows] = ids
+        chosen = self._choose(self._network, rows, samplings, draws)
+        return chosen, self._rows(self._build.hidden, rows)
+
+    def module(self, depth: int, ids: Sequence[int], hidden_RC: Tensor) -> Tensor:
+        """Run prediction module `depth` over the placed tokens: its output [R, C] float32, good until the next call of
+        the same module."""
+        rows = len(ids)
+        self.ids[:rows] = ids
+        self._rows(self._module_rows[depth], rows).copy_(hidden_RC)
+        self._step(self._modules[depth], rows)
+        return self._rows(self._module_rows[depth + 1], rows)
+
+    def choose(self, hidden_RC: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> Chosen:
+        """Choose a token from each row of a final norm's output."""
+        rows = len(hidden_RC)
+        self._rows(self._build.hidden, rows).copy_(hidden_RC)
+        return self._choose(self._head, rows, samplings, draws)
+
+    def _choose(
+        self, operations: Operations, rows: int, samplings: Sequence[Sampling], draws: Sequence[float]
+    ) -> Chosen:
+        self.uniforms[:rows] = draws
+        # truncated rows are left to torch, which sorts
+        torchs = [row for row, s in enumerate(samplings) if s.truncates and s.temperature > 0]
+        self.temperatures[:rows] = [s.temperature for s in samplings]
+        self.temperatures[torchs] = -1.0
+        self._step(operations, rows)
+        if torchs:
+            logits = self._build.logits.first(rows, self.decoder.config.vocab_size)[torchs]
+            found = choose(logits, [samplings[row] for row in torchs], [draws[row] for row in torchs])
+            for mine, theirs in zip((self.chosen, self.logprobs, self.entropies), found, strict=True):
+                mine[torchs] = theirs.numpy()  # type: ignore[index]
+        return Chosen(
+            self.chosen[:rows].tolist(), self.logprobs[:rows].tolist(), self.entropies[:rows].tolist()
+        )
+
+    def _rows(self, rows: Rows, count: int) -> Tensor:
+        return rows.first(count, self.decoder.config.hidden_size)
+
+    def slots(self, rows: int) -> Tensor:
+        """Slots of the cache of the last step's rows, [R]."""
+        return torch.from_numpy(self.pages[:rows] * LANES + self.positions[:rows] % LANES)
+
+    def routes(self, rows: int) -> dict[int, Tensor]:
+        """The experts chosen for each row of the last step, [R, K] by layer."""
+        return {
+            layer: chosen[:rows]
+            for layer, chosen in self._build.chosen.items()
+            if layer < self.decoder.config.num_layers
+        }

@@ -1,0 +1,81 @@
+"""Whether compiled code can be trusted on this machine: a product of every number of rows, beside torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from farthing.model.kernels.native import library
+from farthing.model.kernels.native.codes import ALIGNED_BITS, ITEM_BITS, WORDS, Code, Word
+from farthing.model.kernels.native.crew import crew, threads
+from farthing.model.kernels.native.operations import Operations, Rows, aligned
+from farthing.model.kernels.native.packing import Packer
+from farthing.model.kernels.native.sizes import STORE, TILE
+from farthing.model.kernels.probe import Kernel, numbers
+
+KINDS = ("bfloat16",)  # what nearly every network needs, so that a trial compiles nothing else
+
+
+def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """x W^T by the compiled step, with the weight rounded to bfloat16, [N, O] in x's dtype.
+
+    Args:
+        x_NI: I a multiple of 32. O is too.
+    """
+    (rows, inputs), outputs = x_NI.shape, len(weight_OI)
+    packer = Packer(KINDS)
+    weight = packer.weight(lambda: weight_OI, np.arange(outputs) * inputs, np.arange(inputs), 0)
+    x, out = Rows(x_NI.float().contiguous(), 4 * inputs), torch.zeros(rows, outputs)
+    packing, kept = packer.operations()
+    multiplying = Operations()
+    multiplying.add(
+        Code.MULTIPLY,
+        kind=0,
+        x=x.at(),
+        x_pitch=x.pitch,
+        x_step=0,
+        k=inputs,
+        w=weight.start,
+        w_step=weight.part_bytes,
+        stride=weight.stride,
+        count=outputs // TILE,
+        grain=1,
+        bias=0,
+        mode=STORE,
+        y=out.data_ptr(),
+        y_pitch=4 * outputs,
+        y_step=0,
+        parts=1,
+    )
+    count = threads()
+    each = 256 * (rows + TILE)
+    scratch = torch.zeros(count * each, dtype=torch.uint8)
+    memory = np.zeros(WORDS + 8, np.int64)
+    start = aligned(memory.ctypes.data)
+    words = memory[(start - memory.ctypes.data) // 8 :]
+    words[Word.ROWS], words[Word.SCRATCH], words[Word.SCRATCH_BYTES] = rows, scratch.data_ptr(), each
+    for operations in (packing, multiplying):
+        words[Word.STATE] = operations.address >> ALIGNED_BITS << ITEM_BITS
+        crew.run(library.step(KINDS), start, count, (memory, scratch, operations, kept))
+    return out.to(x_NI.dtype)
+
+
+def _reference(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    return F.linear(x_NI, weight_OI.bfloat16().to(x_NI.dtype))
+
+
+def _lacks(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
+        return "for bfloat16 and float32 on a CPU"
+    return library.lacks()
+
+
+def _examples() -> list[tuple[Any, ...]]:
+    return [(numbers(rows, 64), numbers(96, 64, seed=1)) for rows in (*range(1, 9), 12, 20)]
+
+
+KERNEL = Kernel("decoding", "steps compiled by numba", product, _reference, _lacks, _examples)
