@@ -16,11 +16,11 @@ from farthing.engine.cache import PagedCache
 from farthing.engine.network import Network
 from farthing.engine.sampling import Chosen, Sampling, choose
 from farthing.model import Decoder
-from farthing.model.kernels.native import library, trial
-from farthing.model.kernels.native.codes import ALIGNED_BITS, ITEM_BITS, WORDS, Word
-from farthing.model.kernels.native.crew import crew, threads
-from farthing.model.kernels.native.operations import Operations, Rows, aligned
-from farthing.model.kernels.native.sizes import HEADS, LANES, SPAN
+from farthing.model.kernels.native import trial
+from farthing.model.kernels.native.codes import Word
+from farthing.model.kernels.native.operations import Operations, Rows
+from farthing.model.kernels.native.session import Session
+from farthing.model.kernels.native.sizes import BLOCK, HEADS, LANES, SPAN, TILE_BYTES
 from farthing.model.moe import BoundedExperts
 
 QUANTIZED = {"int8": ("int8", "bfloat16"), "int4": ("int4", "int8", "bfloat16")}
@@ -85,10 +85,9 @@ class CompiledNetwork:
     ) -> None:
         self.decoder, self.cache = decoder, cache
         names = kinds(decoder, quantize)
-        self._run = library.step(names)
-        self.threads = threads()
         rows = sequences * max(each, module_each if modules else 1)
-        build = Network(decoder, cache, rows, positions, names, self.threads)
+        self._session = Session(names, _scratch_bytes(decoder, rows))
+        build = Network(decoder, cache, rows, positions, names, self._session.threads)
         self._build = build
         self._network, self._head = Operations(), Operations()
         build.network(self._network, each)
@@ -105,47 +104,17 @@ class CompiledNetwork:
         self._packed_from: tuple[int, ...] = ()
 
     def _state(self, rows: int, sequences: int, positions: int) -> None:
-        entries = -(-positions // LANES) + 1
-        self.words = np.zeros(WORDS + 8, np.int64)
-        self.ids, self.positions, self.pages = (np.zeros(rows, np.int64) for _ in range(3))
-        self.tables = np.zeros((sequences, entries), np.int64)
+        """The arrays that a step reads and writes."""
+        self.ids, self.positions, self.pages, self.chosen = (np.zeros(rows, np.int64) for _ in range(4))
+        self.tables = np.zeros((sequences, -(-positions // LANES) + 1), np.int64)
         self.temperatures, self.uniforms = np.ones(rows, np.float32), np.zeros(rows)
-        self.chosen = np.zeros(rows, np.int64)
         self.logprobs, self.entropies = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
-        config = self.decoder.config
-        most = rows * (config.moe.top_k if config.moe else 1) + LANES
-        scratch = max(
-            most * (8 + 128),
-            HEADS * SPAN * 4,
-            2048 + 8 * (config.vocab_size // 512 + 2),
-            16 * (config.moe.experts + 2) if config.moe else 0,
-        )
-        scratch = aligned(scratch)
-        self.scratch = torch.empty(scratch * self.threads + 64, dtype=torch.uint8)
-        start = aligned(self.words.ctypes.data)
-        self._at = start
-        self._words = self.words[(start - self.words.ctypes.data) // 8 :]
-        for word, value in (
-            (Word.SCRATCH, self.scratch.data_ptr()),
-            (Word.SCRATCH_BYTES, scratch),
-            (Word.IDS, self.ids.ctypes.data),
-            (Word.POSITIONS, self.positions.ctypes.data),
-            (Word.PAGES, self.pages.ctypes.data),
-            (Word.TABLES, self.tables.ctypes.data),
-            (Word.TABLE_BYTES, self.tables.strides[0]),
-            (Word.TEMPERATURES, self.temperatures.ctypes.data),
-            (Word.UNIFORMS, self.uniforms.ctypes.data),
-            (Word.CHOSEN, self.chosen.ctypes.data),
-            (Word.LOGPROBS, self.logprobs.ctypes.data),
-            (Word.ENTROPIES, self.entropies.ctypes.data),
+        for word in (
+            *(Word.IDS, Word.POSITIONS, Word.PAGES, Word.TABLES, Word.TEMPERATURES, Word.UNIFORMS),
+            *(Word.CHOSEN, Word.LOGPROBS, Word.ENTROPIES),
         ):
-            self._words[word] = value
-
-    def _step(self, operations: Operations, rows: int) -> None:
-        self._words[Word.ROWS] = rows
-        self._words[Word.DONE] = 0
-        self._words[Word.STATE] = operations.address >> ALIGNED_BITS << ITEM_BITS
-        crew.run(self._run, self._at, self.threads, (self, operations))
+            self._session[word] = getattr(self, word.name.lower())
+        self._session[Word.TABLE_BYTES] = self.tables.strides[0]
 
     def refresh(self) -> None:
         """Pack the weights again if they have changed."""
@@ -153,7 +122,7 @@ class CompiledNetwork:
         if now == self._packed_from:
             return
         operations, sources = self._build.packer.operations()
-        self._step(operations, 1)
+        self._session.run(operations)
         del sources  # read until here
         self._packed_from = now
 
@@ -168,7 +137,7 @@ class CompiledNetwork:
                 self.pages[row] = table[position // LANES]
                 row += 1
         longest = int(self.positions[:row].max()) + 1
-        self._words[Word.SPANS] = -(-longest // SPAN)
+        self._session[Word.SPANS] = -(-longest // SPAN)
 
     def decode(
         self, ids: Sequence[int], samplings: Sequence[Sampling], draws: Sequence[float]
@@ -189,7 +158,7 @@ class CompiledNetwork:
         rows = len(ids)
         self.ids[:rows] = ids
         self._rows(self._module_rows[depth], rows).copy_(hidden_RC)
-        self._step(self._modules[depth], rows)
+        self._session.run(self._modules[depth], rows)
         return self._rows(self._module_rows[depth + 1], rows)
 
     def choose(self, hidden_RC: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> Chosen:
@@ -206,7 +175,7 @@ class CompiledNetwork:
         torchs = [row for row, s in enumerate(samplings) if s.truncates and s.temperature > 0]
         self.temperatures[:rows] = [s.temperature for s in samplings]
         self.temperatures[torchs] = -1.0
-        self._step(operations, rows)
+        self._session.run(operations, rows)
         if torchs:
             logits = self._build.logits.first(rows, self.decoder.config.vocab_size)[torchs]
             found = choose(logits, [samplings[row] for row in torchs], [draws[row] for row in torchs])
@@ -230,3 +199,13 @@ class CompiledNetwork:
             for layer, chosen in self._build.chosen.items()
             if layer < self.decoder.config.num_layers
         }
+
+
+def _scratch_bytes(decoder: Decoder, rows: int) -> int:
+    """The most that an operation needs of a thread's scratch."""
+    config = decoder.config
+    top_k, experts = (config.moe.top_k, config.moe.experts) if config.moe else (1, 0)
+    tile = (rows * top_k + LANES) * (8 + TILE_BYTES)  # rows' addresses, and their sums
+    scores = 4 * HEADS * SPAN
+    drawn = 4 * BLOCK + 8 * (config.vocab_size // BLOCK + 2)
+    return max(tile, scores, drawn, 16 * (experts + 2))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from farthing.base.device import Ranks
 from farthing.model import Decoder
 from farthing.model.kernels import adamw
+from farthing.model.kernels.adamw import CompiledAdamW, Norm
 from farthing.model.layers import Linear, Lora
 from farthing.model.moe import Experts
 
@@ -90,14 +91,31 @@ class MasterWeights:
         # in float32 where bfloat16 would be emulated
         products = next((m.source.dtype for m in self.masters), torch.float32)
         self.optimizers: list[torch.optim.Optimizer] = []
+        self.compiled: CompiledAdamW | None = None
+        self._norm = Norm() if adamw.COMPILED.on(self.masters[0].source) else None
         if groups:  # empty when Muon trains only LoRA's matrices
-            fused = adamw.usable((decayed + plain)[0])
-            self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused))
+            self.optimizers.append(self._adamw(groups, lr, betas))
         if matrices:
             single = [{"params": [matrix], "rows": len(matrix)} for matrix in matrices]
             self.optimizers.append(Muon(single, lr, weight_decay, products))
         if stacks:
             self.optimizers.append(Muon(stacks, lr, weight_decay, products))
+
+    def _adamw(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]
+    ) -> torch.optim.Optimizer:
+        """AdamW of these groups: compiled, where it clips and publishes as well, or torch's."""
+        mine = {id(copy) for group in groups for copy in group["params"]}
+        published = {m.copy: (m.source.detach()[m.rows], self.stored == torch.bfloat16) for m in self.masters}
+        published = {copy: found for copy, found in published.items() if id(copy) in mine}
+        known = (torch.bfloat16, torch.float32)
+        as_known = self.stored in (None, *known) and all(out.dtype in known for out, _ in published.values())
+        first = self.masters[0].source
+        if as_known and all(m.source.is_contiguous() for m in self.masters) and adamw.COMPILED.on(first):
+            self.compiled = CompiledAdamW(groups, published, lr=lr, betas=betas, eps=1e-8)
+            return self.compiled
+        fused = adamw.usable(groups[0]["params"][0])
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused)
 
     def sum_gradients(self, ranks: Ranks) -> None:
         """Sum the accumulated gradients over the ranks; one that only other ranks have counts as zero here."""
@@ -114,7 +132,18 @@ class MasterWeights:
             if master.fresh:
                 master.copy.grad = None
         copies = [m.copy for m in self.masters if m.copy.grad is not None]
-        return float(nn.utils.clip_grad_norm_(copies, max_norm))
+        if self.compiled is None or self._norm is None:
+            return float(nn.utils.clip_grad_norm_(copies, max_norm))
+        for copy in copies:
+            assert copy.grad is not None
+            copy.grad = copy.grad.contiguous()
+        norm = self._norm([copy.grad for copy in copies if copy.grad is not None])
+        factor = min(1.0, max_norm / (norm + 1e-6))
+        self.compiled.clip = factor
+        for copy in copies:
+            if copy not in self.compiled.published and copy.grad is not None:  # Muon's
+                copy.grad.mul_(factor)
+        return norm
 
     def step(self, lr: float) -> None:
         """Update with the accumulated gradients, and write the result into the network."""
@@ -124,12 +153,17 @@ class MasterWeights:
             optimizer.step()
         for master in self.masters:
             master.fresh = True
-        self.publish()
+        with torch.no_grad():
+            done = self.compiled.published if self.compiled is not None else {}
+            self._publish([master for master in self.masters if master.copy not in done])
 
     @torch.no_grad()
     def publish(self) -> None:
         """Write the masters into the network, rounded to its stored dtype; its version counters advance."""
-        for master in self.masters:
+        self._publish(self.masters)
+
+    def _publish(self, masters: Sequence[_Master]) -> None:
+        for master in masters:
             rounded = master.copy if self.stored is None else master.copy.to(self.stored)
             master.source[master.rows].copy_(rounded)
 

@@ -66,6 +66,7 @@ INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "ragged products": ragged,
     "cross-entropy": targets,
     "AdamW": lambda: (numbers(70, 33), numbers(70, 33, seed=1)),
+    "clipping, AdamW and publishing": lambda: (numbers(70, 33), numbers(70, 33, seed=1)),
     "decoding": lambda: (numbers(33, 96), numbers(160, 96, seed=1)),
 }
 

@@ -38,6 +38,7 @@ KERNELS: tuple[Kernel, ...] = (
     rows.RAGGED,
     cross_entropy.KERNEL,
     adamw.KERNEL,
+    adamw.COMPILED,
     trial.KERNEL,
 )
 

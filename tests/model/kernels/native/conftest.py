@@ -1,39 +1,32 @@
 """Runs single operations of the compiled step, in every instruction set that this machine has kernels for."""
 
-import numpy as np
 import pytest
-import torch
 
 from farthing.base import processor
 from farthing.model.kernels.native import library
-from farthing.model.kernels.native.codes import ALIGNED_BITS, ITEM_BITS, WORDS, Word
-from farthing.model.kernels.native.crew import Crew
+from farthing.model.kernels.native.codes import Word
 from farthing.model.kernels.native.operations import Operations
+from farthing.model.kernels.native.session import Session
 
-CREW = Crew()
 SETS = [isa for isa in processor.levels() if isa in library.FUSED and isa in {"avx2", processor.levels()[-1]}]
+KINDS = ("int4", "int8", "bfloat16")
 
 
 class Machine:
-    """A step's state around one list of operations."""
+    """Runs operations with two threads in one instruction set."""
 
-    def __init__(self, isa, threads=2):
-        self.isa, self.threads = isa, threads
-        self.scratch = torch.zeros(threads << 20, dtype=torch.uint8)
+    def __init__(self, isa):
+        self.isa = isa
 
-    def run(self, operations, rows=1, kinds=("int4", "int8", "bfloat16"), **arrays):
+    def run(self, operations, rows=1, kinds=KINDS, **arrays):
         """Run operations over `rows`; arrays go to the words of their names."""
-        words = np.zeros(WORDS + 8, np.int64)
-        start = -(-words.ctypes.data // 64) * 64
-        at = words[(start - words.ctypes.data) // 8 :]
-        at[Word.ROWS], at[Word.SPANS] = rows, arrays.pop("spans", 1)
-        at[Word.SCRATCH], at[Word.SCRATCH_BYTES] = self.scratch.data_ptr(), 1 << 20
+        session = Session(kinds, 1 << 20, count=2, isa=self.isa)
+        session[Word.SPANS] = 1
         for name, value in arrays.items():
-            at[Word[name.upper()]] = value if isinstance(value, int) else value.ctypes.data
-        at[Word.STATE] = operations.address >> ALIGNED_BITS << ITEM_BITS
-        CREW.run(library.step(kinds, self.isa), start, self.threads, (words, operations))
+            session[Word[name.upper()]] = value
+        session.run(operations, rows)
 
-    def one(self, code, rows=1, kinds=("int4", "int8", "bfloat16"), arrays=None, **fields):
+    def one(self, code, rows=1, kinds=KINDS, arrays=None, **fields):
         """Run a single operation."""
         operations = Operations()
         operations.add(code, **fields)

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+UPDATE = ("optimizer",)  # instead of kinds of weights: an optimizer's step
+
 
 def compiled(kinds: tuple[str, ...], isa: str, cpu: str, features: str) -> tuple[str, bytes]:
-    """Return the entry's symbol and the object file of a step for weights of these kinds.
+    """Return the entry's symbol and the object file of a step for weights of these kinds, or of `UPDATE`.
 
     numba only translates (NUMBA_OPT=0): it would optimize every function again for each that calls it. LLVM does so
     once, for the whole step and for the processor named, which need not be this one.
@@ -21,10 +23,10 @@ def compiled(kinds: tuple[str, ...], isa: str, cpu: str, features: str) -> tuple
     import llvmlite.binding as llvm
     from numba import int64
 
-    from farthing.model.kernels.native.step import stepper
+    from farthing.model.kernels.native.step import stepper, updater
     from farthing.model.kernels.native.target import Target
 
-    run = stepper(kinds, Target(isa))
+    run = updater() if kinds == UPDATE else stepper(kinds, Target(isa))
     run.compile((int64, int64))
     overload: Any = next(iter(run.overloads.values()))
     module = llvm.parse_assembly(str(overload.library._final_module))

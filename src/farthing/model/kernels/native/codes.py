@@ -29,6 +29,8 @@ class Code(IntEnum):
     CAP = 12
     DRAW = 13
     PACK = 14
+    SQUARES = 15
+    ADAMW = 16
 
 
 # The fields of each, in the order in which the compiled code unpacks them. Pitches and steps are bytes; a pitch lies
@@ -56,6 +58,8 @@ FIELDS = {
     Code.CAP: "x pitch width bound",
     Code.DRAW: "logits pitch entries padded",
     Code.PACK: "kind source stored outs ins inputs together target stride count",
+    Code.SQUARES: "x count sums items",
+    Code.ADAMW: "master gradient mean square out published count settings items",
 }
 
 

@@ -11,9 +11,8 @@ import math
 from farthing.model.kernels.native.jit import function
 from farthing.model.kernels.native.memory import fields, read_f32, read_f64, write_f32, write_f64, write_i64
 from farthing.model.kernels.native.rowwise import largest, scaled
+from farthing.model.kernels.native.sizes import BLOCK
 from farthing.model.kernels.native.vector import Vector, elementwise, reduction
-
-BLOCK = 512  # entries of a block's sum
 
 
 @elementwise(1, 1)

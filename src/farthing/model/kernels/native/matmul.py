@@ -10,9 +10,9 @@ from typing import Any
 
 from farthing.model.kernels.native.jit import function
 from farthing.model.kernels.native.memory import fields, read_f32, read_i64, write_i64
-from farthing.model.kernels.native.products import TILE_BYTES, product
+from farthing.model.kernels.native.products import product
 from farthing.model.kernels.native.rowwise import added, copied, gelu_product, silu_product
-from farthing.model.kernels.native.sizes import ADD, LANES, SILU, STORE, TILE
+from farthing.model.kernels.native.sizes import ADD, LANES, SILU, STORE, TILE, TILE_BYTES
 from farthing.model.kernels.native.target import Target
 from farthing.model.kernels.native.vector import Vector, elementwise
 

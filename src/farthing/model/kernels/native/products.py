@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from farthing.model.kernels.native.sizes import BLOCK_BYTES, GROUP, LANES, TILE
+from farthing.model.kernels.native.sizes import BLOCK_BYTES, GROUP, LANES, TILE_BYTES
 from farthing.model.kernels.native.target import Target
 from farthing.model.kernels.native.vector import (
     F16,
@@ -44,7 +44,6 @@ from farthing.model.kernels.native.vector import (
 )
 
 FLOAT = ("float32", "bfloat16")
-TILE_BYTES = 4 * TILE
 
 
 def product(kind: str, rows: int, blocks: int, target: Target) -> Any:

@@ -31,17 +31,73 @@ from farthing.model.kernels.native.memory import atomic_add, give_way, look, pub
 from farthing.model.kernels.native.pack import pack
 from farthing.model.kernels.native.rowwise import cap, embed, norm, quantize, rotate, rotate_latent
 from farthing.model.kernels.native.target import Target
+from farthing.model.kernels.native.update import adamw, squares
 
 SPINS = 2000  # looks at the word before a thread offers its core to others
 _PARTS, _COUNT, _GRAIN = (place(Code.MULTIPLY, name) for name in ("parts", "count", "grain"))
 _UPS, _UP_COUNT, _UP_GRAIN = (place(Code.EXPERTS_UP, name) for name in ("experts", "count", "grain"))
 _DOWN_COUNT, _PACKED = place(Code.EXPERTS_DOWN, "count"), place(Code.PACK, "count")
+_SQUARED, _UPDATED = place(Code.SQUARES, "items"), place(Code.ADAMW, "items")
 _GROUPS, _REPEATS = place(Code.ATTEND, "groups"), place(Code.QUANTIZE, "repeats")
 
 
 @function
 def _in_grains(count: int, grain: int) -> int:
     return (count + grain - 1) // grain
+
+
+def runner(items_of: Any, work: Any) -> Any:
+    """Make `run(words, thread)` of functions that say how many items an operation has, and do one."""
+
+    @kernel()
+    def run(words, thread):
+        """One thread's part, from the operation that `Word.STATE` holds to END."""
+        looks = 0
+        while True:
+            state = look(words + 8 * Word.STATE)
+            op = state >> ITEM_BITS << ALIGNED_BITS
+            code = read_i64(op)
+            if code == Code.END:
+                return 0
+            if state & MOST_ITEMS >= items_of(op, code, words):
+                looks += 1
+                if looks > SPINS:
+                    give_way()
+                continue
+            looks = 0
+            state = atomic_add(words + 8 * Word.STATE, 1)  # of this operation, or already of a later one
+            op = state >> ITEM_BITS << ALIGNED_BITS
+            code = read_i64(op)
+            if code == Code.END:
+                return 0
+            item, items = state & MOST_ITEMS, items_of(op, code, words)
+            if item >= items:
+                continue
+            work(op, code, item, words, thread)
+            if atomic_add(words + 8 * Word.DONE, 1) == items - 1:
+                publish(words + 8 * Word.DONE, 0)
+                publish(words + 8 * Word.STATE, (op + OPERATION_BYTES) >> ALIGNED_BITS << ITEM_BITS)
+
+    return run
+
+
+def updater() -> Any:
+    """Make `run(words, thread)` of an optimizer's step."""
+
+    @kernel()
+    def items_of(op, code, words):
+        if code == Code.SQUARES:
+            return read_i64(op + _SQUARED)
+        return read_i64(op + _UPDATED)
+
+    @kernel()
+    def work(op, code, item, words, thread):
+        if code == Code.SQUARES:
+            squares(op, item)
+        elif code == Code.ADAMW:
+            adamw(op, item)
+
+    return runner(items_of, work)
 
 
 def stepper(kinds: tuple[str, ...], target: Target) -> Any:
@@ -111,33 +167,4 @@ def stepper(kinds: tuple[str, ...], target: Target) -> Any:
         elif code == Code.PACK:
             pack(op, item)
 
-    @kernel()
-    def run(words, thread):
-        """One thread's part, from the operation that `Word.STATE` holds to END."""
-        looks = 0
-        while True:
-            state = look(words + 8 * Word.STATE)
-            op = state >> ITEM_BITS << ALIGNED_BITS
-            code = read_i64(op)
-            if code == Code.END:
-                return 0
-            if state & MOST_ITEMS >= items_of(op, code, words):
-                looks += 1
-                if looks > SPINS:
-                    give_way()
-                continue
-            looks = 0
-            state = atomic_add(words + 8 * Word.STATE, 1)  # of this operation, or already of a later one
-            op = state >> ITEM_BITS << ALIGNED_BITS
-            code = read_i64(op)
-            if code == Code.END:
-                return 0
-            item, items = state & MOST_ITEMS, items_of(op, code, words)
-            if item >= items:
-                continue
-            work(op, code, item, words, thread)
-            if atomic_add(words + 8 * Word.DONE, 1) == items - 1:
-                publish(words + 8 * Word.DONE, 0)
-                publish(words + 8 * Word.STATE, (op + OPERATION_BYTES) >> ALIGNED_BITS << ITEM_BITS)
-
-    return run
+    return runner(items_of, work)

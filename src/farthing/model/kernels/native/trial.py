@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from farthing.model.kernels.native import library
-from farthing.model.kernels.native.codes import ALIGNED_BITS, ITEM_BITS, WORDS, Code, Word
-from farthing.model.kernels.native.crew import crew, threads
-from farthing.model.kernels.native.operations import Operations, Rows, aligned
+from farthing.model.kernels.native.codes import Code
+from farthing.model.kernels.native.operations import Operations, Rows
 from farthing.model.kernels.native.packing import Packer
+from farthing.model.kernels.native.session import Session
 from farthing.model.kernels.native.sizes import STORE, TILE
 from farthing.model.kernels.probe import Kernel, numbers
 
@@ -51,16 +51,10 @@ def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
         y_step=0,
         parts=1,
     )
-    count = threads()
-    each = 256 * (rows + TILE)
-    scratch = torch.zeros(count * each, dtype=torch.uint8)
-    memory = np.zeros(WORDS + 8, np.int64)
-    start = aligned(memory.ctypes.data)
-    words = memory[(start - memory.ctypes.data) // 8 :]
-    words[Word.ROWS], words[Word.SCRATCH], words[Word.SCRATCH_BYTES] = rows, scratch.data_ptr(), each
-    for operations in (packing, multiplying):
-        words[Word.STATE] = operations.address >> ALIGNED_BITS << ITEM_BITS
-        crew.run(library.step(KINDS), start, count, (memory, scratch, operations, kept))
+    session = Session(KINDS, 256 * (rows + TILE))
+    session.run(packing)
+    session.run(multiplying, rows)
+    del kept  # read until here
     return out.to(x_NI.dtype)
 
 

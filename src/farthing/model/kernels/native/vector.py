@@ -145,6 +145,11 @@ class Vector:
             call(self.builder, f"llvm.fabs.v{self.value.type.count}f32", self.value.type, self.value)
         )
 
+    def root(self) -> Vector:
+        return self._new(
+            call(self.builder, f"llvm.sqrt.v{self.value.type.count}f32", self.value.type, self.value)
+        )
+
     def exp(self) -> Vector:
         """e^x within 2 ulp: 2^n times a polynomial in x - n ln 2 (Cody and Waite 1980); flushed to [e^-87.3, e^88]."""
         lanes, b = self.value.type.count, self.builder
