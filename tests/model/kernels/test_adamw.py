@@ -1,5 +1,7 @@
 """The compiled optimizer against torch's, over chunks, tails and everything it publishes."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -72,10 +74,10 @@ def test_each_continues_the_others_run():
     give(parameters, 0)
     plain.step()
     compiled = adamw.CompiledAdamW(groups(parameters), published, **SETTINGS)
-    compiled.load_state_dict(plain.state_dict())
+    compiled.load_state_dict(copy.deepcopy(plain.state_dict()))
     twins = [nn.Parameter(p.detach().clone()) for p in parameters]
     other = torch.optim.AdamW(groups(twins), **SETTINGS)
-    other.load_state_dict(compiled.state_dict())
+    other.load_state_dict(copy.deepcopy(compiled.state_dict()))
     for step in (1, 2):
         give(parameters, step)
         give(twins, step)
