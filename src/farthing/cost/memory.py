@@ -140,10 +140,11 @@ def memory(
         tokens = -(-(cache_tokens or micro_tokens) // seq_len) * seq_len
         held = -(-len(s.layers) // layout.pipeline) / len(s.layers) / layout.tensor
         fullest = replace(fullest, cache=int(tokens * cache_bytes_per_token(config, precision) * held))
-    copies = 1.0 + reference
+    copies, compiled = 1.0 + reference, 0
     if code == "farthing-cpu" and kind in ("grpo", "serve"):
         copies += (1 + reference) * _packed_share(s, rank)
-    fullest = replace(fullest, weights=int(fullest.weights * copies))
+        compiled = WIDTH["bf16"] * (sum(layer.parameters for layer in s.layers) + s.vocab * s.embed)
+    fullest = replace(fullest, weights=int(fullest.weights * copies) + compiled)
     if code == "farthing-cpu":
         waste = CPU_WASTE * fullest.total
         if rank:
@@ -321,8 +322,8 @@ def _lora(s: Shapes, layer: Layer, rank: int) -> int:
 
 
 def _packed_share(s: Shapes, lora: int) -> float:
-    """The part of the weights that the CPU's sampler keeps a second time, laid out for its products: linear
-    maps and the head, not stacked experts, routers and norms; under LoRA the head alone."""
+    """The part of the weights that the CPU's sampler keeps a second time, laid out for oneDNN, which reads prompts:
+    linear maps and the head, not stacked experts, routers and norms; under LoRA the head alone."""
     table = s.vocab * s.embed
     inside = sum(layer.weights("attention", "feedforward") for layer in s.layers)
     total = sum(layer.parameters for layer in s.layers) + table * (1 if s.tied else 2)

@@ -12,10 +12,12 @@ key/value heads, D head width, T = M * S, H query heads, K experts per token, L 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -106,7 +108,7 @@ class PagedCache:
         self.layout = layout(page_size, heads, width, latent=config.mla is not None)
 
         def store(shape: tuple[int, ...]) -> list[Tensor]:
-            return [torch.zeros((pages, *shape), dtype=dtype, device=device) for _ in layers]
+            return list(_zeros((len(layers), pages, *shape), dtype, device))
 
         self.keys = store(self.layout.keys)
         self.values = [] if config.mla else store(self.layout.values)
@@ -213,6 +215,14 @@ class PagedCache:
         W]."""
         stores = [part[layer] for part in (self.keys, self.values) if part]
         return [tokens[:end] for tokens in self.layout.read(stores, pages)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU their memory is taken from the system only as it is written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)
 
 
 class _View:

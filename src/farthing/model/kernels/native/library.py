@@ -36,6 +36,15 @@ _LEVELS = {
     "avx512_bf16": "x86-64-v4",
 }
 _MORE = {"avx_ne_convert": "+avxvnni", "avx512_bf16": "+avx512vnni,+avx512bf16"}
+_HOST = (
+    "__init__",
+    "library",
+    "session",
+    "crew",
+    "operations",
+    "packing",
+    "trial",
+)  # nothing of these is compiled
 _BUILD = "farthing.model.kernels.native.build"
 
 Step = Callable[[int, int], int]
@@ -104,7 +113,8 @@ def _key(kinds: tuple[str, ...], isa: str, cpu: str, features: str) -> str:
         digest.update(part.encode() + b"\0")
     digest.update(version("llvmlite").encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+        if source.stem not in _HOST:
+            digest.update(source.read_bytes())
     return digest.hexdigest()[:24]
 
 

@@ -58,7 +58,7 @@ class Packer:
         ins = np.pad(ins, (0, -len(ins) % GROUP), constant_values=-1)
         name = self.kinds[kind]
         stride = len(ins) * BLOCK_BYTES[name]
-        memory = torch.zeros(len(firsts) * len(outs) // LANES * stride + 64, dtype=torch.uint8)
+        memory = torch.empty(len(firsts) * len(outs) // LANES * stride + 64, dtype=torch.uint8)
         weight = Weight(kind, memory, len(ins), len(outs) // TILE, stride, len(firsts))
         size = source().element_size()
         out_bytes, in_bytes = (

@@ -1,6 +1,6 @@
 """What happens to each row between products: embedding, RMSNorm, rotation, quantization, SwiGLU's middle.
 
-Rows are float32. Each operation reads its fields (`program.py` writes them) and works on one item: a row.
+Rows are float32. Each operation reads its fields (`codes.FIELDS`) and works on one item: a row.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ a thread claims an item by adding one. Whoever completes an operation's last ite
 Nobody waits for a thread that has claimed nothing, so one that is late, or lost its core to another process, takes
 fewer items and holds up none.
 
-One function runs every network, quantized or not. What differs is the list (`engine.program` writes it), whose
+One function runs every network, quantized or not. What differs is the list (`engine.network` writes it), whose
 operations are `OPERATION_BYTES` long: a code, then fields.
 """
 
