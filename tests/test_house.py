@@ -153,7 +153,15 @@ def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
 
 
 def test_planning_and_reporting_load_without_torch() -> None:
-    light = ["cli", "doctor", "serve.chat", "evaluate.score", "tasks.item"]
+    light = [
+        "cli",
+        "doctor",
+        "serve.chat",
+        "evaluate.score",
+        "tasks.item",
+        "weights.gguf_read",
+        "weights.sources",
+    ]
     for package in ("base", "recipe", "cost", "claims", "plans", "report"):
         found = pkgutil.iter_modules([str(ROOT / "src" / "farthing" / package)], f"{package}.")
         light += [module.name for module in found if module.name != "plans.inspect"]
