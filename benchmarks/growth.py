@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from generate import engine_for, prompts_of, transformers_ids
 from growth_plot import drawn
-from llama_cpp_peer import AS, binding, exported, fastest
+from llama_cpp_peer import AS, LlamaCpp, binding, exported, fastest
 from side_by_side import machine, options, say
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
@@ -106,9 +106,8 @@ def _point(
         for kind in (kind for kinds in AS.values() for kind in kinds) if lib is not None else ():
             file = exported(model.folder, files, kind)
             loaded, _ = stack.enter_context(fastest(lib, file, prompts, new, args.threads))
-            sides[f"llama.cpp {kind.upper()}"] = lambda told, loaded=loaded: loaded.generate(
-                prompts, new, told
-            )
+            loaded.generate(prompts, 2)
+            sides[f"llama.cpp {kind.upper()}"] = _llama_cpp(loaded, prompts, new)
         for side in sides.values():
             _speed(side, batch, new)
         for _ in range(args.runs):
@@ -135,6 +134,10 @@ def _farthing(model: Model, precision: str, prompts: list[list[int]], new: int) 
         return None
     requests = [Request(prompt, Sampling(max_new_tokens=new, temperature=0.0)) for prompt in prompts]
     return lambda told: engine.generate(requests, lambda done, of: told())
+
+
+def _llama_cpp(loaded: LlamaCpp, prompts: list[list[int]], new: int) -> Side:
+    return lambda told: loaded.generate(prompts, new, told, again=True)
 
 
 def _transformers(peer: torch.nn.Module, prompts: list[list[int]], new: int) -> Side:

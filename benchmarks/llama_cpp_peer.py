@@ -24,6 +24,7 @@ from farthing.weights.gguf_write import export_gguf
 BUILT = Path(__file__).resolve().parents[1] / ".venv" / "llama"
 # its types of file beside each of our engine's precisions; of its four bits it repacks q4_0 only, and reads it fastest
 AS = {"exact": ("bf16",), "int8": ("q8_0",), "int4": ("q4_1", "q4_0")}
+_TRIED = 512  # tokens of each prompt on which flash attention is tried
 _AT_ONCE = 2048  # tokens of prompts a call; it computes 512 of them at a time
 
 
@@ -79,15 +80,31 @@ class LlamaCpp:
         self.batch = lib.llama_batch_init(_AT_ONCE, 0, 1)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], new: int, told: Callable[[], None] = lambda: None
+        self,
+        prompts: Sequence[Sequence[int]],
+        new: int,
+        told: Callable[[], None] = lambda: None,
+        *,
+        again: bool = False,
     ) -> list[list[int]]:
-        """The likeliest `new` tokens after each prompt, end tokens not heeded; `told` is called after each pass."""
-        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), False)
+        """The likeliest `new` tokens after each prompt, end tokens not heeded.
+
+        Args:
+            told: called after each pass.
+            again: the prompts are those of the call before, and read but for their last tokens.
+        """
+        memory = self.lib.llama_get_memory(self.context)
         last = [len(prompt) - 1 for prompt in prompts]
+        if again:
+            for row, at in enumerate(last):
+                self.lib.llama_memory_seq_rm(memory, row, at, -1)
+        else:
+            self.lib.llama_memory_clear(memory, False)
         given = [
             (row, at, token, at == last[row])
             for row, prompt in enumerate(prompts)
             for at, token in enumerate(prompt)
+            if not again or at == last[row]
         ]
         chosen: list[int] = []
         for start in range(0, len(given), _AT_ONCE):
@@ -141,10 +158,11 @@ def fastest(
             peer.close()
 
     tried = {}
+    begun = [prompt[:_TRIED] for prompt in prompts]
     for flash in (False, True):
         with loaded(flash) as peer:
-            peer.generate(prompts, 2)
-            tried[flash] = timed(lambda peer=peer: peer.generate(prompts, min(new, 16)))  # type: ignore[misc]
+            peer.generate(begun, 2)
+            tried[flash] = timed(lambda peer=peer: peer.generate(begun, min(new, 16)))  # type: ignore[misc]
     chosen = tried[True] < tried[False]
     with loaded(chosen) as peer:
         yield peer, "flash attention" if chosen else "no flash attention"
