@@ -3,13 +3,13 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-BENCHMARKS = $(filter-out %/side_by_side.py, $(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS = $(filter-out %/growth.py, $(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint test-paths test-random fuzz test-slow test-gpu bench docs clean
+.PHONY: help quickstart test lint test-paths test-random fuzz test-slow test-gpu bench bench-llama bench-growth docs clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 quickstart: .venv/.farthing .venv/.model ## what it will cost, then train SmolLM2-135M on small sums; ends with a report
 	$(BIN)/farthing plan quickstart
@@ -47,6 +47,11 @@ test-gpu: .venv/.dev .venv/.model ## the tests that need a CUDA device
 bench: .venv/.bench .venv/.model ## Farthing beside its peers: one line of JSON for each result
 	@set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
 
+bench-llama: .venv/.llama ## build llama.cpp, which the benchmarks then measure too; wants cmake and a C++ compiler
+
+bench-growth: .venv/.bench .venv/.model ## tokens a second over the batch and over the context, drawn; minutes
+	$(BIN)/python benchmarks/growth.py
+
 docs: .venv/.docs ## the site, in site/
 	$(BIN)/mkdocs build --strict
 
@@ -71,6 +76,12 @@ $(BIN)/python:
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev,data,gym-parts,sentencepiece]'
 	$(INSTALL) --no-deps reasoning-gym
+	@touch $@
+
+# llama.cpp's Python binding in a folder of its own: a peer to measure, and nothing that Farthing imports.
+.venv/.llama: constraints.txt | $(BIN)/python
+	$(INSTALL) --upgrade --target .venv/llama --no-deps --no-binary llama-cpp-python \
+		llama-cpp-python diskcache jinja2 markupsafe typing-extensions
 	@touch $@
 
 # .venv/.docs and .venv/.bench: the extras of pyproject.toml.

@@ -1,6 +1,8 @@
 """The house is in order: versions agree, what is named exists, modules are short, no machine is named."""
 
+import importlib
 import importlib.metadata
+import itertools
 import os
 import pkgutil
 import re
@@ -9,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -19,7 +22,7 @@ import farthing
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "src").rglob("*.py"))
-BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+BENCHMARKS = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if "__main__" in path.read_text()]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
@@ -97,7 +100,7 @@ def test_every_target_is_explained_and_every_extra_has_a_use() -> None:
     phony = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.M)
     explained = re.findall(r"^([a-z-]+):.*## \S", makefile, flags=re.M)
     assert sorted(explained) == sorted(" ".join(phony).split())
-    used = set(re.findall(r"\.venv/\.([a-z]+)\b", makefile)) - {"farthing", "model"}
+    used = set(re.findall(r"\.venv/\.([a-z]+)\b", makefile)) - {"farthing", "model", "llama"}
     for extras in re.findall(r"'\.\[([a-z,-]+)\]'", makefile):
         used |= set(extras.split(","))
     named = {name for path in MODULES for name in re.findall(r"farthing\[([a-z-]+)\]", path.read_text())}
@@ -153,7 +156,15 @@ def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
 
 
 def test_planning_and_reporting_load_without_torch() -> None:
-    light = ["cli", "doctor", "serve.chat", "evaluate.score", "tasks.item"]
+    light = [
+        "cli",
+        "doctor",
+        "serve.chat",
+        "evaluate.score",
+        "tasks.item",
+        "weights.gguf_read",
+        "weights.sources",
+    ]
     for package in ("base", "recipe", "cost", "claims", "plans", "report"):
         found = pkgutil.iter_modules([str(ROOT / "src" / "farthing" / package)], f"{package}.")
         light += [module.name for module in found if module.name != "plans.inspect"]
@@ -168,12 +179,47 @@ def test_planning_and_reporting_load_without_torch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", [path for path in BENCHMARKS if path.name != "side_by_side.py"], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
 def test_a_benchmark_explains_itself(path: Path) -> None:
     for text in EXTRAS["bench"]:
         pytest.importorskip(Requirement(text).name)
     done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert "--runs" in done.stdout
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a part of the benchmarks by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_growth_is_drawn_with_every_side(benchmark: Any) -> None:
+    sides = ("Farthing exact", "Farthing int8", "transformers", "llama.cpp Q8_0")
+
+    def points(*ats: int) -> list[dict[str, Any]]:
+        return [
+            {"at": at, "tokens_per_s": {side: 9.0 * at + n for n, side in enumerate(sides)}} for at in ats
+        ]
+
+    found = {"model": "M & N", "threads": 2, "batch": points(1, 4, 64), "context": points(128, 8192)}
+    root = ElementTree.fromstring(benchmark("growth_plot").drawn(found))
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert set(sides) | {"64", "8,192"} <= set(texts)
+    assert "M & N" in (texts[0] or "")
+    lines = [element for element in root.iter() if element.tag.endswith("polyline")]
+    assert [len(line.attrib["points"].split()) for line in lines[:8]] == [3] * 4 + [2] * 4
+    heights = [float(element.attrib["y"]) for element in root.iter() if element.text in sides]
+    assert all(one + 14 < other for one, other in itertools.pairwise(sorted(heights)))
+
+
+def test_a_machine_without_llama_cpp_is_told_how_to_get_it(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    peer = benchmark("llama_cpp_peer")
+    monkeypatch.setattr(peer, "BUILT", tmp_path / "none")
+    for name in ("llama_cpp", "llama_cpp.llama_cpp"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert peer.binding() is None
+    assert "llama.cpp skipped: it is not installed; `make bench-llama` builds it" in capsys.readouterr().err

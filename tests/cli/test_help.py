@@ -1,9 +1,11 @@
 """Help, completion, and asking before anything is overwritten."""
 
+import gc
 import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,10 +150,23 @@ def test_without_a_terminal_nothing_is_overwritten_unless_forced(tiny_model: Pat
 def test_a_log_is_not_told_that_libraries_are_loaded_and_a_terminal_is(
     answer: Callable[[str], io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not isinstance(starting(), Waiting)
+    def is_told(quiet: bool = False) -> bool:
+        with starting(quiet):
+            return any(thread.name == "waiting" for thread in threading.enumerate())
+
+    assert not is_told()
     answer("")
-    assert isinstance(starting(), Waiting)
-    assert not isinstance(starting(quiet=True), Waiting)
+    assert is_told()
+    assert not is_told(quiet=True)
+
+
+def test_no_garbage_is_looked_for_while_libraries_are_loaded() -> None:
+    with starting():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="x"), starting():
+        raise ValueError("x")
+    assert gc.isenabled()
 
 
 def test_work_that_takes_long_is_said_in_a_log_too(

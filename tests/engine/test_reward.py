@@ -11,7 +11,7 @@ from farthing.base.errors import UserError
 from farthing.cost.meter import Span
 from farthing.engine import load, reward
 from farthing.engine.reward import RewardModel
-from farthing.weights import check
+from farthing.weights.check import check
 
 MakeReward = Callable[..., Path]
 PAIRS = [

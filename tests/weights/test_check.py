@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -433,3 +435,15 @@ def test_programs_that_a_folder_names_are_neither_run_nor_written(llama: Path, t
         AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=True
         )  # there is no program to look for
+
+
+def test_a_folder_is_checked_and_loaded_without_torchs_compiler(tiny_model: Path) -> None:
+    """Which takes a second and a half to import, and has nothing to do with it."""
+    code = "import sys; from pathlib import Path; from farthing.weights import load_decoder; "
+    code += (
+        "load_decoder(Path(sys.argv[1])); print([m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny_model], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

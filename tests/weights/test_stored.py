@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import farthing
-from farthing import weights
 from farthing.base.errors import UserError
 from farthing.train.optim import MasterWeights, add_lora
-from farthing.weights import load_decoder, save_decoder
+from farthing.weights import decoders, load_decoder, save_decoder
 from farthing.weights.check import Checked
 from farthing.weights.folder import read_config
 
@@ -98,8 +97,8 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, free: int, dtype: torch.dtype, said: str
 ) -> None:
     packed_everywhere = SimpleNamespace(status=lambda *_: SimpleNamespace(on=True))
-    monkeypatch.setattr(weights.packed, "KERNEL", packed_everywhere)
-    monkeypatch.setattr(weights, "free_memory", lambda _: free)
+    monkeypatch.setattr(decoders.packed, "KERNEL", packed_everywhere)
+    monkeypatch.setattr(decoders, "free_memory", lambda _: free)
     monkeypatch.setattr(Checked, "values", lambda _: pytest.fail("a weight was read"))
     with pytest.raises(UserError, match=said):
         load_decoder(tiny_model, dtype)

@@ -25,7 +25,7 @@ from farthing.base.schema import read_yaml
 from farthing.recipe import Recipe, dump, load
 from farthing.recipe.rewards import is_own
 from farthing.tasks.data import DataTask, is_data, models_asked, rewards_of
-from farthing.weights import check
+from farthing.weights.check import check
 from farthing.weights.sources import model_folder, resolve
 
 # A loop of links, something else under the name of a file or folder, and what may not be read or written.

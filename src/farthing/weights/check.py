@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from farthing.base.errors import UserError
 from farthing.model import Decoder, ModelConfig
@@ -24,6 +26,7 @@ from farthing.weights.reward import is_reward_model, reward_config
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _LEAST_TENSORS = 4  # of a layer, in any family
+_DRAWING = (init.normal_, init.uniform_, init.kaiming_uniform_)  # what torch's own layers begin with
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,7 @@ def check(folder: Path, scores: bool = False) -> Checked:
 
 def _check_tensors(folder: Path, layout: ModuleType, config: ModelConfig, weights: Weights) -> Decoder:
     """The network whose tensors these are. Raises UserError for a tensor that is missing, extra or misshapen."""
-    with torch.device("meta"):
-        decoder = Decoder(config)
+    decoder = _without_numbers(config)
     wanted = {theirs: (ours, tuple(rows.shape)) for theirs, ours, rows in places(layout, decoder)}
     repeated = copies(layout, config) | ({"lm_head.weight": ""} if config.tied_head else {})
     for name in weights:
@@ -119,13 +121,31 @@ def _check_tensors(folder: Path, layout: ModuleType, config: ModelConfig, weight
     modules = {name for name, (ours, _) in wanted.items() if ours.startswith("mtp.")}
     if modules and missing == modules:
         # transformers writes one prediction module into every config.json and none into the weights
-        with torch.device("meta"):
-            return Decoder(replace(config, mtp_depth=0))
+        return _without_numbers(replace(config, mtp_depth=0))
     if missing:
         raise UserError(
             f"{folder}: tensor {min(missing)!r} is missing ({len(missing)} in all); download the folder again"
         )
     return decoder
+
+
+def _without_numbers(config: ModelConfig) -> Decoder:
+    """A network on the meta device."""
+    with _NothingDrawn(), torch.device("meta"):
+        return Decoder(config)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out the first random values of a layer. On the meta device there are none to draw, and torch loads its
+    compiler, which takes a second, to find that out."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _same(weights: Weights, one: str, other: str) -> bool:

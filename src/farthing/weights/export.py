@@ -13,8 +13,8 @@ from torch import Tensor
 
 from farthing.base.errors import UserError
 from farthing.base.files import new_folder, write_json
-from farthing.weights import folder_config
 from farthing.weights.check import Checked, check
+from farthing.weights.decoders import folder_config
 from farthing.weights.folder import TOKENIZER_FILES, write_tensors
 from farthing.weights.fp8 import BLOCK, QUANTIZATION_CONFIG, SCALE, Weights, is_quantised, quantise
 from farthing.weights.gguf_write import TYPES, export_gguf

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from farthing.base.errors import UserError
 from farthing.base.files import new_folder, read_json, require_file, write_json
 from farthing.weights.chat_template import give_template
@@ -240,26 +242,29 @@ def write_folder(
 
 
 def write_tensors(
-    folder: Path, tensors: "Iterable[tuple[str, Tensor]]", max_shard_bytes: int = 5_000_000_000
+    folder: Path,
+    tensors: "Iterable[tuple[str, Tensor]] | Iterable[tuple[str, np.ndarray]]",
+    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write tensors as they come, with at most one shard in memory: one file, or shards and their index."""
-    from safetensors.torch import save_file
+    """Write tensors as they come, with at most one shard in memory: one file, or shards and their index.
 
+    Arrays of uint16 are the bits of bfloat16, which numpy lacks; they are written without torch.
+    """
     weight_map: dict[str, int] = {}
-    shard: dict[str, Tensor] = {}
+    shard: dict[str, Any] = {}
     count, held, total = 0, 0, 0
 
     def flush() -> None:
         nonlocal count, held
-        save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
+        _save(shard, folder / f"part-{count}")
         shard.clear()
         count, held = count + 1, 0
 
     for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
+        size = tensor.nbytes
         if shard and held + size > max_shard_bytes:
             flush()
-        shard[name] = tensor.detach().cpu().contiguous()
+        shard[name] = tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().contiguous()
         weight_map[name] = count
         held, total = held + size, total + size
     assert shard, "a model folder needs at least one tensor"
@@ -274,6 +279,27 @@ def write_tensors(
         (folder / f"part-{number}").rename(folder / file)
     index = {name: files[number] for name, number in sorted(weight_map.items())}
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+
+
+def _save(shard: dict[str, Any], path: Path) -> None:
+    """Write a file of tensors, or of the bits of bfloat16."""
+    metadata = {"format": "pt"}
+    if not all(isinstance(values, np.ndarray) for values in shard.values()):
+        from safetensors.torch import save_file
+
+        save_file(shard, path, metadata)
+        return
+    from safetensors import TensorSpec, serialize_file
+
+    bits = {name: np.ascontiguousarray(values) for name, values in shard.items()}
+    assert all(values.dtype == np.uint16 for values in bits.values())
+    specs = {
+        name: TensorSpec(
+            dtype="bfloat16", shape=values.shape, data_ptr=values.ctypes.data, data_len=values.nbytes
+        )
+        for name, values in bits.items()
+    }
+    serialize_file(specs, path, metadata)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from farthing.base.errors import UserError
-from farthing.model import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from farthing.model import ModelConfig
 
 _SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's numbers
 NUMBERS = {
@@ -199,6 +200,8 @@ def unstacked(
         whole: a tensor of the file by name, expanded.
         part: one of the matrices stacked in it, by its number.
     """
+    import torch
+
     for planned in latent_tensors(config):
         if planned.turn is not None:
             if planned.name.endswith("attn_k_b.weight"):

@@ -236,7 +236,7 @@ def _check_types(metadata: Metadata) -> None:
             if applies(key) and not right(value):
                 refuse(key, wanted)
         if (item := _LISTS.get(key)) is not None and not (
-            isinstance(value, list) and all(type(one) is item for one in value)
+            isinstance(value, list) and set(map(type, value)) <= {item}
         ):
             refuse(key, "a list of " + {str: "texts", int: "whole numbers", float: "numbers"}[item])
     tokens = metadata.get("tokenizer.ggml.tokens")

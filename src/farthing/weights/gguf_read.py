@@ -17,10 +17,10 @@ from farthing.base.errors import UserError
 from farthing.base.files import new_folder, write_json
 from farthing.weights import gguf_deepseek
 from farthing.weights.folder import write_tensors
+from farthing.weights.gguf_expand import Expander, expander
 from farthing.weights.gguf_file import GgufFile, Metadata, open_gguf
 from farthing.weights.gguf_file import Tensor as GgufTensor
 from farthing.weights.gguf_tokenizer import stop_ids, token_id, write_tokenizer
-from farthing.weights.layouts import decoder_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,6 @@ _NEUTRAL: dict[str, Any] = {
 }  # fmt: skip
 _ROPE_FREQUENCIES = "rope_freqs.weight"
 _MOST = 1e12  # of any number in the metadata
-_CHUNK = 16_000_000  # weights expanded at a time: bounds the float32 copies to 64 MB
 
 
 def import_gguf(path: Path, folder: Path) -> Path:
@@ -65,10 +64,13 @@ def import_gguf(path: Path, folder: Path) -> Path:
         names = _latent_table(config) if latent else tensor_table(config, config["model_type"])
         _check_tensors(file, names)
         parameters = sum(math.prod(shape) for _, shape in names.values())
-        with new_folder(folder, needed_bytes=2 * parameters + 100 * config["vocab_size"]) as temporary:
+        room = 2 * parameters + 100 * config["vocab_size"]
+        with new_folder(folder, needed_bytes=room) as temporary, expander() as expand:
             write_tokenizer(metadata, temporary)
             write_json(temporary / "config.json", config)
-            write_tensors(temporary, _latent(file, config) if latent else _expanded(file, names, config))
+            write_tensors(
+                temporary, _latent(file, config, expand) if latent else _llama(file, names, config, expand)
+            )
             (temporary / "README.md").write_text(_card(path, metadata), encoding="utf-8")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
@@ -264,65 +266,53 @@ def _check_tensors(file: GgufFile, names: dict[str, tuple[str, tuple[int, ...]]]
 
 
 def _latent_table(config: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    from farthing.weights.layouts import decoder_config
+
     return {
         planned.name: (planned.sources[0], planned.shape)
         for planned in gguf_deepseek.latent_tensors(decoder_config(config))
     }
 
 
-def _latent(file: GgufFile, config: dict[str, Any]) -> Iterator[tuple[str, "Tensor"]]:
+def _latent(file: GgufFile, config: dict[str, Any], expand: Expander) -> Iterator[tuple[str, "Tensor"]]:
     """Each tensor of a DeepSeek folder, in bfloat16, its correction in float32."""
 
     def whole(name: str) -> "Tensor":
         tensor = file.tensors[name]
         if name.endswith("exp_probs_b.bias"):
             return torch.from_numpy(np.array(tensor.rows, dtype=np.float32))
-        return _bfloat16(tensor, tensor.shape)
+        return as_torch(tensor)
 
     def part(name: str, number: int) -> "Tensor":
         tensor = file.tensors[name]
-        one = replace(tensor, shape=tensor.shape[1:], rows=tensor.rows[number])
-        return _bfloat16(one, one.shape)
+        return as_torch(replace(tensor, shape=tensor.shape[1:], rows=tensor.rows[number]))
+
+    def as_torch(tensor: GgufTensor) -> "Tensor":
+        return torch.from_numpy(expand.bfloat16(tensor)).view(torch.bfloat16)
 
     import torch
+
+    from farthing.weights.layouts import decoder_config
 
     yield from gguf_deepseek.unstacked(decoder_config(config), whole, part)
 
 
-def _expanded(
-    file: GgufFile, names: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any]
-) -> Iterator[tuple[str, "Tensor"]]:
-    """Each tensor under its Hugging Face name, in bfloat16, one at a time."""
+def _llama(
+    file: GgufFile, names: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any], expand: Expander
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each tensor under its Hugging Face name, as the bits of bfloat16, one at a time."""
     for tensor in file.tensors.values():
         if tensor.name == _ROPE_FREQUENCIES:
             continue
-        name, shape = names[tensor.name]
-        values = _bfloat16(tensor, shape)
+        name, _ = names[tensor.name]
+        bits = expand.bfloat16(tensor)
         if config["model_type"] == "llama" and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
             heads = "num_attention_heads" if "attn_q" in tensor.name else "num_key_value_heads"
-            values = halves(values, config[heads])
-        yield name, values
+            bits = halves(bits, config[heads])
+        yield name, bits
 
 
-def _bfloat16(tensor: GgufTensor, shape: tuple[int, ...]) -> "Tensor":
-    import torch
-    from gguf.quants import dequantize
-
-    values = torch.empty(shape, dtype=torch.bfloat16)
-    rows = max(1, _CHUNK // shape[-1]) if len(shape) > 1 else shape[0]
-    try:
-        for start in range(0, shape[0], rows):
-            part = dequantize(tensor.rows[start : start + rows], tensor.kind)
-            values[start : start + rows] = torch.from_numpy(part)
-    except NotImplementedError:
-        kind = tensor.kind.name
-        raise UserError(
-            f"its tensor {tensor.name} is of the type {kind}, which Farthing cannot expand"
-        ) from None
-    return values
-
-
-def halves(rows_RD: "Tensor", heads: int) -> "Tensor":
+def halves(rows_RD: np.ndarray, heads: int) -> np.ndarray:
     """Undo llama.cpp's reordering of the rows of q and k (R rows, D columns), head by head.
 
     llama.cpp rotates neighbouring rows (0 with 1, 2 with 3), Hugging Face the two halves of a head (0 with
@@ -330,7 +320,7 @@ def halves(rows_RD: "Tensor", heads: int) -> "Tensor":
     """
     rows, columns = rows_RD.shape
     pairs = rows_RD.reshape(heads, rows // heads // 2, 2, columns)
-    return pairs.transpose(1, 2).reshape(rows, columns)
+    return pairs.transpose(0, 2, 1, 3).reshape(rows, columns)
 
 
 def _card(path: Path, metadata: Metadata) -> str:

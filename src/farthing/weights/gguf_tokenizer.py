@@ -126,7 +126,7 @@ def check_tokenizer(metadata: Metadata) -> None:
     for key, kind in _LISTS.items():
         value = metadata.get(f"tokenizer.ggml.{key}")
         if value is not None and not (
-            isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
+            isinstance(value, list) and all(issubclass(found, kind) for found in set(map(type, value)))
         ):
             raise _damaged(f"ggml.{key}")
         count = len(metadata["tokenizer.ggml.tokens"])  # the first of the lists, and so checked
