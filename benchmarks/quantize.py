@@ -1,8 +1,8 @@
 """What rounding the weights costs: bits per byte of a text in exact, int8 and int4 weights, of SmolLM2-135M.
 
-The text is cut into windows of 512 tokens, one after another; every token but a window's first is predicted. Differences
-from exact weights are paired by window, with a 95% interval of their mean by Student's t. Answers to questions are
-compared by `farthing eval --quantize`.
+The text is cut into windows of 512 tokens, one after another; every token but a window's first is predicted.
+Differences from exact weights are paired by window, with a 95% interval of their mean by Student's t. Answers to
+questions are compared by `farthing eval --quantize`.
 
     python benchmarks/quantize.py TEXT [--windows 200]
 """
