@@ -95,7 +95,9 @@ def test_a_recipe_is_asked_in_its_own_way(run: Run, asked: list[Any]) -> None:
     assert suite.n == 500
     assert suite.settings == {"samples": 1, "temperature": 0.0, "by_likelihood": False}
     assert settings.pop("say") is log  # what takes long is said
-    assert settings == {"seed": 5, "speculate": 0, "device": "auto", "dtype": "auto", "save": None}
+    assert settings == {
+        "seed": 5, "speculate": 0, "device": "auto", "dtype": "auto", "quantize": "exact", "save": None,
+    }  # fmt: skip
 
 
 def test_several_suites_and_samples(run: Run, asked: list[Any]) -> None:
