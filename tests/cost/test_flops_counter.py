@@ -74,7 +74,8 @@ def test_transformers_models(family):
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_our_decoder(family):
+def test_our_decoder(family, plain_torch):
+    """In plain torch, since the counter knows nothing of oneDNN's own products."""
     from farthing.model import Decoder, Routing, Segments
     from farthing.weights import decoder_config
 
@@ -95,7 +96,7 @@ def test_our_decoder(family):
     assert backward == pytest.approx(2 * expected, rel=0.01)
 
 
-def test_our_multi_token_prediction():
+def test_our_multi_token_prediction(plain_torch):
     from farthing.model import Decoder, Routing, Segments
     from farthing.weights import decoder_config
 
@@ -119,8 +120,7 @@ def test_our_multi_token_prediction():
 
 
 def test_absorbed_decoding_of_our_decoder(plain_torch):
-    """One new token a sequence on cached latents, the form in which the engine decodes. In plain torch, since the
-    counter knows nothing of oneDNN's own products."""
+    """One new token a sequence on cached latents, the form in which the engine decodes."""
     from farthing.cost.flops import decode_flops
     from farthing.engine.cache import Decode, PagedCache
     from farthing.model import Decoder

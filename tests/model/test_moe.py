@@ -58,15 +58,15 @@ def choices(kind: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["all to the same", "evenly", "at random"])
-@pytest.mark.parametrize("way", ["padded", "grouped", "ragged"])
+@pytest.mark.parametrize("way", ["padded", "one by one", "ragged"])
 def test_no_token_is_dropped_and_every_gradient_is_right(kind, way, monkeypatch):
     monkeypatch.setattr(layout, "PAD_TO", 4)
-    monkeypatch.setattr(layout, "MOST_PADDING", 1e9 if way == "padded" else 0)
+    monkeypatch.setattr(layout, "CALL", 1e9 if way == "padded" else -1e9)
     monkeypatch.setattr(kernel, "ragged_works", lambda x, inner: way == "ragged")
     experts = randomly(Experts(EXPERTS, WIDTH, INNER))
     chosen = choices(kind)
     rows = Rows.of(chosen, EXPERTS, way == "ragged")
-    assert (rows.order_E is not None, rows.ends_E is not None) == (way == "grouped", way == "ragged")
+    assert (bool(rows.sizes), rows.ends_E is not None) == (way == "one by one", way == "ragged")
     results = []
     for function in (experts, lambda *inputs: plainly(experts, *inputs)):
         x = torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -84,26 +84,24 @@ def test_no_token_is_dropped_and_every_gradient_is_right(kind, way, monkeypatch)
     chosen=st.integers(1, 4).flatmap(
         lambda k: st.lists(st.permutations(range(6)).map(lambda p: p[:k]), min_size=1, max_size=30)
     ),
-    way=st.sampled_from(["padded", "grouped", "ragged"]),
+    way=st.sampled_from(["padded", "one by one", "ragged"]),
 )
 def test_every_token_has_a_row_of_each_of_its_experts(chosen, way):
     """Whatever the load: the rows of a token are its own, and lie where their expert's rows are."""
     chosen_NK = torch.tensor(chosen)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "PAD_TO", 4)
-        patch.setattr(layout, "MOST_PADDING", 1e9 if way == "padded" else 0)
+        patch.setattr(layout, "CALL", 1e9 if way == "padded" else -1e9)
         rows = Rows.of(chosen_NK, 6, way == "ragged")
     assert rows.row_NK.unique().numel() == chosen_NK.numel(), "no two share a row"
     assert torch.equal(rows.source_S[rows.row_NK], torch.arange(len(chosen_NK))[:, None].expand_as(chosen_NK))
-    order = torch.arange(6) if rows.order_E is None else rows.order_E
     if rows.ends_E is not None:
         lengths = rows.ends_E.diff(prepend=rows.ends_E.new_zeros(1))
     else:
-        groups = rows.groups or [(6, len(rows.source_S) // 6)]
-        lengths = torch.tensor([length for count, length in groups for _ in range(count)])
+        lengths = torch.tensor(rows.sizes or [len(rows.source_S) // 6] * 6)
         assert lengths.remainder(4).eq(0).all()
     assert lengths.sum() == len(rows.source_S)
-    assert torch.equal(torch.repeat_interleave(order, lengths)[rows.row_NK], chosen_NK)
+    assert torch.equal(torch.repeat_interleave(lengths)[rows.row_NK], chosen_NK)
 
 
 def test_rows_that_fill_up_give_nothing(monkeypatch):
@@ -111,12 +109,12 @@ def test_rows_that_fill_up_give_nothing(monkeypatch):
     experts = randomly(Experts(EXPERTS, WIDTH, INNER))
     chosen = choices("evenly") % 5  # some tokens then have an expert twice, which changes nothing here
     x, gates = torch.randn(TOKENS, WIDTH) * 100, torch.rand(TOKENS, TOP_K)
-    monkeypatch.setattr(layout, "MOST_PADDING", 1e9)
+    monkeypatch.setattr(layout, "CALL", 1e9)
     results = []
     for pad_to in (1, 64):
         monkeypatch.setattr(layout, "PAD_TO", pad_to)
         rows = Rows.of(chosen, EXPERTS, True)
-        assert rows.order_E is None
+        assert not rows.sizes
         assert len(rows.source_S) >= EXPERTS * pad_to
         out = experts(x.requires_grad_(), gates, chosen)
         results.append((out, *torch.autograd.grad(out.sum(), [x, experts.gate_up, experts.down])))

@@ -179,8 +179,8 @@ def tokens_per_pass(
     unchunked = LOGIT_BYTES // (s.vocab * b)  # most tokens whose logits may be held at once
 
     def used(tokens: int) -> float:
-        logits = _head(s, replace(settings, tokens=tokens), b, table=0)
-        return kept * tokens + max(working * tokens, logits)
+        own = replace(settings, tokens=tokens)
+        return kept * tokens + max(working * tokens + _held_logits(s, own, b), _head(s, own, b, table=0))
 
     def most_used(tokens: int) -> float:
         """By any pass of up to `tokens`: the first one in chunks takes less than the last one without."""
@@ -239,8 +239,9 @@ def _stage(s: Shapes, at: _Settings, number: int) -> Memory:
     activations = in_flight * kept * shared
     head = _head(s, at, WIDTH[at.precision], 0 if at.lora else s.vocab * s.embed) if last else 0
     # The head is done when the layers' backward pass begins: the larger of the two needs its room.
-    if head < working:
-        return replace(states, activations=int(activations + working))
+    held = _held_logits(s, at, WIDTH[at.precision]) if last else 0
+    if head < working + held:
+        return replace(states, activations=int(activations + working), logits=int(held))
     return replace(states, activations=int(activations), logits=int(head))
 
 
@@ -343,6 +344,13 @@ def _head(s: Shapes, at: _Settings, b: int, table: int) -> float:
     return max(2 * chunk, chunk * (1 + b / _FLOAT) + table * (b + 2 * _FLOAT))
 
 
+def _held_logits(s: Shapes, at: _Settings, b: int) -> float:
+    """What the head's loss keeps for the next step on a CPU (`model.kernels.logprobs`), a buffer for each loss."""
+    if at.code != "farthing-cpu":
+        return 0
+    return min(LOGIT_BYTES, at.tokens * s.vocab * b) * (1 + (at.kind != "grpo") * s.mtp_depth)
+
+
 def check_latent(config: Mapping[str, Any]) -> None:
     """Raises UserError if a latent cache is larger than the keys and values it stands for."""
     s = shapes(config)
@@ -379,15 +387,17 @@ def layer_bytes(
     kept = s.width * (layer.norms * inside * b + 2 * (not again) * outputs * narrow)
     # a window cuts a longer row into blocks, whose results are kept beside all of them together
     blocks = code != "usual" and layer.window is not None and layer.window < seq_len
-    short = is_short(code, precision, SHORT_LENGTH if blocks else seq_len)
+    short = is_short(code, precision, SHORT_LENGTH if blocks else seq_len, masked=blocks)
     kept += (blocks and not short) * s.heads * s.v * b
     kept += _latent(s, code, b, again, inside, short) if s.mla else _grouped(s, code, b, inside, short)
     return kept + _feedforward(s, layer, code, b, narrow, again, trained)
 
 
-def is_short(code: Code, precision: Precision, seq_len: int) -> bool:
-    """Whether our attention keeps neither its result nor a statistic, and recomputes its weights."""
-    return code == "farthing-cpu" and precision == "bf16" and seq_len <= SHORT_LENGTH
+def is_short(code: Code, precision: Precision, seq_len: int, masked: bool = False) -> bool:
+    """Whether our attention keeps neither its result nor a statistic, and recomputes its weights: under a mask in
+    bfloat16 only."""
+    ours = precision == "bf16" or (precision == "fp32" and not masked)
+    return code == "farthing-cpu" and ours and seq_len <= SHORT_LENGTH
 
 
 def working_bytes(s: Shapes, layer: Layer, b: int, short_length: int = 0) -> int:

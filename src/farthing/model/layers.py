@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from farthing.model.kernels import norm, packed, swiglu
+from farthing.model.kernels import linear, norm, packed, swiglu
 
 
 class Linear(nn.Linear):
@@ -35,10 +35,8 @@ class Linear(nn.Linear):
         if self.lora is None and packed.usable(self.weight):
             (layout,) = self._layout.of(self.weight, (self.out_features,))
             return packed.linear(x, layout, self.bias, plus)
-        y = F.linear(x, self.weight, self.bias)
-        if self.lora is not None:
-            y = y + self.lora(x)
-        return y if plus is None else plus + y
+        y = linear.linear(x, self.weight, self.bias, plus)
+        return y if self.lora is None else y + self.lora(x)
 
     def silu_product(self, x: Tensor) -> Tensor:
         """Return silu(first part's output) * (second part's output), SwiGLU's inner product."""

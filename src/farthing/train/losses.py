@@ -13,7 +13,7 @@ from torch import Tensor
 
 from farthing.base.device import Ranks
 from farthing.base.sizes import LOGIT_BYTES
-from farthing.model.kernels import cross_entropy
+from farthing.model.kernels import cross_entropy, logprobs
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -77,6 +77,8 @@ def token_logprobs(
 ) -> Tensor:
     """log p(target) under softmax(hidden @ head.T / temperature), [M] float32, differentiable in hidden and
     head. A `softcap` bounds the scores before the temperature, as in `Decoder.logits`."""
+    if logprobs.KERNEL.on(hidden_MC):
+        return logprobs.logprobs(hidden_MC, head_VC, targets_M, temperature, softcap, LOGIT_BYTES)
     return _TokenLogprobs.apply(hidden_MC, head_VC, targets_M, temperature, softcap)
 
 
@@ -89,7 +91,7 @@ def next_token_losses(
     without that kernel, they are computed twice.
     """
     few = len(targets_M) * head_VC.shape[0] * head_VC.element_size() <= LOGIT_BYTES
-    if few and softcap is None and cross_entropy.KERNEL.on(hidden_MC):
+    if not logprobs.KERNEL.on(hidden_MC) and few and softcap is None and cross_entropy.KERNEL.on(hidden_MC):
         return cross_entropy.fused(hidden_MC, head_VC, targets_M).float()
     return -token_logprobs(hidden_MC, head_VC, targets_M, softcap=softcap)
 

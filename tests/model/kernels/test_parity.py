@@ -54,8 +54,19 @@ def targets() -> tuple[Any, ...]:
     return leaf(50, 32), leaf(301, 32, seed=1), torch.arange(50) * 6
 
 
+def linear() -> tuple[Any, ...]:
+    return leaf(70, 64), leaf(96, 64, seed=1), leaf(96, seed=2), leaf(70, 96, seed=3)
+
+
+def long() -> tuple[Any, ...]:
+    """More rows than a product takes at a time, more of them than are kept."""
+    hidden, head = leaf(700, 32), leaf(3001, 32, seed=1)
+    return hidden, head, torch.arange(700) * 4, 0.8, 15.0, 200 * 4 * 3001
+
+
 INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "packed products": packed,
+    "linear maps": linear,
     "RMSNorm": lambda: (leaf(70, 576), leaf(576, seed=1), 1e-5),
     "SwiGLU": lambda: (leaf(70, 320), True),
     "attention": heads,
@@ -64,6 +75,7 @@ INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "windows": window,
     "experts": lambda: uneven(3),
     "ragged products": ragged,
+    "log-probabilities": long,
     "cross-entropy": targets,
     "AdamW": lambda: (numbers(70, 33), numbers(70, 33, seed=1)),
     "clipping, AdamW and publishing": lambda: (numbers(70, 33), numbers(70, 33, seed=1)),

@@ -186,7 +186,7 @@ def test_a_probe_is_isolated_from_the_caller() -> None:
         results = kernels.status("cpu", torch.float32)
         assert torch.is_inference_mode_enabled()
     assert {status.name for status in results if not status.on} <= {
-        "packed products", "RMSNorm", "short attention", "ragged products",
+        "packed products", "linear maps", "RMSNorm", "short attention", "ragged products",
     }  # fmt: skip
     assert counter.get_total_flops() == 0
     assert not seen

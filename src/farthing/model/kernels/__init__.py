@@ -14,6 +14,8 @@ from farthing.model.kernels import (
     attention,
     cross_entropy,
     experts,
+    linear,
+    logprobs,
     norm,
     packed,
     rows,
@@ -28,6 +30,7 @@ __all__ = ["KERNELS", "Kernel", "Status", "forget", "status"]
 
 KERNELS: tuple[Kernel, ...] = (
     packed.KERNEL,
+    linear.KERNEL,
     norm.KERNEL,
     swiglu.KERNEL,
     attention.TORCH,
@@ -36,6 +39,7 @@ KERNELS: tuple[Kernel, ...] = (
     window.KERNEL,
     experts.KERNEL,
     rows.RAGGED,
+    logprobs.KERNEL,
     cross_entropy.KERNEL,
     adamw.KERNEL,
     adamw.COMPILED,

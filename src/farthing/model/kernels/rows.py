@@ -16,10 +16,9 @@ from torch import Tensor
 from farthing.model.kernels.probe import Kernel, numbers
 
 PAD_TO = (
-    64  # an expert's rows are rounded up to a multiple of this, so few shapes occur and each is planned once
+    32  # an expert's rows are rounded up to a multiple of this, so few shapes occur and each is planned once
 )
-MOST_PADDING = 1.5  # beyond this many rows per real row, several products are faster than one
-GROUPS = 4  # groups of experts with similar loads
+CALL = 32  # rows that a product of its own for each expert costs in addition
 
 
 @dataclass(frozen=True)
@@ -27,36 +26,28 @@ class Rows:
     """Layout of the experts' rows, one expert after another, and the products over them.
 
     Experts padded to one length form one batched product. If the loads differ too much for that, a GPU runs a ragged
-    product; other devices pad experts with similar loads together, with one batched product per group.
+    product; other devices compute one expert after another.
     """
 
     source_S: Tensor  # the token each row is copied from; 0 for padding
     row_NK: Tensor  # the row of a token's k-th expert
     ends_E: Tensor | None = None  # end of each expert's rows, for the ragged product
-    order_E: Tensor | None = None  # experts in the order of their rows, when grouped
-    groups: tuple[tuple[int, int], ...] = ()  # (experts, rows per expert)
+    sizes: tuple[int, ...] = ()  # rows of each expert, if they are computed one after another
 
     @staticmethod
     def of(chosen_NK: Tensor, experts: int, may_be_ragged: bool) -> Rows:
         """Lay out the rows of the chosen experts; `may_be_ragged` permits the ragged product."""
         flat = chosen_NK.flatten()
         counts_E = torch.bincount(flat, minlength=experts)
-        longest = _padded(int(counts_E.max()))
+        sizes = [_padded(count) for count in counts_E.tolist()]
         layout: dict[str, Any] = {}
-        if experts * longest <= max(MOST_PADDING * len(flat), PAD_TO * experts):
-            lengths_E = torch.full_like(counts_E, longest)
-            starts_E = lengths_E.cumsum(0) - lengths_E
+        if experts * max(sizes) <= sum(sizes) + CALL * experts:
+            lengths_E = torch.full_like(counts_E, max(sizes))
         elif may_be_ragged:
             lengths_E, layout["ends_E"] = counts_E, counts_E.cumsum(0).to(torch.int32)
-            starts_E = lengths_E.cumsum(0) - lengths_E
         else:
-            sorted_E, order_E = counts_E.sort(descending=True)
-            parts = [part for part in sorted_E.tensor_split(GROUPS) if len(part)]
-            groups = tuple((len(part), _padded(int(part[0]))) for part in parts)
-            lengths_E = torch.cat([counts_E.new_full((count,), rows) for count, rows in groups])
-            starts_E = torch.empty_like(counts_E)
-            starts_E[order_E] = lengths_E.cumsum(0) - lengths_E
-            layout |= {"order_E": order_E, "groups": groups}
+            lengths_E, layout["sizes"] = counts_E.new_tensor(sizes), tuple(sizes)
+        starts_E = lengths_E.cumsum(0) - lengths_E
         order = flat.argsort(stable=True)
         expert = flat[order]
         rank = torch.arange(len(flat), device=flat.device) - (counts_E.cumsum(0) - counts_E)[expert]
@@ -69,38 +60,37 @@ class Rows:
 
     def product(self, x_SA: Tensor, weight_EBA: Tensor, transposed: bool = False) -> Tensor:
         """Return x W^T for each expert, [S, B]; if `transposed`, x W instead."""
-        if self.order_E is not None:
-            weight_EBA = weight_EBA.index_select(0, self.order_E)
         weight = weight_EBA if transposed else weight_EBA.transpose(1, 2)
         if self.ends_E is not None:
             return F.grouped_mm(x_SA, weight, offs=self.ends_E)
-        if self.order_E is None:
+        if not self.sizes:
             return torch.bmm(x_SA.view(len(weight), -1, x_SA.shape[-1]), weight).flatten(0, 1)
         out_SB = x_SA.new_empty(len(x_SA), weight.shape[-1])
-        pieces = weight.split([count for count, _ in self.groups])
-        for x, piece, out in zip(self._split(x_SA), pieces, self._split(out_SB), strict=True):
-            torch.bmm(x, piece, out=out)
+        parts = zip(x_SA.split(self.sizes), weight.unbind(), out_SB.split(self.sizes), strict=True)
+        for x, own, out in parts:
+            if len(x):
+                torch.mm(x, own, out=out)
         return out_SB
 
     def outer(self, x_SA: Tensor, y_SB: Tensor, experts: int) -> Tensor:
         """Return x^T y over each expert's rows, [E, A, B]."""
         if self.ends_E is not None:
             return F.grouped_mm(x_SA.t(), y_SB, offs=self.ends_E)
-        if self.order_E is None:
+        if not self.sizes:
             x_EAR = x_SA.view(experts, -1, x_SA.shape[-1]).transpose(1, 2)
             return torch.bmm(x_EAR, y_SB.view(experts, -1, y_SB.shape[-1]))
-        parts = zip(self._split(x_SA), self._split(y_SB), strict=True)
-        sorted_EAB = torch.cat([torch.bmm(x.transpose(1, 2), y) for x, y in parts])
-        return torch.empty_like(sorted_EAB).index_copy_(0, self.order_E, sorted_EAB)
-
-    def _split(self, t_SA: Tensor) -> list[Tensor]:
-        """Split into groups, [experts, rows, A] each."""
-        parts = t_SA.split([count * rows for count, rows in self.groups])
-        return [part.view(count, rows, -1) for part, (count, rows) in zip(parts, self.groups, strict=True)]
+        out_EAB = x_SA.new_empty(experts, x_SA.shape[-1], y_SB.shape[-1])
+        parts = zip(x_SA.split(self.sizes), y_SB.split(self.sizes), out_EAB.unbind(), strict=True)
+        for x, y, out in parts:
+            if len(x):
+                torch.mm(x.T, y, out=out)
+            else:
+                out.zero_()
+        return out_EAB
 
 
 def _padded(rows: int) -> int:
-    return max(1, -(-rows // PAD_TO)) * PAD_TO
+    return -(-rows // PAD_TO) * PAD_TO
 
 
 def ragged_works(x_NC: Tensor, inner: int) -> bool:
