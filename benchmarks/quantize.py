@@ -1,10 +1,8 @@
 """What rounding the weights costs: bits per byte of a text in exact, int8 and int4 weights, of SmolLM2-135M.
 
-The text is cut into windows of 512 tokens, one after another; every token but a window's first is predicted.
-Differences from exact weights are paired by window, with a 95% interval of their mean by Student's t. Answers to
-questions are compared by `farthing eval --quantize`.
-
-    python benchmarks/quantize.py TEXT [--windows 200]
+The text, by default this project's documentation, is cut into windows of 512 tokens; every token but a window's first is
+predicted. Differences from exact weights are paired by window, with a 95% interval of their mean by Student's t. Answers
+to questions are compared by `farthing eval --quantize`.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ import torch
 from farthing.base import processor
 from farthing.engine import Model, load
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 LENGTH = 512
 T95 = 1.98  # Student's t at 100 degrees of freedom and more is below this
 
@@ -37,7 +36,7 @@ def main() -> None:
     exact: list[float] = []
     for name in ("exact", "int8", "int4"):
         model = load(args.model, quantize=name)
-        windows = _windows(model, _text(args.text), args.windows)
+        windows = _windows(model, text, most)
         bits = [_bits(model, ids) for ids in windows]
         exact = exact or bits
         apart = [b - a for a, b in zip(exact, bits, strict=True)]
@@ -54,7 +53,9 @@ def main() -> None:
         print(json.dumps(line), flush=True)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path | None) -> str:
+    if path is None:
+        return "\n\n".join(page.read_text() for page in sorted(DOCS.glob("*.md")))
     text = path.read_text()
     if path.suffix != ".jsonl":
         return text
@@ -64,8 +65,8 @@ def _text(path: Path) -> str:
 def _windows(model: Model, text: str, most: int) -> list[torch.Tensor]:
     ids = torch.tensor(model.tokenizer.encode(text[: 8 * LENGTH * most]))
     windows = [window for window in ids.split(LENGTH) if len(window) == LENGTH][:most]
-    if len(windows) < 100:
-        sys.exit(f"the text fills {len(windows)} windows of {LENGTH} tokens; give one of at least 100")
+    if len(windows) < most:
+        sys.exit(f"the text fills {len(windows)} windows of {LENGTH} tokens, not {most}; give a longer one")
     return windows
 
 
