@@ -4,3 +4,6 @@ LOGIT_BYTES = 256 << 20  # of float32 logits at a time; fewer chunks means fewer
 SHORT_LENGTH = (
     512  # tokens up to which a CPU's attention in bfloat16 makes its weights again in the backward pass
 )
+PACKED_BYTES = (
+    1 << 30
+)  # of weights, up to which a sampler keeps a copy for oneDNN beside the one of compiled decoding

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from farthing.base.errors import UserError
-from farthing.base.sizes import LOGIT_BYTES, SHORT_LENGTH
+from farthing.base.sizes import LOGIT_BYTES, PACKED_BYTES, SHORT_LENGTH
 from farthing.cost.flops import Recompute
 from farthing.cost.shapes import Layer, Matrix, Shapes, shapes
 
@@ -142,7 +142,8 @@ def memory(
         fullest = replace(fullest, cache=int(tokens * cache_bytes_per_token(config, precision) * held))
     copies, compiled = 1.0 + reference, 0
     if code == "farthing-cpu" and kind in ("grpo", "serve"):
-        copies += (1 + reference) * _packed_share(s, rank)
+        if fullest.weights <= PACKED_BYTES:
+            copies += (1 + reference) * _packed_share(s, rank)
         compiled = WIDTH["bf16"] * (sum(layer.parameters for layer in s.layers) + s.vocab * s.embed)
     fullest = replace(fullest, weights=int(fullest.weights * copies) + compiled)
     if code == "farthing-cpu":

@@ -13,7 +13,7 @@ from farthing.base.errors import UserError
 from farthing.base.figures import bytes_, letters
 from farthing.base.limits import is_out_of_memory
 from farthing.cost.flops import parameters
-from farthing.cost.memory import code_of, memory, precision_of
+from farthing.cost.memory import CPU_BUFFERS, CPU_IMPORTS, code_of, memory, precision_of
 
 _CONTEXT = 4096  # tokens of the context that is counted, or the model's own if that is shorter
 _WIDE = 4  # bytes of a number while a tensor is converted
@@ -84,7 +84,8 @@ def _serving(folder: str | Path | None, device: str, dtype: object, room: int) -
     says = f"the model needs about {bytes_(need.total)} for {tokens:,} tokens, {bytes_(need.weights)} of it for weights"
     if need.total <= room:
         return f"{says}: close other programs, or ask for less at once"
-    fits = whole * max(0.0, room - need.runtime) / max(1, need.total - need.runtime)
+    fixed = min(need.runtime, CPU_IMPORTS + CPU_BUFFERS)  # the rest of it grows with the model
+    fits = whole * max(0.0, room - fixed) / max(1, need.total - fixed)
     smaller = (
         f"a model of up to about {letters(fits)} parameters would fit"
         if fits >= 1e6

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from farthing.base.errors import UserError
+from farthing.base.sizes import PACKED_BYTES
 from farthing.engine.cache import PagedCache
 from farthing.engine.network import Network
 from farthing.engine.sampling import Chosen, Sampling, choose
@@ -21,6 +22,7 @@ from farthing.model.kernels.native.codes import Word
 from farthing.model.kernels.native.operations import Operations, Rows
 from farthing.model.kernels.native.session import Session
 from farthing.model.kernels.native.sizes import BLOCK, HEADS, LANES, SPAN, TILE_BYTES
+from farthing.model.layers import Linear
 from farthing.model.moe import BoundedExperts
 
 QUANTIZED = {"int8": ("int8", "bfloat16"), "int4": ("int4", "int8", "bfloat16")}
@@ -84,6 +86,10 @@ class CompiledNetwork:
         quantize: str,
     ) -> None:
         self.decoder, self.cache = decoder, cache
+        if sum(parameter.nbytes for parameter in decoder.parameters()) > PACKED_BYTES:
+            for module in decoder.modules():
+                if isinstance(module, Linear):
+                    module.packs = False
         names = kinds(decoder, quantize)
         rows = sequences * max(each, module_each if modules else 1)
         self._session = Session(names, _scratch_bytes(decoder, rows))

@@ -14,7 +14,8 @@ from farthing.model.kernels import linear, norm, packed, swiglu
 class Linear(nn.Linear):
     """`nn.Linear` with three additions.
 
-    * Outside autograd the weight may be packed once for the processor and reused (`kernels.packed`).
+    * Outside autograd the weight may be packed once for the processor and reused (`kernels.packed`), unless `packs` is
+      false: a large network has no memory for it.
     * `parts` holds the number of output rows of each matrix fused into this one (q, k, v; gate, up), for adapters that
       store them separately and for optimizers that treat a matrix as a whole (Muon).
     * `lora` holds a low-rank update while one is being trained.
@@ -24,6 +25,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, sum(parts), bias=bias)
         self.parts = parts
         self.lora: Lora | None = None
+        self.packs = True
         self._layout = packed.Layout()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -32,7 +34,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """Return x W^T + b, plus `plus` if given (the residual stream)."""
-        if self.lora is None and packed.usable(self.weight):
+        if self.packs and self.lora is None and packed.usable(self.weight):
             (layout,) = self._layout.of(self.weight, (self.out_features,))
             return packed.linear(x, layout, self.bias, plus)
         y = linear.linear(x, self.weight, self.bias, plus)
@@ -40,7 +42,7 @@ class Linear(nn.Linear):
 
     def silu_product(self, x: Tensor) -> Tensor:
         """Return silu(first part's output) * (second part's output), SwiGLU's inner product."""
-        if self.lora is None and self.bias is None and packed.usable(self.weight):
+        if self.packs and self.lora is None and self.bias is None and packed.usable(self.weight):
             return packed.silu_product(x, *self._layout.of(self.weight, self.parts))
         return swiglu.silu_product(self(x))
 
