@@ -1,6 +1,4 @@
 """Sizes that the network computes by and the memory formula counts by. No torch, so that a plan can read them."""
 
 LOGIT_BYTES = 256 << 20  # of float32 logits at a time; fewer chunks means fewer sums over the head's gradient
-SHORT_LENGTH = (
-    512  # tokens up to which a CPU's attention in bfloat16 makes its weights again in the backward pass
-)
+SHORT_LENGTH = 512  # tokens up to which a CPU's attention makes its weights again in the backward pass
