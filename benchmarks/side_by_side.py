@@ -8,6 +8,8 @@ allows. One JSON line a result goes to stdout, words go to stderr.
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 import functools
 import json

@@ -1,13 +1,14 @@
 """Training steps against transformers: language modelling on full rows of 256 tokens, AdamW, clipping.
 
-(a) a Llama of 10M parameters, 8 rows a step; (b) SmolLM2-135M, 4 rows a step. Farthing computes in bfloat16
-with float32 master weights. The peer is `LlamaForCausalLM` with torch's AdamW: bfloat16 weights or float32
-weights under bfloat16 autocast, fused or foreach; whichever is fastest here. Both start from the same
-weights and see the same batches; the losses are compared with the float32 autocast variant's, whose
-arithmetic is the reference.
+(a) a Llama of 10M parameters, 8 rows a step; (b) SmolLM2-135M, 4 rows a step. Farthing computes in the dtype it chooses
+here, with float32 master weights. The peer is `LlamaForCausalLM` with torch's AdamW: bfloat16 weights or float32
+weights under bfloat16 autocast, float32 alone on processors without bfloat16, fused or foreach; whichever is fastest
+here. Both start from the same weights and see the same batches; the losses are compared with those of float32 weights.
 """
 
 from __future__ import annotations
+
+import farthing  # noqa: F401  # isort: skip
 
 import argparse
 import json
@@ -21,7 +22,7 @@ from side_by_side import Phase, compare, options, profile, say, timed
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from farthing.base.device import Alone, choose
+from farthing.base.device import Alone, choose, has_bfloat16
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.data.packing import PackedBatch, ragged_batch
 from farthing.train.lm import lm_step
@@ -34,7 +35,9 @@ BETAS = (0.9, 0.95)
 DECAY = 0.1
 CLIP = 1.0
 ADAMW_BYTES = 7 * 4 + 2  # a weight: 4 float32 values are read, 3 written, and the bfloat16 one
-VARIANTS = ("bf16 weights, fused", "bf16 weights, foreach", "fp32 autocast, fused", "fp32 autocast, foreach")
+PRECISIONS = ("bf16 weights", "fp32 autocast") if has_bfloat16("cpu") else ("fp32",)
+VARIANTS = tuple(f"{precision}, {kind}" for precision in PRECISIONS for kind in ("fused", "foreach"))
+REFERENCE = f"{PRECISIONS[-1]}, fused"
 
 
 def main() -> None:
@@ -114,7 +117,7 @@ class _Peer:
         plain = [p for p in self.model.parameters() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, **{kind: True})
-        self.autocast = dtype == torch.float32
+        self.autocast = precision == "fp32 autocast"
 
     def step(self, ids: Tensor) -> float:
         targets = ids[:, 1:].contiguous()
@@ -143,9 +146,9 @@ def _measure(
     reference: list[float] = []
     tried: dict[str, tuple[float, list[float]]] = {}
     for variant in VARIANTS:
-        if args.peer in (None, variant) or variant == VARIANTS[2]:
+        if args.peer in (None, variant) or variant == REFERENCE:
             tried[variant] = probe(_Peer(folder, variant, lr).step, batches)
-            reference = tried[variant][1] if variant == VARIANTS[2] else reference
+            reference = tried[variant][1] if variant == REFERENCE else reference
     chosen = args.peer or _fastest(tried)[0]
     apart = max(abs(a - b) / b for a, b in zip(losses, reference, strict=True))
     say(f"{name}: losses {[round(x, 3) for x in losses]}, the reference's {[round(x, 3) for x in reference]}")

@@ -1,7 +1,7 @@
 """Training steps of a small DeepSeek-V3 against transformers, and what its mixture of experts costs us.
 
-11.8M parameters, 8 rows of 256 tokens, AdamW, clipping. Farthing computes in bfloat16 with float32 master
-weights, with the balance loss and the bias update that transformers leaves out. The peer is
+11.8M parameters, 8 rows of 256 tokens, AdamW, clipping. Farthing computes in the dtype it chooses here with
+float32 master weights, with the balance loss and the bias update that transformers leaves out. The peer is
 `DeepseekV3ForCausalLM` with torch's AdamW, in whichever of its expert and attention implementations and
 precisions is fastest here. Both start from the same weights, their routers balanced beforehand, and see the
 same batches; the losses are compared with the float32 peer's. The second line sets Farthing's own dense Llama
@@ -9,6 +9,8 @@ with as many active parameters beside it: the ratio is what the mixture and the 
 """
 
 from __future__ import annotations
+
+import farthing  # noqa: F401  # isort: skip
 
 import argparse
 import json
@@ -28,7 +30,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from farthing.base.device import choose
+from farthing.base.device import choose, has_bfloat16
 from farthing.cost.flops import causal_pairs, forward_flops, parameters
 from farthing.model import Routing, Segments, update_biases
 from farthing.train.losses import next_token_losses
@@ -39,7 +41,7 @@ from farthing.weights.folder import read_config
 ROWS = 8
 LR = 1e-3
 STEPS = 3  # a timed run
-PRECISIONS = ("bf16", "fp32", "autocast")
+PRECISIONS = ("bf16", "fp32", "autocast") if has_bfloat16("cpu") else ("fp32",)
 EXPERTS = ("eager", "grouped_mm")
 ATTENTION = ("sdpa", "eager")
 REFERENCE = ("fp32", "grouped_mm", "sdpa")

@@ -62,6 +62,7 @@ def choices(kind: str) -> torch.Tensor:
 def test_no_token_is_dropped_and_every_gradient_is_right(kind, way, monkeypatch):
     monkeypatch.setattr(layout, "PAD_TO", 4)
     monkeypatch.setattr(layout, "CALL", 1e9 if way == "padded" else -1e9)
+    monkeypatch.setattr(layout, "MOST_PADDING", 0)
     monkeypatch.setattr(kernel, "ragged_works", lambda x, inner: way == "ragged")
     experts = randomly(Experts(EXPERTS, WIDTH, INNER))
     chosen = choices(kind)
@@ -92,6 +93,7 @@ def test_every_token_has_a_row_of_each_of_its_experts(chosen, way):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "PAD_TO", 4)
         patch.setattr(layout, "CALL", 1e9 if way == "padded" else -1e9)
+        patch.setattr(layout, "MOST_PADDING", 0)
         rows = Rows.of(chosen_NK, 6, way == "ragged")
     assert rows.row_NK.unique().numel() == chosen_NK.numel(), "no two share a row"
     assert torch.equal(rows.source_S[rows.row_NK], torch.arange(len(chosen_NK))[:, None].expand_as(chosen_NK))
@@ -109,7 +111,7 @@ def test_rows_that_fill_up_give_nothing(monkeypatch):
     experts = randomly(Experts(EXPERTS, WIDTH, INNER))
     chosen = choices("evenly") % 5  # some tokens then have an expert twice, which changes nothing here
     x, gates = torch.randn(TOKENS, WIDTH) * 100, torch.rand(TOKENS, TOP_K)
-    monkeypatch.setattr(layout, "CALL", 1e9)
+    monkeypatch.setattr(layout, "MOST_PADDING", 1e9)
     results = []
     for pad_to in (1, 64):
         monkeypatch.setattr(layout, "PAD_TO", pad_to)

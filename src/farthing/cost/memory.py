@@ -338,7 +338,8 @@ def _head(s: Shapes, at: _Settings, b: int, table: int) -> float:
     if at.code == "usual":  # logits, their float32 copy, its gradient
         return numbers * (1 + s.mtp_depth) * (b + 2 * _FLOAT) / at.layout.tensor
     if at.kind != "grpo" and numbers * b <= LOGIT_BYTES:
-        # logits, log-probabilities and the gradient of one loss, and the log-probabilities that others keep
+        # logits, log-probabilities and the gradient of one loss, and the log-probabilities that others keep; a CPU
+        # needs less, the gradient and a product's logits
         return numbers * (3 + s.mtp_depth) * b + table * b
     chunk = min(LOGIT_BYTES, numbers * _FLOAT)
     # logits and their softmax; or its rounded copy beside the gradient's sum so far and its next term

@@ -1,11 +1,10 @@
-"""Attention: torch's fused kernel, our own backward pass for short sequences, and plain softmax attention.
+"""Attention: torch's fused kernel, our own for short sequences in training, and plain softmax attention.
 
 Shapes: B sequences, H query heads, G key/value heads, L queries, M keys, D head width, E value width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,10 +157,12 @@ class _Short(torch.autograd.Function):
             return _forward(q_BHLD, k_BGMD, v_BGME, mask, causal)
         out_BHLE, groups = _by_token(q_BHLD, v_BGME.shape[-1]), k_BGMD.shape[1]
         q, out = _grouped(q_BHLD, groups), _grouped(out_BHLE, groups)
-        k, v = k_BGMD.flatten(0, 1), v_BGME.flatten(0, 1)
-        for rows, keys, bias in _blocks(q_BHLD, k_BGMD, mask, causal):
-            weights = _weights(_rows(q, rows), k[:, :keys], bias)
-            out[..., rows, :] = torch.bmm(weights, v[:, :keys]).view(out[..., rows, :].shape)
+        k_all, v_all = k_BGMD.flatten(0, 1), v_BGME.flatten(0, 1)
+        for rows, keys in _blocks(q_BHLD.shape[2], k_BGMD.shape[2], causal):
+            k, v = k_all[:, :keys].contiguous(), v_all[:, :keys].contiguous()
+            weights = _weights(_rows(q, rows), k, None, rows.stop - rows.start)
+            own = out[..., rows, :]
+            own.copy_(torch.bmm(weights, v).view(own.shape))
         return out_BHLE
 
     @staticmethod
@@ -169,22 +170,30 @@ class _Short(torch.autograd.Function):
         q_BHLD, k_BGMD, v_BGME, mask = ctx.saved_tensors
         groups, scale = k_BGMD.shape[1], q_BHLD.shape[-1] ** -0.5
         q, grad = _grouped(q_BHLD, groups), _grouped(grad_BHLE, groups)
-        k, v = k_BGMD.flatten(0, 1), v_BGME.flatten(0, 1)
         grad_q_BHLD = _by_token(q_BHLD, q_BHLD.shape[-1])
         grad_q = _grouped(grad_q_BHLD, groups)
-        grad_k, grad_v = (torch.zeros(t.shape, dtype=torch.float32) for t in (k, v))
-        for rows, keys, bias in _blocks(q_BHLD, k_BGMD, mask, ctx.causal):
+        k_all, v_all = k_BGMD.flatten(0, 1), v_BGME.flatten(0, 1)
+        bias = _score_bias(q_BHLD, k_BGMD, mask, False)
+        sums: tuple[Tensor, Tensor] | None = None
+        # the last block sees every key, so its gradients begin the sums
+        for rows, keys in reversed(_blocks(q_BHLD.shape[2], k_BGMD.shape[2], ctx.causal)):
             q_rows, grad_rows = _rows(q, rows), _rows(grad, rows)
-            weights = _weights(q_rows, k[:, :keys], bias)
-            above = torch.bmm(grad_rows, v[:, :keys].transpose(1, 2))
+            k, v = k_all[:, :keys].contiguous(), v_all[:, :keys]
+            weights = _weights(q_rows, k, bias, rows.stop - rows.start if ctx.causal else 0)
+            above = torch.bmm(grad_rows, v.transpose(1, 2))
             scores = torch._softmax_backward_data(above, weights, -1, q.dtype)
             own = grad_q[..., rows, :]
-            own.copy_(torch.bmm(scores, k[:, :keys]).mul_(scale).view(own.shape))
-            grad_k[:, :keys] += torch.bmm(scores.transpose(1, 2), q_rows)
-            grad_v[:, :keys] += torch.bmm(weights.transpose(1, 2), grad_rows)
+            torch.mul(torch.bmm(scores, k).view(own.shape), scale, out=own)
+            parts = torch.bmm(scores.transpose(1, 2), q_rows), torch.bmm(weights.transpose(1, 2), grad_rows)
+            if sums is None:
+                sums = parts[0].float(), parts[1].float()
+            else:
+                for total, part in zip(sums, parts, strict=True):
+                    total[:, :keys] += part
+        assert sums is not None
         grad_k_BGMD, grad_v_BGME = (_by_token(t, t.shape[-1]) for t in (k_BGMD, v_BGME))
-        grad_k_BGMD.copy_(grad_k.mul_(scale).view(k_BGMD.shape))
-        grad_v_BGME.copy_(grad_v.view(v_BGME.shape))
+        grad_k_BGMD.copy_(sums[0].mul_(scale).view(k_BGMD.shape))
+        grad_v_BGME.copy_(sums[1].view(v_BGME.shape))
         return grad_q_BHLD, grad_k_BGMD, grad_v_BGME, None, None
 
 
@@ -204,32 +213,31 @@ def _rows(t: Tensor, rows: slice) -> Tensor:
     return t[..., rows, :].reshape(t.shape[0] * t.shape[1], -1, t.shape[-1])
 
 
-def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    shared = q.shape[1] // len(bias)
-    return torch.baddbmm(bias.repeat(shared, 1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None, block: int = 0) -> Tensor:
+    """Softmax of the scores, which belong to a block of the last causal queries, or have a bias."""
+    scores = q.new_empty(len(q), q.shape[1], k.shape[1])
+    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=scores)
+    if block:  # earlier keys are seen by all of the block
+        later = scores.new_full((block, block), -torch.inf).triu(1)
+        scores[:, :, -block:].unflatten(1, (-1, block)).add_(later)
+    elif bias is not None:
+        scores.unflatten(1, (-1, len(bias))).add_(bias)
+    return scores.softmax(-1)
 
 
-def _blocks(
-    q_BHLD: Tensor, k_BGMD: Tensor, mask: Tensor | None, causal: bool
-) -> Iterator[tuple[slice, int, Tensor]]:
-    """Blocks of queries, the number of keys they see, the bias of their scores."""
-    length = q_BHLD.shape[2]
-    bias = _score_bias(q_BHLD, k_BGMD, mask, causal)
-    if bias is None:
-        bias = q_BHLD.new_zeros(length, k_BGMD.shape[2])
+def _blocks(length: int, keys: int, causal: bool) -> list[tuple[slice, int]]:
+    """Blocks of queries, and how many of the keys they see."""
     if not causal:
-        yield slice(0, length), k_BGMD.shape[2], bias
-        return
+        return [(slice(0, length), keys)]
     size = BLOCK if length > 2 * BLOCK else BLOCK // 2
-    for start in range(0, length, size):
-        end = min(start + size, length)
-        yield slice(start, end), end, bias[start:end, :end]
+    starts = range(0, length, size)
+    return [(slice(start, end), end) for start in starts for end in [min(start + size, length)]]
 
 
 def short(
     q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, mask: Tensor | None, causal: bool = False
 ) -> Tensor:
-    """`attention` with our own backward pass."""
+    """`attention` with matrices of weights, and our own backward pass."""
     return _Short.apply(q_BHLD, k_BGMD, v_BGME, mask, causal)
 
 
@@ -267,4 +275,4 @@ def _examples_with_decoding() -> list[tuple[Any, ...]]:
 TORCH = Kernel(
     "attention", "torch's scaled_dot_product_attention", fused, plain, anywhere, _examples_with_decoding
 )
-SHORT = Kernel("short attention", "a backward pass of five products", short, plain, _short_lacks, _examples)
+SHORT = Kernel("short attention", "matrices of weights, made twice", short, plain, _short_lacks, _examples)

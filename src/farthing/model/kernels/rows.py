@@ -19,6 +19,7 @@ PAD_TO = (
     32  # an expert's rows are rounded up to a multiple of this, so few shapes occur and each is planned once
 )
 CALL = 32  # rows that a product of its own for each expert costs in addition
+MOST_PADDING = 1.5  # beyond this many rows per real row, the ragged product is faster
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Rows:
         counts_E = torch.bincount(flat, minlength=experts)
         sizes = [_padded(count) for count in counts_E.tolist()]
         layout: dict[str, Any] = {}
-        if experts * max(sizes) <= sum(sizes) + CALL * experts:
+        alone = sum(sizes) + CALL * experts
+        most = max(MOST_PADDING * len(flat), PAD_TO * experts) if may_be_ragged else alone
+        if experts * max(sizes) <= most:
             lengths_E = torch.full_like(counts_E, max(sizes))
         elif may_be_ragged:
             lengths_E, layout["ends_E"] = counts_E, counts_E.cumsum(0).to(torch.int32)
