@@ -8,6 +8,8 @@ decoding time on the same weights, and the cache of each token beside that of a 
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 import json
 import tempfile

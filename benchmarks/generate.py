@@ -8,6 +8,8 @@ beside the exact engine, Q8_0 beside int8, Q4_1 and Q4_0 beside int4.
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 import functools
 import inspect

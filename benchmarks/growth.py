@@ -8,6 +8,8 @@ tokens take. Writes results/growth.json and, from it, docs/images/growth.svg.
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 import json
 import os

@@ -12,6 +12,8 @@ The details also give our step as it is used: end tokens heeded, groups without 
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 import contextlib
 import statistics

@@ -9,6 +9,8 @@ an upper bound. `details` has the microseconds of a span on its own and what the
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import contextlib
 import tempfile
 import time

@@ -6,6 +6,8 @@ dtype, which computes the logits of the last position only, as Farthing and llam
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 import tempfile
 from collections.abc import Callable

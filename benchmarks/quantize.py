@@ -7,6 +7,8 @@ Answers to questions are compared by `farthing eval --quantize`.
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 import json
 import math

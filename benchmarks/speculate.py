@@ -7,6 +7,8 @@ a near-tie; the share that agrees is printed.
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 from typing import Any
 

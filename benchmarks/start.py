@@ -8,6 +8,8 @@ file itself. Timed is from the process's start to its end, or to the first byte 
 
 from __future__ import annotations
 
+import farthing  # noqa: F401  # isort: skip
+
 import argparse
 import os
 import shutil
