@@ -60,11 +60,5 @@ class Crew:
 
 crew = Crew()
 
-
-def _forked() -> None:
-    global crew
-    crew = Crew()  # threads do not survive a fork
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, and a lock may have been held
+    os.register_at_fork(after_in_child=crew.__init__)  # type: ignore[misc]
