@@ -58,7 +58,9 @@ def require_kernels(decoder: Decoder, quantize: str, page_size: int = LANES) -> 
 def refuse(quantize: str, why: str) -> None:
     """Raise UserError where something quantized cannot be compiled; what is exact has torch's path."""
     if quantize != "exact":
-        raise UserError(f"quantize: {quantize} needs compiled kernels, and there are none here: {why}")
+        raise UserError(
+            f"quantize: {quantize} needs compiled kernels, and there are none here ({why}); answer with exact weights"
+        )
 
 
 class CompiledNetwork:
