@@ -62,10 +62,8 @@ class Engine:
         pages = -(-cache_tokens // page_size)
         self.capacity = pages * page_size
         self.why_not_compiled = compiled.lacks(decoder, page_size)
-        if quantize != "exact" and self.why_not_compiled:
-            raise UserError(
-                f"quantize: {quantize} needs compiled kernels, and this has none: {self.why_not_compiled}"
-            )
+        if self.why_not_compiled:
+            compiled.refuse(quantize, self.why_not_compiled)
 
         def cache(layout: type[Layout]) -> PagedCache:
             return PagedCache(
