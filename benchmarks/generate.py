@@ -11,8 +11,6 @@ from __future__ import annotations
 import farthing  # noqa: F401  # isort: skip
 
 import argparse
-import functools
-import inspect
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 
 import torch
 from llama_cpp_peer import AS, binding, exported, fastest
-from side_by_side import Phase, compare, options, profile, say
+from side_by_side import Phase, compare, options, profile
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from farthing.base.device import choose
@@ -65,21 +63,10 @@ def _more(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def engine_for(model: Model, precision: str, *, max_batch: int, cache_tokens: int) -> Engine | None:
+def engine_for(model: Model, precision: str, *, max_batch: int, cache_tokens: int) -> Engine:
     """An engine that computes with the weights as they are (`exact`) or quantised (`int8`, `int4`), and that stops at
-    no token. None, said in a line, if this one cannot."""
-    options: dict[str, Any] = {"max_batch": max_batch, "cache_tokens": cache_tokens}
-    if not _quantizes():
-        return Engine(model.decoder, **options) if precision == "exact" else None
-    return Engine(model.decoder, **options, quantize=precision)
-
-
-@functools.cache
-def _quantizes() -> bool:
-    if "quantize" in inspect.signature(Engine).parameters:
-        return True
-    say("int8 and int4 skipped: this Engine has no `quantize`")
-    return False
+    no token."""
+    return Engine(model.decoder, max_batch=max_batch, cache_tokens=cache_tokens, quantize=precision)
 
 
 def _measure(
@@ -93,8 +80,6 @@ def _measure(
     args: argparse.Namespace,
 ) -> None:
     engine = engine_for(model, precision, max_batch=batch, cache_tokens=batch * 256)
-    if engine is None:
-        return
     prompts = prompts_of(model, batch)
     requests = [Request(prompt, Sampling(max_new_tokens=new, temperature=0.0)) for prompt in prompts]
     name = f"generate/batch{batch}" + ("" if precision == "exact" else f"/{precision}")

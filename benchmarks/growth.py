@@ -103,8 +103,7 @@ def _point(
     with ExitStack() as stack:
         sides: dict[str, Side] = {"transformers": _transformers(peer, prompts, new)}
         for precision in AS:
-            if (side := _farthing(model, precision, prompts, new)) is not None:
-                sides[f"Farthing {precision}"] = side
+            sides[f"Farthing {precision}"] = _farthing(model, precision, prompts, new)
         for kind in (kind for kinds in AS.values() for kind in kinds) if lib is not None else ():
             file = exported(model.folder, files, kind)
             loaded, _ = stack.enter_context(fastest(lib, file, prompts, new, args.threads))
@@ -129,11 +128,9 @@ def _speed(side: Side, batch: int, new: int) -> float:
     return batch * (new - 1) / (ended[-1] - ended[-new])
 
 
-def _farthing(model: Model, precision: str, prompts: list[list[int]], new: int) -> Side | None:
+def _farthing(model: Model, precision: str, prompts: list[list[int]], new: int) -> Side:
     room = len(prompts) * (len(prompts[0]) + new + 16)
     engine = engine_for(model, precision, max_batch=len(prompts), cache_tokens=room)
-    if engine is None:
-        return None
     requests = [Request(prompt, Sampling(max_new_tokens=new, temperature=0.0)) for prompt in prompts]
     return lambda told: engine.generate(requests, lambda done, of: told())
 

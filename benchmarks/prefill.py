@@ -33,7 +33,6 @@ def main() -> None:
     model = at_place(folder, place)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=place.torch_dtype).eval()
     engine = engine_for(model, "exact", max_batch=1, cache_tokens=max(lengths) + 16)
-    assert engine is not None
     lib = None if args.profile else binding()
     weights = sum(p.numel() for p in model.decoder.parameters()) * 2
     for length in lengths:

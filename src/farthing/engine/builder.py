@@ -155,15 +155,10 @@ class Builder:
         address, pitch = self.operand(out, weight, x)
         out.add(
             Code.MULTIPLY,
-            kind=weight.kind,
+            **weight.fields,
             x=address,
             x_pitch=pitch,
             x_step=4 * x_step,
-            k=weight.inputs,
-            w=weight.start,
-            w_step=weight.part_bytes,
-            stride=weight.stride,
-            count=weight.tiles,
             grain=max(1, weight.parts * weight.tiles // max(ITEMS, 8 * self.threads)),
             bias=bias,
             mode=mode,
@@ -216,9 +211,8 @@ class Builder:
         entry, heads = LANES + padded(width, LANES), self.config.num_heads
         spans = -(-self.positions // SPAN)
         if ("partial", entry) not in self._shared:
-            memory = torch.empty(
-                self.rows * heads * spans * entry
-            )  # no page of it is used before it is needed
+            # no page of it is used before it is needed
+            memory = torch.empty(self.rows * heads * spans * entry)
             self._shared["partial", entry] = Rows(memory, 4 * entry)
         partial = self._shared["partial", entry]
         return {

@@ -67,7 +67,7 @@ class CompiledNetwork:
     """A decoder's network, compiled for one cache.
 
     Args:
-        rows: the most new tokens of a step.
+        sequences: the most of them in a step.
         each: new tokens of each sequence in `decode`; `module_each` in a prediction module's pass.
         positions: the most tokens of a sequence.
 

@@ -297,15 +297,10 @@ class Network(Builder):
         address, pitch = self.operand(out, up, x)
         out.add(
             Code.EXPERTS_UP,
-            kind=up.kind,
+            **up.fields,
             x=address,
             x_pitch=pitch,
             top_k=moe.top_k,
-            k=up.inputs,
-            w=up.start,
-            w_step=up.part_bytes,
-            stride=up.stride,
-            count=up.tiles,
             grain=max(1, up.tiles // 4),
             members=members_at,
             y=middle.at(),
@@ -321,20 +316,15 @@ class Network(Builder):
         self.quantized = None
         out.add(
             Code.EXPERTS_DOWN,
-            kind=down.kind,
+            **down.fields,
             x=address,
             x_pitch=pitch,
             top_k=moe.top_k,
-            k=down.inputs,
-            w=down.start,
-            w_step=down.part_bytes,
-            stride=down.stride,
             experts=moe.experts,
             members=members_at,
             gates=gates,
             y=self.x.at(),
             y_pitch=self.x.pitch,
-            count=down.tiles,
         )
         if mixture.shared is not None and shared is not None:
             self._after(out, mixture.shared.down, None, shared, None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from farthing.base.device import Ranks
 from farthing.model import Decoder
 from farthing.model.kernels import adamw
-from farthing.model.kernels.adamw import CompiledAdamW, Norm
+from farthing.model.kernels.adamw import CompiledAdamW
 from farthing.model.layers import Linear, Lora
 from farthing.model.moe import Experts
 
@@ -92,7 +92,6 @@ class MasterWeights:
         products = next((m.source.dtype for m in self.masters), torch.float32)
         self.optimizers: list[torch.optim.Optimizer] = []
         self.compiled: CompiledAdamW | None = None
-        self._norm = Norm() if adamw.COMPILED.on(self.masters[0].source) else None
         if groups:  # empty when Muon trains only LoRA's matrices
             self.optimizers.append(self._adamw(groups, lr, betas))
         if matrices:
@@ -106,8 +105,11 @@ class MasterWeights:
     ) -> torch.optim.Optimizer:
         """AdamW of these groups: compiled, where it clips and publishes as well, or torch's."""
         mine = {id(copy) for group in groups for copy in group["params"]}
-        published = {m.copy: (m.source.detach()[m.rows], self.stored == torch.bfloat16) for m in self.masters}
-        published = {copy: found for copy, found in published.items() if id(copy) in mine}
+        published = {
+            m.copy: (m.source.detach()[m.rows], self.stored == torch.bfloat16)
+            for m in self.masters
+            if id(m.copy) in mine
+        }
         known = (torch.bfloat16, torch.float32)
         as_known = self.stored in (None, *known) and all(out.dtype in known for out, _ in published.values())
         first = self.masters[0].source
@@ -132,12 +134,9 @@ class MasterWeights:
             if master.fresh:
                 master.copy.grad = None
         copies = [m.copy for m in self.masters if m.copy.grad is not None]
-        if self.compiled is None or self._norm is None:
+        if self.compiled is None:
             return float(nn.utils.clip_grad_norm_(copies, max_norm))
-        for copy in copies:
-            assert copy.grad is not None
-            copy.grad = copy.grad.contiguous()
-        norm = self._norm([copy.grad for copy in copies if copy.grad is not None])
+        norm = self.compiled.norm([copy.grad for copy in copies if copy.grad is not None])
         factor = min(1.0, max_norm / (norm + 1e-6))
         self.compiled.clip = factor
         for copy in copies:
@@ -247,7 +246,7 @@ def _collector(masters: Sequence[_Master]):  # type: ignore[no-untyped-def]
         assert grad is not None
         for master in masters:
             if master.copy.grad is None:
-                master.copy.grad = grad[master.rows].float()
+                master.copy.grad = grad[master.rows].float().contiguous()
             elif master.fresh:
                 master.copy.grad.copy_(grad[master.rows])
             else:

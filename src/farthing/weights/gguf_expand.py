@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from farthing.base.errors import UserError
+from farthing.base.machine import cpu_cores
 from farthing.weights.gguf_file import Tensor
 
 _CHUNK = 1 << 18  # weights expanded at a time: a thread's float32 copies stay in its cache
@@ -54,8 +54,7 @@ class Expander:
 @contextmanager
 def expander() -> Iterator[Expander]:
     """An expander, whose threads end with the block."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(cores, "expand") as pool:
+    with ThreadPoolExecutor(cpu_cores(), "expand") as pool:
         yield Expander(pool)
 
 

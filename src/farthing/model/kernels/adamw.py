@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from farthing.model.kernels.native import library
+from farthing.model.kernels.native import trial
 from farthing.model.kernels.native.build import UPDATE
 from farthing.model.kernels.native.codes import Code
-from farthing.model.kernels.native.operations import Operations
+from farthing.model.kernels.native.operations import Operations, Repeated
 from farthing.model.kernels.native.session import Session
 from farthing.model.kernels.native.sizes import BFLOAT16, CHUNK, FLOAT32, ROUNDED
 from farthing.model.kernels.probe import Kernel, anywhere, numbers
@@ -47,9 +47,8 @@ class CompiledAdamW(torch.optim.AdamW):
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps)
         self.published, self.clip = published, 1.0
-        self._session = Session(UPDATE)
-        self._operations = Operations()
-        self._for: list[tuple[int, ...]] = []
+        self.norm = Norm()
+        self._session, self._operations = Session(UPDATE), Repeated(Code.ADAMW)
         self._settings = np.zeros((len(published), 8))
 
     @torch.no_grad()
@@ -77,57 +76,62 @@ class CompiledAdamW(torch.optim.AdamW):
         self.clip = 1.0
 
     def _prepared(self, parameters: Sequence[nn.Parameter]) -> Operations:
-        """The operations for these parameters, made again only if a tensor has moved."""
-        rows: list[tuple[int, ...]] = []
-        for parameter in parameters:
+        rows = []
+        for parameter, settings in zip(parameters, self._settings, strict=False):
             state, (out, rounded) = self.state[parameter], self.published[parameter]
             assert parameter.grad is not None
-            parameter.grad = parameter.grad.contiguous()
-            tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-            assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors)
+            tensors = {
+                "master": parameter,
+                "gradient": parameter.grad,
+                "mean": state["exp_avg"],
+                "square": state["exp_avg_sq"],
+            }
             how = BFLOAT16 if out.dtype == torch.bfloat16 else ROUNDED if rounded else FLOAT32
-            rows.append((*(tensor.data_ptr() for tensor in (*tensors, out)), how, parameter.numel()))
-        if self._for != rows:
-            self._operations, self._for = Operations(), rows
-            for number, (master, gradient, mean, square, target, how, count) in enumerate(rows):
-                self._operations.add(
-                    Code.ADAMW,
-                    master=master,
-                    gradient=gradient,
-                    mean=mean,
-                    square=square,
-                    out=target,
-                    published=how,
-                    count=count,
-                    settings=self._settings[number].ctypes.data,
-                    items=-(-count // CHUNK),
-                )
-        return self._operations
+            rows.append(
+                {
+                    **{name: _address(tensor) for name, tensor in tensors.items()},
+                    "out": out.data_ptr(),
+                    "published": how,
+                    "count": parameter.numel(),
+                    "settings": settings.ctypes.data,
+                    "items": -(-parameter.numel() // CHUNK),
+                }
+            )
+        return self._operations.of(rows)
 
 
 class Norm:
     """The norm of many float32 tensors together, in one pass."""
 
     def __init__(self) -> None:
-        self._session = Session(UPDATE)
+        self._session, self._operations = Session(UPDATE), Repeated(Code.SQUARES)
+        self._sums = np.zeros(0)
 
     def __call__(self, tensors: Sequence[Tensor]) -> float:
+        """The norm of contiguous tensors."""
         counts = [-(-tensor.numel() // CHUNK) for tensor in tensors]
-        sums, operations, start = np.zeros(sum(counts)), Operations(), 0
-        for tensor, count in zip(tensors, counts, strict=True):
-            assert tensor.is_contiguous()
-            assert tensor.dtype == torch.float32
-            operations.add(
-                Code.SQUARES,
-                x=tensor.data_ptr(),
-                count=tensor.numel(),
-                sums=sums[start:].ctypes.data,
-                items=count,
-            )
-            start += count
-        if counts:
-            self._session.run(operations)
-        return float(np.sqrt(sums.sum()))
+        if len(self._sums) != sum(counts):
+            self._sums = np.zeros(sum(counts))
+        starts = np.cumsum([0, *counts])[:-1]
+        rows = [
+            {
+                "x": _address(tensor),
+                "count": tensor.numel(),
+                "sums": self._sums.ctypes.data + 8 * int(start),
+                "items": count,
+            }
+            for tensor, start, count in zip(tensors, starts, counts, strict=True)
+        ]
+        if rows:
+            self._session.run(self._operations.of(rows))
+        return float(np.sqrt(self._sums.sum()))
+
+
+def _address(tensor: Tensor) -> int:
+    """Of a tensor that compiled code reads as one row of float32."""
+    assert tensor.is_contiguous()
+    assert tensor.dtype == torch.float32
+    return tensor.data_ptr()
 
 
 def _two_steps(fused: bool, weight: Tensor, grad: Tensor) -> Tensor:
@@ -157,12 +161,6 @@ def _two_clipped_steps(weight: Tensor, grad: Tensor) -> Tensor:
     return _two_steps(False, weight, grad * 0.5)
 
 
-def _compiled_lacks(device: torch.device, dtype: torch.dtype) -> str:
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
-        return "for bfloat16 and float32 on a CPU"
-    return library.lacks()
-
-
 def _examples() -> list[tuple[Tensor, Tensor]]:
     return [(numbers(7, 5), numbers(7, 5, seed=1))]
 
@@ -175,6 +173,6 @@ COMPILED = Kernel(
     "one pass, compiled by numba",
     _two_compiled_steps,
     _two_clipped_steps,
-    _compiled_lacks,
+    trial.lacks,
     _examples,
 )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from farthing.base import processor
-from farthing.model.kernels.probe import Kernel, numbers
+from farthing.model.kernels.probe import Kernel, cpu_floats, numbers
 
 
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, plus_NO: Tensor | None) -> Tensor:
@@ -69,8 +69,8 @@ def _reference(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, plus_NO: 
 
 
 def _lacks(device: torch.device, dtype: torch.dtype) -> str:
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
-        return "for bfloat16 and float32 on a CPU"
+    if reason := cpu_floats(device, dtype):
+        return reason
     if processor.isa() not in processor.X86[1:]:
         return "oneDNN is measured with AVX2 and later only"
     if not torch.backends.mkldnn.is_available():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from farthing.model.kernels import linear
-from farthing.model.kernels.probe import Kernel, numbers
+from farthing.model.kernels.probe import Kernel, cpu_floats, numbers
 
 PRODUCT_BYTES = 24 << 20  # of logits that one product makes: what a last-level cache may hold
 PIECE = 1 << 19  # logits whose softmax is taken at a time, in float32: 2 MB
@@ -166,11 +166,6 @@ def _reference(
     return -F.cross_entropy(logits / temperature, targets_M, reduction="none")
 
 
-def _lacks(device: torch.device, dtype: torch.dtype) -> str:
-    known = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
-    return "" if known else "for bfloat16 and float32 on a CPU"
-
-
 def _examples() -> list[tuple[Any, ...]]:
     inputs = (
         numbers(5, 16).requires_grad_(),
@@ -181,5 +176,10 @@ def _examples() -> list[tuple[Any, ...]]:
 
 
 KERNEL = Kernel(
-    "log-probabilities", "logits and their gradients piece by piece", logprobs, _reference, _lacks, _examples
+    "log-probabilities",
+    "logits and their gradients piece by piece",
+    logprobs,
+    _reference,
+    cpu_floats,
+    _examples,
 )

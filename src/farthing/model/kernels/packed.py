@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from farthing.model.kernels.probe import Kernel, numbers
+from farthing.model.kernels.probe import Kernel, cpu_floats, numbers
 
 
 class Layout:
@@ -72,8 +72,8 @@ def _reference(x_NI: Tensor, gate_OI: Tensor, up_OI: Tensor, bias_O: Tensor, plu
 
 
 def _lacks(device: torch.device, dtype: torch.dtype) -> str:
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
-        return "for bfloat16 and float32 on a CPU"
+    if reason := cpu_floats(device, dtype):
+        return reason
     if not torch.backends.mkldnn.is_available():
         return "this torch is built without oneDNN"
     ops = torch.ops.mkldnn

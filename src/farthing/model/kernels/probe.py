@@ -145,6 +145,12 @@ def anywhere(device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
+def cpu_floats(device: torch.device, dtype: torch.dtype) -> str:
+    """`Kernel.lacks` of a fast path for bfloat16 and float32 on a CPU."""
+    known = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
+    return "" if known else "for bfloat16 and float32 on a CPU"
+
+
 def cpu_bfloat16(device: torch.device, dtype: torch.dtype) -> str:
     """`Kernel.lacks` of a fast path that only helps bfloat16 on a CPU."""
     return "" if device.type == "cpu" and dtype == torch.bfloat16 else "for bfloat16 on a CPU"

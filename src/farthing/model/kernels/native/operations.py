@@ -52,6 +52,23 @@ class Rows:
         return self.memory[: rows * whole].view(rows, whole)[:, :width]
 
 
+class Repeated:
+    """Operations of one code that are run again and again, made anew only when a field has changed."""
+
+    def __init__(self, code: Code) -> None:
+        self._code = code
+        self._fields: list[dict[str, int]] = []
+        self._operations = Operations()
+
+    def of(self, fields: list[dict[str, int]]) -> Operations:
+        """The operations with these fields, in this order."""
+        if fields != self._fields:
+            self._fields, self._operations = fields, Operations()
+            for one in fields:
+                self._operations.add(self._code, **one)
+        return self._operations
+
+
 class Operations:
     """A list of operations; an END follows the last."""
 

@@ -36,6 +36,18 @@ class Weight:
     def part_bytes(self) -> int:
         return 2 * self.tiles * self.stride
 
+    @property
+    def fields(self) -> dict[str, int]:
+        """What an operation that multiplies with it has to know."""
+        return {
+            "kind": self.kind,
+            "k": self.inputs,
+            "w": self.start,
+            "w_step": self.part_bytes,
+            "stride": self.stride,
+            "count": self.tiles,
+        }
+
 
 @dataclass
 class Packer:

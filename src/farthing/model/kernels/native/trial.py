@@ -15,7 +15,7 @@ from farthing.model.kernels.native.operations import Operations, Rows
 from farthing.model.kernels.native.packing import Packer
 from farthing.model.kernels.native.session import Session
 from farthing.model.kernels.native.sizes import STORE, TILE
-from farthing.model.kernels.probe import Kernel, numbers
+from farthing.model.kernels.probe import Kernel, cpu_floats, numbers
 
 KINDS = ("bfloat16",)  # what nearly every network needs, so that a trial compiles nothing else
 
@@ -34,15 +34,10 @@ def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     multiplying = Operations()
     multiplying.add(
         Code.MULTIPLY,
-        kind=0,
+        **weight.fields,
         x=x.at(),
         x_pitch=x.pitch,
         x_step=0,
-        k=inputs,
-        w=weight.start,
-        w_step=weight.part_bytes,
-        stride=weight.stride,
-        count=outputs // TILE,
         grain=1,
         bias=0,
         mode=STORE,
@@ -62,14 +57,13 @@ def _reference(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     return F.linear(x_NI, weight_OI.bfloat16().to(x_NI.dtype))
 
 
-def _lacks(device: torch.device, dtype: torch.dtype) -> str:
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
-        return "for bfloat16 and float32 on a CPU"
-    return library.lacks()
+def lacks(device: torch.device, dtype: torch.dtype) -> str:
+    """`Kernel.lacks` of whatever is compiled."""
+    return cpu_floats(device, dtype) or library.lacks()
 
 
 def _examples() -> list[tuple[Any, ...]]:
     return [(numbers(rows, 64), numbers(96, 64, seed=1)) for rows in (*range(1, 9), 12, 20)]
 
 
-KERNEL = Kernel("decoding", "steps compiled by numba", product, _reference, _lacks, _examples)
+KERNEL = Kernel("decoding", "steps compiled by numba", product, _reference, lacks, _examples)
