@@ -29,7 +29,7 @@ from farthing.model.kernels.native.memory import (
     read_i64,
     write_f32,
 )
-from farthing.model.kernels.native.rowwise import capped, largest, scaled
+from farthing.model.kernels.native.rowwise import capped, largest, plus_scaled, scaled
 from farthing.model.kernels.native.sizes import HEADS, LANES, SPAN
 from farthing.model.kernels.native.vector import (
     F32,
@@ -37,7 +37,6 @@ from farthing.model.kernels.native.vector import (
     I64,
     Vector,
     constant,
-    elementwise,
     fma,
     integer,
     load,
@@ -58,11 +57,6 @@ HIDDEN = -1e30  # score of a token that is not seen
 @reduction(1, 1, keeps=True)
 def weights_of(score: Vector, most: Vector) -> Vector:
     return (score - most).exp()
-
-
-@elementwise(2, 1)
-def plus_scaled(x: Vector, y: Vector, factor: Vector) -> Vector:
-    return y.times_plus(factor, x)
 
 
 def _scores(heads: int, stored: ir.Type) -> Any:

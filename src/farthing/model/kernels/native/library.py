@@ -70,7 +70,7 @@ def step(kinds: tuple[str, ...], isa: str | None = None) -> Step:
     says so.
 
     Args:
-        isa: an instruction set of `target.SETS` that this machine has; the one in use by default.
+        isa: an instruction set of `FUSED` that this machine has; the one in use by default.
 
     Raises:
         NoKernels: if this machine has none, or compiling fails.

@@ -11,17 +11,11 @@ from typing import Any
 from farthing.model.kernels.native.jit import function
 from farthing.model.kernels.native.memory import fields, read_f32, read_i64, write_i64
 from farthing.model.kernels.native.products import product
-from farthing.model.kernels.native.rowwise import added, copied, gelu_product, silu_product
+from farthing.model.kernels.native.rowwise import added, copied, gelu_product, plus_scaled, silu_product
 from farthing.model.kernels.native.sizes import ADD, LANES, SILU, STORE, TILE, TILE_BYTES
 from farthing.model.kernels.native.target import Target
-from farthing.model.kernels.native.vector import Vector, elementwise
 
 MOST_ROWS = 16  # of a product's variant, at most: a table of rows has as many entries to spare
-
-
-@elementwise(2, 1)
-def plus_gated(x: Vector, y: Vector, gate: Vector) -> Vector:
-    return y.times_plus(gate, x)
 
 
 def tiles(kind: str, target: Target) -> Any:
@@ -163,6 +157,6 @@ def multiplier(kinds: tuple[str, ...], target: Target) -> tuple[Any, Any, Any]:
             for m in range(rows):
                 place = read_i64(places + 8 * (first + m))
                 out = y + place // top_k * y_pitch + TILE_BYTES * item
-                plus_gated(out, out, tile + TILE_BYTES * m, read_f32(gates + 4 * place), TILE)
+                plus_scaled(out, out, tile + TILE_BYTES * m, read_f32(gates + 4 * place), TILE)
 
     return multiply, experts_up, experts_down

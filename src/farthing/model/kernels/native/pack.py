@@ -22,6 +22,7 @@ from farthing.model.kernels.native.memory import (
     write_i16,
     write_i32,
 )
+from farthing.model.kernels.native.rowwise import round_half_up
 from farthing.model.kernels.native.sizes import GROUP, LANES, PACKED
 from farthing.model.kernels.native.vector import F16, F32, I16, primitive
 
@@ -142,4 +143,4 @@ def pack_int4(source: int, stored: int, outs: int, ins: int, inputs: int, place:
 
 @function
 def rounded(x: float, least: int, most: int) -> int:
-    return min(max(int(x + 32768.5) - 32768, least), most)
+    return min(max(round_half_up(x), least), most)

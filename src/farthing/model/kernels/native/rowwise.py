@@ -44,6 +44,11 @@ def added(x: Vector, y: Vector) -> Vector:
 
 
 @elementwise(2, 1)
+def plus_scaled(x: Vector, y: Vector, factor: Vector) -> Vector:
+    return y.times_plus(factor, x)
+
+
+@elementwise(2, 1)
 def normed(x: Vector, weight: Vector, factor: Vector) -> Vector:
     return x * factor * weight
 

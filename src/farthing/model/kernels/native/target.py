@@ -12,12 +12,11 @@ from farthing.model.kernels.native.vector import I32, call, shuffle
 
 WIDE = ("avx512", "avx512_bf16", "amx")  # 32 registers of 16 float32 lanes
 NARROW = ("avx2", "avx_ne_convert")  # 16 registers of 8
-SETS = (*NARROW, *WIDE, "neon", "bf16")
 
 
 @dataclass(frozen=True)
 class Target:
-    """One of `SETS`; sets without a fused multiply-add have no kernels."""
+    """An instruction set of `library.FUSED`: those without a fused multiply-add have no kernels."""
 
     isa: str
 
