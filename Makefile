@@ -74,7 +74,7 @@ $(BIN)/python:
 
 # reasoning-gym without pycosat, the one part of it that would be compiled.
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[dev,data,gym-parts,sentencepiece]'
+	$(INSTALL) -e '.[dev,data,gym-parts,sentencepiece,serve]'
 	$(INSTALL) --no-deps reasoning-gym
 	@touch $@
 
