@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
 from farthing.base.waiting import Waiting
-from farthing.serve.chat import Message, chat_loop, split_thinking
+from farthing.serve.chat import Message, chat_loop
 
 
 class Terminated(KeyboardInterrupt):
@@ -178,29 +178,6 @@ def test_without_a_terminal_only_answers_are_written() -> None:
 def cut(text: str, places: list[int]) -> list[str]:
     edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
     return [text[start:end] for start, end in pairwise(edges)]
-
-
-_marked = st.lists(
-    st.sampled_from(["<think>", "</think>", "<", "</", "think", ">", "a", " b\n", "<thi"])
-).map("".join)
-
-
-@given(text=_marked, places=st.lists(st.integers(0, 60), max_size=8))
-def test_where_the_text_is_cut_does_not_matter(text: str, places: list[int]) -> None:
-    def joined(pieces: list[str]) -> list[tuple[bool, str]]:
-        parts: list[tuple[bool, str]] = []
-        for thinking, piece in split_thinking(pieces):
-            if parts and parts[-1][0] == thinking:
-                parts[-1] = (thinking, parts[-1][1] + piece)
-            else:
-                parts.append((thinking, piece))
-        return parts
-
-    assert joined(cut(text, places)) == joined([text])
-
-
-def test_text_that_only_looks_like_a_mark_is_not_lost() -> None:
-    assert "".join(text for _, text in split_thinking(["a <thi", "s> b <", "/think"])) == "a <this> b </think"
 
 
 @given(text=st.text("ab \n", max_size=30), places=st.lists(st.integers(0, 30), max_size=5))

@@ -8,13 +8,14 @@ text as it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import TextIO
 
 from farthing.base.errors import UserError
 from farthing.base.terminal import harmless, one_line
 from farthing.base.waiting import Waiting
+from farthing.serve.thinking import CLOSE, OPEN, split_thinking
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Reply = Callable[[list[Message]], Iterator[str]]
@@ -26,32 +27,7 @@ HELP = """\
 /quit    leave (so do Ctrl-D, and Ctrl-C twice)
 Ctrl-C stops an answer; the part already shown stays in the conversation."""
 
-_OPEN, _CLOSE = "<think>", "</think>"
 _DIM, _PLAIN, _START_OF_LINE = "\x1b[2m", "\x1b[22m", "\r\x1b[K"
-
-
-def split_thinking(pieces: Iterable[str]) -> Iterator[tuple[bool, str]]:
-    """Separate thinking from answer: yields (is thinking, text), without the <think> and </think> marks.
-
-    A mark may be spread over any number of pieces: text that may become a mark is held back until known.
-    """
-    thinking, held = False, ""
-    for piece in pieces:
-        held += piece
-        while True:
-            mark = _CLOSE if thinking else _OPEN
-            before, found, after = held.partition(mark)
-            if not found:
-                break
-            if before:
-                yield thinking, before
-            thinking, held = not thinking, after
-        keep = next((n for n in range(len(mark) - 1, 0, -1) if held.endswith(mark[:n])), 0)
-        if len(held) > keep:
-            yield thinking, held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield thinking, held
 
 
 def chat_loop(
@@ -158,7 +134,7 @@ def _answer(reply: Reply, messages: list[Message], view: _View) -> str:
         view.close(" (stopped)")
     answer = "".join(said)
     # An open thought would swallow the rest of the conversation in the model's eyes.
-    return answer + f"\n{_CLOSE}\n" if answer.rfind(_OPEN) > answer.rfind(_CLOSE) else answer
+    return answer + f"\n{CLOSE}\n" if answer.rfind(OPEN) > answer.rfind(CLOSE) else answer
 
 
 class _View:
