@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
 from farthing.engine import Engine, Request, Sampling
+from farthing.engine.cache import PagedCache
 from farthing.engine.compiled import lacks
+from farthing.engine.quantize import quantize_
 from farthing.model import Decoder, Mla, ModelConfig, Moe, kernels
 from farthing.model.config import Rope
 
@@ -143,6 +145,29 @@ def test_quantized_weights_are_near(parts, quantize):
     limit = {"int8": 0.15, "int4": 1.0}[quantize]  # of random weights; experts may be chosen otherwise
     assert sorted(apart)[len(apart) // 2] < limit
     assert max(apart) > 1e-5  # or nothing was quantized
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("parts", ["sizes of no whole tile", "biases", "wide heads", "experts", "DeepSeek"])
+def test_prompts_and_decoding_read_the_same_rounded_weights(parts, quantize, monkeypatch):
+    def single(config, pages, page_size, dtype, *more, **settings):
+        """A cache in float32, so that only weights can differ."""
+        return PagedCache(config, pages, page_size, torch.float32, *more, **settings)
+
+    monkeypatch.setattr("farthing.engine.engine.PagedCache", single)
+    decoder = network(parts)
+    quantize_(decoder, quantize)
+    engine = Engine(decoder, max_batch=4, cache_tokens=512, quantize=quantize)
+    prompts = prompts_of((1, 7), decoder.config.vocab_size)
+    assert errors(decoder, engine, prompts) < 0.005  # a row is rounded to 16 bits
+
+
+def test_rows_that_operations_share_are_enough_for_each():
+    """Experts' rows are as wide as a layer's, but there are more of them."""
+    engine = Engine(network("plain"), max_batch=2, cache_tokens=64)
+    few, many = (engine.network._build.scratch("rows", 64, rows) for rows in (None, 50))
+    assert few.first(2, 64).shape == (2, 64)
+    assert many.first(50, 64).shape == (50, 64)
 
 
 @pytest.mark.parametrize("speculate", [1, 2])
