@@ -97,7 +97,6 @@ class Builder:
         scale = float(torch.tensor(self.config.embed_scale, dtype=weight.dtype))
         out.add(
             Code.EMBED,
-            table=weight.data_ptr(),
             stored=weight.element_size(),
             width=self.config.hidden_size,
             scale=scale,

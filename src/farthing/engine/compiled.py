@@ -110,6 +110,7 @@ class CompiledNetwork:
             self._modules.append(operations)
         self._state(rows, sequences, positions)
         self._packed_from: tuple[int, ...] = ()
+        self._dtypes = [p.dtype for p in decoder.parameters()]
 
     def _state(self, rows: int, sequences: int, positions: int) -> None:
         """The arrays that a step reads and writes."""
@@ -125,10 +126,20 @@ class CompiledNetwork:
         self._session[Word.TABLE_BYTES] = self.tables.strides[0]
 
     def refresh(self) -> None:
-        """Pack the weights again if they have changed."""
-        now = tuple(x for p in self.decoder.parameters() for x in (p.data_ptr(), p._version))
+        """Pack the weights again if they have changed, in place (except through `.data`) or for other tensors.
+
+        Raises:
+            UserError: if they have another dtype than before.
+        """
+        parameters = list(self.decoder.parameters())
+        now = tuple(x for p in parameters for x in (p.data_ptr(), p._version))
         if now == self._packed_from:
             return
+        if [p.dtype for p in parameters] != self._dtypes:
+            raise UserError(
+                "the weights have another dtype than when this engine was made; make a new engine"
+            )
+        self._session[Word.EMBEDDING] = self.decoder.embed.weight.data_ptr()
         operations, sources = self._build.packer.operations()
         self._session.run(operations)
         del sources  # read until here
