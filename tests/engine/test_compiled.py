@@ -16,6 +16,7 @@ from farthing.engine.compiled import lacks
 from farthing.engine.quantize import quantize_
 from farthing.model import Decoder, Mla, ModelConfig, Moe, kernels
 from farthing.model.config import Rope
+from farthing.train.optim import add_lora
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
@@ -164,6 +165,18 @@ def test_prompts_and_decoding_read_the_same_rounded_weights(parts, quantize, mon
     assert errors(decoder, engine, prompts) < 0.005  # a row is rounded to 16 bits
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e8])
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_weights_that_cannot_be_rounded_are_refused(value, quantize):
+    decoder = network("plain")
+    with torch.no_grad():
+        decoder.layers[1].feedforward.down.weight[3, 5] = value
+    with pytest.raises(
+        UserError, match=f"32 x 48 is not finite or too large for {quantize}; .*exact weights"
+    ):
+        quantize_(decoder, quantize)
+
+
 def test_rows_that_operations_share_are_enough_for_each():
     """Experts' rows are as wide as a layer's, but there are more of them."""
     engine = Engine(network("plain"), max_batch=2, cache_tokens=64)
@@ -207,6 +220,17 @@ def test_changed_weights_are_packed_again():
             parameter.mul_(0.8)
     engine.take_weights(decoder, 1)
     assert errors(decoder, engine, prompts) < 2e-5
+
+
+def test_low_rank_updates_are_not_rounded_to_the_folders_dtype():
+    decoder = network("plain", torch.bfloat16).float()
+    decoder.stored = torch.bfloat16
+    add_lora(decoder, rank=4, alpha=8.0, seed=0)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if name.endswith("lora.up"):
+                parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    assert errors(decoder, Engine(decoder, max_batch=4, cache_tokens=512), prompts_of((7,))) < 2e-5
 
 
 def test_weights_in_other_memory_are_read_from_there():

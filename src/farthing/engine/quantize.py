@@ -51,7 +51,11 @@ def check(name: str) -> str:
 
 @torch.no_grad()
 def quantize_(decoder: Decoder, name: str) -> None:
-    """Round a decoder's matrices in place."""
+    """Round a decoder's matrices in place.
+
+    Raises:
+        UserError: if one has values that are not finite, or too large for the scales.
+    """
     if name == "exact":
         return
     kept = {module.kv_b for module in decoder.modules() if isinstance(module, LatentAttention)}
@@ -61,11 +65,21 @@ def quantize_(decoder: Decoder, name: str) -> None:
             if module in kept or isinstance(module, Router):
                 module.weight.copy_(module.weight.bfloat16())
             elif isinstance(module, Linear):
-                module.weight.copy_(rounded(module.weight, name, places.get(module)))
+                _round(module.weight, name, places.get(module))
             elif isinstance(module, Experts):
                 for weight in (module.gate_up, module.down):
-                    weight.copy_(rounded(weight, name))
-    decoder.head.weight.copy_(rounded(decoder.head.weight, "int8"))
+                    _round(weight, name)
+    _round(decoder.head.weight, "int8")
+
+
+def _round(weight: Tensor, name: str, places: np.ndarray | None = None) -> None:
+    found = rounded(weight, name, places)
+    if not found.isfinite().all():
+        size = " x ".join(map(str, weight.shape))
+        raise UserError(
+            f"quantize: a weight of {size} is not finite or too large for {name}; answer with exact weights"
+        )
+    weight.copy_(found)
 
 
 def _places(decoder: Decoder) -> dict[Linear, np.ndarray]:
