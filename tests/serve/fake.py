@@ -1,6 +1,7 @@
 """A stand-in for the gateway: answers by a script that the question names, piece by piece."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -34,10 +35,9 @@ class FakeGateway:
         self.running += 1
         try:
             for name, text in (("reasoning_content", thinking), ("content", answer)):
-                for piece in text.split(" "):
-                    if piece:
-                        await asyncio.sleep(self.pause)
-                        yield chunk({name: piece + " "})
+                for piece in re.findall(r"\s*\S+", text):
+                    await asyncio.sleep(self.pause)
+                    yield chunk({name: piece})
             yield chunk({}, finish_reason="stop")
             yield {"choices": [], "usage": usage(said, thinking, answer)}
         finally:
