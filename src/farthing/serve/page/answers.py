@@ -6,6 +6,7 @@ answer itself (no id), and its figures (tokens, speed, cost), or what went wrong
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,13 +15,25 @@ from typing import Any
 from farthing.base import figures
 
 Message = dict[str, Any]  # {"role", "content": text or [{"type": "text", "text": text}], "metadata": {"id", "title", …}}
-STOPPED = "stopped"
+_DOLLAR = "<span>$</span>"  # formulas are looked for within pieces of text that no tag divides
+_DOLLARS = re.compile(
+    r"(```.*?(?:```|\Z)|`[^`\n]+`"  # code
+    r"|\$\$.*?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d))"  # formulas, told from prices as pandoc does
+    r"|\$",
+    re.DOTALL,
+)
 
 
 def text(message: Message) -> str:
     """What a message says, in either of the forms that the page uses."""
     content = message["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    said = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return said.replace(_DOLLAR, "$")
+
+
+def drawn(said: str) -> str:
+    """Text in which two prices make no formula of what lies between them; `text` takes it back."""
+    return said if said.count("$") < 2 else _DOLLARS.sub(lambda found: found[1] or _DOLLAR, said)
 
 
 def kind(message: Message) -> str:
@@ -66,14 +79,6 @@ def before(shown: list[Message], turns: int) -> list[Message]:
     return shown[: questions[turns]] if turns < len(questions) else shown
 
 
-def settled(shown: list[Message]) -> list[Message]:
-    """The conversation after its last answer was stopped: nothing is in progress any more, and it says so."""
-    if not shown or kind(shown[-1]) in ("figures", "error"):
-        return shown
-    kept = [_folded(m) if kind(m) == "thinking" else m for m in shown]
-    return [*kept, _note("figures", STOPPED)]
-
-
 @dataclass
 class Answer:
     """An answer as it comes in. `clock()` counts seconds."""
@@ -84,6 +89,7 @@ class Answer:
     content: str = ""
     usage: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    stopped: bool = False
     finish_reason: str | None = None
 
     def __post_init__(self) -> None:
@@ -117,9 +123,9 @@ class Answer:
             over = self.thought or self.ended
             title = f"Thought for {figures.duration(over - (self.first or over))}" if over else "Thinking"
             status = "done" if over else "pending"
-            shown.append(_assistant(self.thinking, {"id": "thinking", "title": title, "status": status}))
+            shown.append(_assistant(drawn(self.thinking), {"id": "thinking", "title": title, "status": status}))
         if self.content or not self.thinking and self.ended is None:
-            shown.append(_assistant(self.content.lstrip("\n")))
+            shown.append(_assistant(drawn(self.content.lstrip("\n"))))
         if self.error:
             shown.append(_note("error", self.error))
         elif self.ended is not None:
@@ -136,10 +142,12 @@ class Answer:
             said.append(f"first after {self.first - self.started:.2f} s")
         cost = (self.usage.get("cost") or {}).get("usd")
         if cost is not None:
-            said.append(figures.money(cost))
+            said.append(figures.money(cost).replace("$", _DOLLAR))
         if self.finish_reason == "length":
             said.append("cut at the longest length")
-        return " · ".join(said)
+        if self.stopped:
+            said.append("stopped")
+        return " · ".join(said) or "nothing was said"
 
     def details(self) -> str:
         """What the line leaves out, as Markdown."""
@@ -160,7 +168,7 @@ class Answer:
 
 
 def question(content: str) -> Message:
-    return {"role": "user", "content": content}
+    return {"role": "user", "content": drawn(content)}
 
 
 def _assistant(content: str, metadata: dict[str, str] | None = None) -> Message:
@@ -169,10 +177,3 @@ def _assistant(content: str, metadata: dict[str, str] | None = None) -> Message:
 
 def _note(name: str, title: str, content: str = "") -> Message:
     return _assistant(content, {"id": name, "title": title, "status": "done"})
-
-
-def _folded(message: Message) -> Message:
-    metadata = message["metadata"]
-    if metadata.get("status") != "pending":
-        return message
-    return {**message, "metadata": {**metadata, "title": "Thought", "status": "done"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -127,17 +128,26 @@ def _column(name: str, models: list[str], model: str) -> tuple[gr.Dropdown, Talk
 
 def _wire(parts: Parts, gateway: Gateway) -> None:
     sides, prompt = (parts.left, parts.right), parts.prompt
+    answering: dict[str, asyncio.Event] = {}  # by the browser's tab; set to stop its answers
 
     async def reply(values: Values, columns: list[Column], request: gr.Request) -> AsyncIterator[Values]:
-        key = key_of(request.headers, request.cookies)
+        tab, key = request.session_hash or "", key_of(request.headers, request.cookies)
+        stop = answering[tab] = asyncio.Event()
         yield {prompt: gr.Textbox(value="", submit_btn=False, stop_btn=True)}
-        async with aclosing(replies(gateway, columns, parts.settings(values), key)) as updates:
-            async for shown in updates:
-                yield dict(zip(sides, shown, strict=False))
+        try:
+            async with aclosing(replies(gateway, columns, parts.settings(values), key, stop)) as updates:
+                async for shown in updates:
+                    yield dict(zip(sides, shown, strict=False))
+        finally:
+            del answering[tab]
         yield {prompt: gr.Textbox(submit_btn=True, stop_btn=False)}
 
+    async def stop(request: gr.Request) -> None:
+        if request.session_hash in answering:
+            answering[request.session_hash].set()
+
     async def ask(values: Values, text: str, request: gr.Request) -> AsyncIterator[Values]:
-        if text.strip():
+        if text.strip() and request.session_hash not in answering:
             columns = parts.columns(values)
             for column in columns:
                 column.shown = [*column.shown, answers.question(text.strip())]
@@ -173,7 +183,7 @@ def _wire(parts: Parts, gateway: Gateway) -> None:
         return edited
 
     def undo(side: int) -> Callable[[Values], Values]:
-        def undone(values: Values) -> Values:
+        def back(values: Values) -> Values:
             columns = parts.columns(values)
             *_, last = answers.up_to_question(columns[side].shown)
             for column in _alike(columns, side):
@@ -182,21 +192,18 @@ def _wire(parts: Parts, gateway: Gateway) -> None:
                 part: column.shown for part, column in zip(sides, columns, strict=False)
             }
 
-        return undone
-
-    def settle(values: Values) -> Values:
-        shown = {part: answers.settled(values[part]) for part in sides}
-        return shown | {prompt: gr.Textbox(submit_btn=True, stop_btn=False)}
+        return back
 
     seen, changed = {prompt, *parts.kept}, [*sides, prompt]
     how: dict[str, Any] = {"inputs": seen, "outputs": changed, "show_progress": "hidden"}
     replying = [prompt.submit(send, **how), parts.left.example_select(start, **how)]
     for side, talk in enumerate(sides):
         replying += [talk.retry(retry(side), **how), talk.edit(edit(side), **how)]
-    others = [talk.undo(undo(side), **how) for side, talk in enumerate(sides)]
-    others.append(prompt.stop(settle, **how, cancels=replying))
-    for event in [*replying, *others]:
+    undone = [talk.undo(undo(side), **how) for side, talk in enumerate(sides)]
+    prompt.stop(stop, None, None)
+    for event in [*replying, *undone]:
         event.then(None, parts.kept, None, js=_script("save(...values)"))
+    parts.left.change(None, parts.kept, None, js=_script("changed(...values)"))
     parts.browser.open(None, None, parts.kept, js=_script(f"opened({json.dumps(gateway.models)})"))
     parts.compare.change(lambda on: gr.Column(visible=on), parts.compare, parts.beside)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -47,11 +47,11 @@ def key_of(headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None
 
 
 async def replies(
-    gateway: Gateway, columns: list[Column], settings: Settings, key: str | None
-) -> AsyncIterator[list[list[Message]]]:
+    gateway: Gateway, columns: list[Column], settings: Settings, key: str | None, stop: asyncio.Event
+) -> AsyncGenerator[list[list[Message]], None]:
     """Answer the columns that end with a question, all at once; yields what all columns show, as it grows.
 
-    When the caller closes this, or is cancelled, every answer is cancelled at the gateway too.
+    When `stop` is set, and when the caller closes this or is cancelled, every answer is cancelled at the gateway.
     """
     answering = {
         index: Answer(column.model)
@@ -68,20 +68,25 @@ async def replies(
         asyncio.create_task(_answer(gateway, columns[index].shown, answer, settings, key, changed))
         for index, answer in answering.items()
     ]
+    stopping = asyncio.create_task(stop.wait())
+    stopping.add_done_callback(lambda _: changed.set())
     try:
         yield now()
-        while not all(task.done() for task in tasks):
+        while not stop.is_set() and not all(task.done() for task in tasks):
             await changed.wait()
             changed.clear()
             yield now()
             await asyncio.sleep(_SECONDS_BETWEEN_UPDATES)
-        for task in tasks:
-            task.result()
+        await _cancel(tasks)
         yield now()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel([*tasks, stopping])
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _answer(
@@ -106,6 +111,9 @@ async def _answer(
             async for chunk in chunks:
                 answer.take(chunk)
                 changed.set()
+    except asyncio.CancelledError:
+        answer.stopped = True
+        raise
     except ApiError as problem:
         error = problem.message
     except Exception:

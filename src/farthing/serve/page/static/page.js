@@ -55,7 +55,9 @@ function all() {
     .sort((one, other) => (one.when < other.when ? 1 : -1));
 }
 
-const text = ({ content }) => (typeof content === "string" ? content : content.map((part) => part.text ?? "").join(""));
+const text = ({ content }) =>
+  (typeof content === "string" ? content : content.map((part) => part.text ?? "").join("")).replaceAll("<span>$</span>", "$");
+const kind = ({ role, metadata }) => (role === "user" ? "question" : (metadata?.id ?? "answer"));
 const title = (kept) => text(kept.left[0]).replace(/\s+/g, " ").trim().slice(0, 80);
 
 function found(query) {
@@ -69,15 +71,18 @@ function found(query) {
 // ---- what Gradio's listeners call; the order of values is that of `Parts.kept` ----
 
 export function save(left, right, leftModel, rightModel, compare, system, temperature, length) {
-  if (left.length) {
-    current ??= crypto.randomUUID();
-    const models = [leftModel, rightModel];
-    write(current, { when: new Date().toISOString(), models, compare, system, temperature, length, left, right });
-  } else if (current) {
-    localStorage.removeItem(PREFIX + current); // its first question was undone
-    current = null;
-  }
+  if (!left.length) return;
+  current ??= crypto.randomUUID();
+  const models = [leftModel, rightModel];
+  write(current, { when: new Date().toISOString(), models, compare, system, temperature, length, left, right });
   show();
+}
+
+// While an answer comes: a question is kept at once, what is said of its answer each second.
+export function changed(left, ...values) {
+  const questions = (messages) => messages.filter((message) => kind(message) === "question").length;
+  const kept = read(current);
+  if (!kept || questions(left) !== questions(kept.left) || Date.now() - new Date(kept.when) > 1000) save(left, ...values);
 }
 
 export function opened(models, ...values) {
@@ -157,6 +162,35 @@ function theme(dark) {
   localStorage.setItem(THEME, dark ? "dark" : "light");
 }
 
+// Gradio's own would copy the thinking and the figures too.
+function copy(event) {
+  const pressed = event.target.closest(".talk .message-buttons-left [title='Copy message']");
+  const talk = pressed?.closest(".talk");
+  const turn = [...(talk?.querySelectorAll(".message-buttons-left") ?? [])].findIndex((row) => row.contains(pressed));
+  const answer = answers(read(current)?.[talk?.id])[turn];
+  if (!answer || !navigator.clipboard) return;
+  event.stopPropagation();
+  navigator.clipboard.writeText(answer).then(() => say("Copied."));
+}
+
+function answers(messages) {
+  const said = [];
+  for (const message of messages ?? []) {
+    if (kind(message) === "question") said.push("");
+    else if (kind(message) === "answer") said[said.length - 1] += text(message);
+  }
+  return said;
+}
+
+// A screen reader hears that an answer came, not each of its tokens; and which column it is in.
+function quiet() {
+  for (const talk of document.querySelectorAll(".talk")) {
+    const log = talk.querySelector("[role=log]");
+    log?.setAttribute("aria-live", "off");
+    log?.setAttribute("aria-label", `Conversation in the ${talk.id} column`);
+  }
+}
+
 // ---- files ----
 
 function download(name, type, content) {
@@ -170,10 +204,10 @@ function download(name, type, content) {
 function markdown(kept) {
   const side = (messages, model) =>
     messages
-      .filter((message) => !["thinking", "error"].includes(message.metadata?.id))
+      .filter((message) => !["thinking", "error"].includes(kind(message)))
       .map((message) => {
-        if (message.metadata?.id === "figures") return `*${message.metadata.title}*`;
-        return `**${message.role === "user" ? "You" : model}:**\n\n${text(message)}`;
+        if (kind(message) === "figures") return `*${message.metadata.title.replaceAll("<span>$</span>", "$")}*`;
+        return `**${kind(message) === "question" ? "You" : model}:**\n\n${text(message)}`;
       })
       .join("\n\n");
   const sides = [side(kept.left, kept.models[0]), kept.right.length ? side(kept.right, kept.models[1]) : ""];
@@ -209,6 +243,8 @@ export function start(element, trigger) {
   find(".import").addEventListener("click", () => find(".file").click());
   find(".file").addEventListener("change", (event) => take(event.target.files[0]));
   document.addEventListener("keydown", keys);
+  document.addEventListener("click", copy, true);
+  new MutationObserver(quiet).observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
   current = read(location.hash.slice(1)) ? location.hash.slice(1) : null;
   if (current) setTimeout(open);
   show();

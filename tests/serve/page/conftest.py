@@ -5,9 +5,14 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import pytest
+
 from farthing.serve.errors import ApiError
 
-CODE = "Here it is:\n\n```python\ndef reverse(items):\n    return items[::-1]\n```\n\nand $$\\sum_{i=1}^n i = \\frac{n(n+1)}{2}$$"
+CODE = (
+    "Here it is:\n\n```python\ndef reverse(items):\n    return items[::-1]\n```\n\n"
+    "and $$\\sum_{i=1}^n i = \\frac{n(n+1)}{2}$$ of $5 and $10 for $x^2$."
+)
 HOSTILE = (
     '<img src="https://example.com/pixel.png" onerror="window.hacked = 1"> '
     "![leak](https://example.com/leak.png) <script>window.hacked = 2</script> "
@@ -29,8 +34,10 @@ class FakeGateway:
         self.asked.append(body)
         self.keys.append(key)
         said = body["messages"][-1]["content"]
-        if "fail" in said:
+        if "too long" in said:
             raise ApiError(400, "The conversation is longer than the 2,048 tokens that this model reads.")
+        if "broken" in said:
+            raise RuntimeError("a fault of the server's")
         thinking, answer = self.script(body["model"], said)
         self.running += 1
         try:
@@ -43,7 +50,8 @@ class FakeGateway:
         finally:
             self.running -= 1
 
-    def script(self, model: str, said: str) -> tuple[str, str]:
+    @staticmethod
+    def script(model: str, said: str) -> tuple[str, str]:
         if "think" in said:
             return "First the tens, then the ones. " * 4, "It is **408**."
         if "long" in said:
@@ -69,3 +77,13 @@ def usage(said: str, thinking: str, answer: str) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": 0},
         "cost": {"usd": 1.4e-5, "joules": 3.2, "seconds": 0.5},
     }
+
+
+@pytest.fixture
+def gateway() -> FakeGateway:
+    return FakeGateway()
+
+
+@pytest.fixture(scope="session")
+def gateways() -> type[FakeGateway]:
+    return FakeGateway
