@@ -37,8 +37,8 @@ def test_thinking_is_told_apart_and_counted(tokenizer: Tokenizer, each: int) -> 
     ids = tokenizer.raw_encode("<think>two and two</think>\n\nFour.")
     reader = Reader(tokenizer)
     assert read(reader, ids, each) == Read("two and two", "Four.")
-    after = len(tokenizer.raw_encode("\n\nFour."))
-    assert len(ids) - after - 1 <= reader.thought <= len(ids) - after + 1
+    marked = len(tokenizer.raw_encode("<think>two and two</think>"))
+    assert len(tokenizer.raw_encode("two and two")) <= reader.thought <= marked
 
 
 def test_a_thought_that_the_template_opened(tokenizer: Tokenizer) -> None:
