@@ -1,0 +1,251 @@
+// Conversations, kept in this browser: one entry of localStorage each, so that a damaged one loses no other.
+// Gradio draws what is said; this module keeps it, lists it, searches it and gives it away as a file.
+
+const PREFIX = "farthing:conversation:";
+const THEME = "farthing:theme";
+const FRAME = `
+  <div class="row">
+    <button class="new" title="New conversation (Ctrl+Shift+O)">New conversation</button>
+    <button class="theme" title="Light or dark" aria-label="Light or dark">◐</button>
+  </div>
+  <input class="search" type="search" placeholder="Search (Ctrl+K)" aria-label="Search the conversations">
+  <nav aria-label="Conversations"><ul></ul></nav>
+  <p class="status" role="status"></p>
+  <div class="row">
+    <button class="markdown" title="This conversation as Markdown">Save as text</button>
+    <button class="export" title="All conversations as JSON">Export all</button>
+    <button class="import" title="Add conversations from an exported file">Import</button>
+  </div>
+  <input class="file" type="file" accept="application/json" hidden>`;
+
+let current = null; // the id of the conversation on the page; null is a new one
+let frame; // the element of the list and its buttons
+let open; // has Gradio ask for what `opened` returns
+
+const find = (selector) => frame.querySelector(selector);
+const say = (words) => (find(".status").textContent = words);
+
+// ---- the store ----
+
+const whole = (kept) => Array.isArray(kept?.left) && Array.isArray(kept?.right) && kept.left.length > 0;
+
+function read(id) {
+  try {
+    const kept = JSON.parse(localStorage.getItem(PREFIX + id));
+    return whole(kept) ? kept : null;
+  } catch {
+    return null;
+  }
+}
+
+function write(id, kept) {
+  try {
+    localStorage.setItem(PREFIX + id, JSON.stringify(kept));
+  } catch {
+    say("This browser's storage is full: export the conversations, then delete some.");
+  }
+}
+
+function all() {
+  return Object.keys(localStorage)
+    .filter((key) => key.startsWith(PREFIX))
+    .map((key) => key.slice(PREFIX.length))
+    .map((id) => ({ id, ...read(id) }))
+    .filter(whole)
+    .sort((one, other) => (one.when < other.when ? 1 : -1));
+}
+
+const text = ({ content }) =>
+  (typeof content === "string" ? content : content.map((part) => part.text ?? "").join("")).replaceAll("<span>$</span>", "$");
+const kind = ({ role, metadata }) => (role === "user" ? "question" : (metadata?.id ?? "answer"));
+const title = (kept) => text(kept.left[0]).replace(/\s+/g, " ").trim().slice(0, 80);
+
+function found(query) {
+  const words = query.toLowerCase().split(/\s+/);
+  return all().filter((kept) => {
+    const said = [...kept.left, ...kept.right].map(text).join("\n").toLowerCase();
+    return words.every((word) => said.includes(word));
+  });
+}
+
+// ---- what Gradio's listeners call; the order of values is that of `Parts.kept` ----
+
+export function save(left, right, leftModel, rightModel, compare, system, temperature, length) {
+  if (!left.length) return;
+  current ??= crypto.randomUUID();
+  const models = [leftModel, rightModel];
+  write(current, { when: new Date().toISOString(), models, compare, system, temperature, length, left, right });
+  show();
+}
+
+// While an answer comes: a question is kept at once, what is said of its answer each second.
+export function changed(left, ...values) {
+  const questions = (messages) => messages.filter((message) => kind(message) === "question").length;
+  const kept = read(current);
+  if (!kept || questions(left) !== questions(kept.left) || Date.now() - new Date(kept.when) > 1000) save(left, ...values);
+}
+
+export function opened(models, ...values) {
+  const kept = read(current);
+  if (!kept) return [[], [], ...values.slice(2)]; // a new conversation, with the settings that were
+  const served = kept.models.map((model, side) => (models.includes(model) ? model : values[2 + side]));
+  return [kept.left, kept.right, ...served, kept.compare, kept.system, kept.temperature, kept.length];
+}
+
+// ---- the list ----
+
+function show() {
+  history.replaceState(null, "", current ? `#${current}` : location.pathname + location.search);
+  const query = find(".search").value.trim();
+  const kept = found(query);
+  find("ul").replaceChildren(...kept.map(item));
+  say(kept.length || !query ? "" : `Nothing says “${query}”.`);
+}
+
+function item(kept) {
+  const line = document.createElement("li");
+  const name = button("open", title(kept), () => go(kept.id));
+  name.title = `${title(kept)}\n${new Date(kept.when).toLocaleString()}`;
+  if (kept.id === current) name.setAttribute("aria-current", "true");
+  const remove = button("delete", "×", () => {
+    if (!confirm(`Delete “${title(kept)}”?`)) return;
+    localStorage.removeItem(PREFIX + kept.id);
+    if (kept.id === current) go(null);
+    else show();
+  });
+  remove.setAttribute("aria-label", `Delete “${title(kept)}”`);
+  line.append(name, remove);
+  return line;
+}
+
+function button(name, words, press) {
+  const made = document.createElement("button");
+  made.className = name;
+  made.textContent = words;
+  made.addEventListener("click", press);
+  return made;
+}
+
+// ---- moving about ----
+
+const stopButton = () => document.querySelector("#prompt .stop-button");
+const narrow = () => matchMedia("(max-width: 768px)").matches;
+const sidebar = () => document.querySelector("#side, .sidebar");
+
+async function go(id) {
+  stopButton()?.click(); // an answer still coming belongs to the conversation that is left
+  while (stopButton()) await new Promise((resolve) => setTimeout(resolve, 50));
+  current = id;
+  open();
+  show();
+  if (narrow()) toggle(false);
+  document.querySelector("#prompt textarea")?.focus();
+}
+
+function toggle(wanted) {
+  if (sidebar()?.classList.contains("open") !== wanted) document.querySelector(".toggle-button")?.click();
+}
+
+function keys(event) {
+  const control = event.ctrlKey || event.metaKey;
+  if (control && event.key === "k") {
+    toggle(true);
+    find(".search").focus();
+  } else if (control && event.shiftKey && event.key.toLowerCase() === "o") go(null);
+  else if (event.key === "Escape" && stopButton()) stopButton().click();
+  else return;
+  event.preventDefault();
+}
+
+function theme(dark) {
+  document.body.classList.toggle("dark", dark);
+  localStorage.setItem(THEME, dark ? "dark" : "light");
+}
+
+// Gradio's own would copy the thinking and the figures too.
+function copy(event) {
+  const pressed = event.target.closest(".talk .message-buttons-left [title='Copy message']");
+  const talk = pressed?.closest(".talk");
+  const turn = [...(talk?.querySelectorAll(".message-buttons-left") ?? [])].findIndex((row) => row.contains(pressed));
+  const answer = answers(read(current)?.[talk?.id])[turn];
+  if (!answer || !navigator.clipboard) return;
+  event.stopPropagation();
+  navigator.clipboard.writeText(answer).then(() => say("Copied."));
+}
+
+function answers(messages) {
+  const said = [];
+  for (const message of messages ?? []) {
+    if (kind(message) === "question") said.push("");
+    else if (kind(message) === "answer") said[said.length - 1] += text(message);
+  }
+  return said;
+}
+
+// A screen reader hears that an answer came, not each of its tokens; and which column it is in.
+function quiet() {
+  for (const talk of document.querySelectorAll(".talk")) {
+    const log = talk.querySelector("[role=log]");
+    log?.setAttribute("aria-live", "off");
+    log?.setAttribute("aria-label", `Conversation in the ${talk.id} column`);
+  }
+}
+
+// ---- files ----
+
+function download(name, type, content) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([content], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+function markdown(kept) {
+  const side = (messages, model) =>
+    messages
+      .filter((message) => !["thinking", "error"].includes(kind(message)))
+      .map((message) => {
+        if (kind(message) === "figures") return `*${message.metadata.title.replaceAll("<span>$</span>", "$")}*`;
+        return `**${kind(message) === "question" ? "You" : model}:**\n\n${text(message)}`;
+      })
+      .join("\n\n");
+  const sides = [side(kept.left, kept.models[0]), kept.right.length ? side(kept.right, kept.models[1]) : ""];
+  return `# ${title(kept)}\n\n${sides.filter(Boolean).join("\n\n---\n\n")}\n`;
+}
+
+async function take(file) {
+  try {
+    const conversations = JSON.parse(await file.text()).conversations.filter(whole);
+    for (const { id, ...kept } of conversations) write(id ?? crypto.randomUUID(), kept);
+    show();
+    say(`${conversations.length} added.`);
+  } catch {
+    say(`${file.name} holds no conversations: choose a file that this page exported.`);
+  }
+}
+
+export function start(element, trigger) {
+  [frame, open] = [element, trigger];
+  frame.innerHTML = FRAME;
+  if (localStorage.getItem(THEME)) theme(localStorage.getItem(THEME) === "dark");
+  find(".new").addEventListener("click", () => go(null));
+  find(".theme").addEventListener("click", () => theme(!document.body.classList.contains("dark")));
+  find(".search").addEventListener("input", show);
+  find(".markdown").addEventListener("click", () => {
+    const kept = read(current);
+    if (kept) download("conversation.md", "text/markdown", markdown(kept));
+    else say("There is nothing to save yet.");
+  });
+  find(".export").addEventListener("click", () =>
+    download("conversations.json", "application/json", JSON.stringify({ conversations: all() }, null, 1)),
+  );
+  find(".import").addEventListener("click", () => find(".file").click());
+  find(".file").addEventListener("change", (event) => take(event.target.files[0]));
+  document.addEventListener("keydown", keys);
+  document.addEventListener("click", copy, true);
+  new MutationObserver(quiet).observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
+  current = read(location.hash.slice(1)) ? location.hash.slice(1) : null;
+  if (current) setTimeout(open);
+  show();
+}
