@@ -20,7 +20,9 @@ from farthing.serve.thinking import opens_thinking
 if TYPE_CHECKING:
     from farthing.engine.model import Model
 
-_SHARE = 4  # old turns make room for an answer of a quarter of the context, if it may be as long
+_SHARE = (
+    4  # of the context: a quarter is kept for the answer, if it may be as long; old turns go by the quarter
+)
 
 
 class Talker:
@@ -71,7 +73,8 @@ class Talker:
         tokenizer = self._model.tokenizer
         system = [message for message in messages if message["role"] == "system"]
         starts = [place for place, message in enumerate(messages) if message["role"] == "user"]
-        room = self._model.context - min(self._longest, self._model.context // _SHARE)
+        quarter = self._model.context // _SHARE
+        room = self._model.context - min(self._longest, quarter)
 
         def rendered(turn: int) -> tuple[list[Message], str, int]:
             kept = [*system, *messages[starts[turn] :]]
@@ -81,7 +84,9 @@ class Talker:
         whole = rendered(0)
         if whole[2] <= room:
             return whole
-        return rendered(bisect_left(range(len(starts) - 1), True, key=lambda turn: rendered(turn)[2] <= room))
+        # By the quarter: the prompt then begins as the last one did for some turns, and its cache is used again.
+        most = whole[2] - -(-(whole[2] - room) // quarter) * quarter
+        return rendered(bisect_left(range(len(starts) - 1), True, key=lambda turn: rendered(turn)[2] <= most))
 
     def _pieces(self, messages: list[Message], longest: int, spent: _Spent) -> Generator[str, None, None]:
         self._model.done()
