@@ -15,25 +15,24 @@ from typing import Any
 from farthing.base import figures
 
 Message = dict[str, Any]  # {"role", "content": text or [{"type": "text", "text": text}], "metadata": {"id", "title", …}}
-_DOLLAR = "<span>$</span>"  # formulas are looked for within pieces of text that no tag divides
-_DOLLARS = re.compile(
-    r"(```.*?(?:```|\Z)|`[^`\n]+`"  # code
-    r"|\$\$.*?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d))"  # formulas, told from prices as pandoc does
-    r"|\$",
+_FORMULAS = re.compile(
+    r"(```.*?(?:```|\Z)|`[^`\n]+`|\$\$.*?\$\$)"  # code and displayed formulas are left alone
+    r"|\$(?=\S)([^$\n]*?)(?<=\S)\$(?!\d)",  # a formula, told from two prices as pandoc does
     re.DOTALL,
 )
+_DRAWN = re.compile(r"\\\(\{\}(.*?)\\\)")
+
+
+def drawn(said: str) -> str:
+    r"""Text with its `$x$` as `\({}x\)`: Gradio would read "$5 and $10" as a formula too. `text` takes it back."""
+    return _FORMULAS.sub(lambda found: found[1] or rf"\({{}}{found[2]}\)", said)
 
 
 def text(message: Message) -> str:
     """What a message says, in either of the forms that the page uses."""
     content = message["content"]
     said = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-    return said.replace(_DOLLAR, "$")
-
-
-def drawn(said: str) -> str:
-    """Text in which two prices make no formula of what lies between them; `text` takes it back."""
-    return said if said.count("$") < 2 else _DOLLARS.sub(lambda found: found[1] or _DOLLAR, said)
+    return _DRAWN.sub(r"$\1$", said)
 
 
 def kind(message: Message) -> str:
@@ -142,7 +141,7 @@ class Answer:
             said.append(f"first after {self.first - self.started:.2f} s")
         cost = (self.usage.get("cost") or {}).get("usd")
         if cost is not None:
-            said.append(figures.money(cost).replace("$", _DOLLAR))
+            said.append(figures.money(cost))
         if self.finish_reason == "length":
             said.append("cut at the longest length")
         if self.stopped:
@@ -168,7 +167,7 @@ class Answer:
 
 
 def question(content: str) -> Message:
-    return {"role": "user", "content": drawn(content)}
+    return {"role": "user", "content": content}
 
 
 def _assistant(content: str, metadata: dict[str, str] | None = None) -> Message:

@@ -55,8 +55,9 @@ function all() {
     .sort((one, other) => (one.when < other.when ? 1 : -1));
 }
 
+// The server's `answers.drawn` writes $x$ as \({}x\).
 const text = ({ content }) =>
-  (typeof content === "string" ? content : content.map((part) => part.text ?? "").join("")).replaceAll("<span>$</span>", "$");
+  (typeof content === "string" ? content : content.map((part) => part.text ?? "").join("")).replace(/\\\(\{\}(.*?)\\\)/g, "$$$1$$");
 const kind = ({ role, metadata }) => (role === "user" ? "question" : (metadata?.id ?? "answer"));
 const title = (kept) => text(kept.left[0]).replace(/\s+/g, " ").trim().slice(0, 80);
 
@@ -206,7 +207,7 @@ function markdown(kept) {
     messages
       .filter((message) => !["thinking", "error"].includes(kind(message)))
       .map((message) => {
-        if (kind(message) === "figures") return `*${message.metadata.title.replaceAll("<span>$</span>", "$")}*`;
+        if (kind(message) === "figures") return `*${message.metadata.title}*`;
         return `**${kind(message) === "question" ? "You" : model}:**\n\n${text(message)}`;
       })
       .join("\n\n");
