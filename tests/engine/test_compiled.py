@@ -3,6 +3,7 @@
 import dataclasses
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +11,12 @@ from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
 from farthing.engine import Engine, Request, Sampling
+from farthing.engine.cache import PagedCache
 from farthing.engine.compiled import lacks
+from farthing.engine.quantize import quantize_
 from farthing.model import Decoder, Mla, ModelConfig, Moe, kernels
 from farthing.model.config import Rope
+from farthing.train.optim import add_lora
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
@@ -94,12 +98,13 @@ def errors(decoder, engine, prompts, new=20, temperature=1.0):
     """The largest difference of a sampled token's log-probability from a plain forward pass."""
     sampling = Sampling(max_new_tokens=new, temperature=temperature, seed=3)
     groups = engine.generate([Request(prompt, sampling, samples=2) for prompt in prompts])
-    return max(
+    apart = [
         abs(a - b)
         for prompt, samples in zip(prompts, groups, strict=True)
         for sample in samples
         for a, b in zip(sample.logprobs, score(decoder, prompt, sample.ids, temperature), strict=True)
-    )
+    ]
+    return float(np.max(apart))  # NaN if there is one
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -145,6 +150,41 @@ def test_quantized_weights_are_near(parts, quantize):
     assert max(apart) > 1e-5  # or nothing was quantized
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("parts", ["sizes of no whole tile", "biases", "wide heads", "experts", "DeepSeek"])
+def test_prompts_and_decoding_read_the_same_rounded_weights(parts, quantize, monkeypatch):
+    def single(config, pages, page_size, dtype, *more, **settings):
+        """A cache in float32, so that only weights can differ."""
+        return PagedCache(config, pages, page_size, torch.float32, *more, **settings)
+
+    monkeypatch.setattr("farthing.engine.engine.PagedCache", single)
+    decoder = network(parts)
+    quantize_(decoder, quantize)
+    engine = Engine(decoder, max_batch=4, cache_tokens=512, quantize=quantize)
+    prompts = prompts_of((1, 7), decoder.config.vocab_size)
+    assert errors(decoder, engine, prompts) < 0.005  # a row is rounded to 16 bits
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e8])
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_weights_that_cannot_be_rounded_are_refused(value, quantize):
+    decoder = network("plain")
+    with torch.no_grad():
+        decoder.layers[1].feedforward.down.weight[3, 5] = value
+    with pytest.raises(
+        UserError, match=f"32 x 48 is not finite or too large for {quantize}; .*exact weights"
+    ):
+        quantize_(decoder, quantize)
+
+
+def test_rows_that_operations_share_are_enough_for_each():
+    """Experts' rows are as wide as a layer's, but there are more of them."""
+    engine = Engine(network("plain"), max_batch=2, cache_tokens=64)
+    few, many = (engine.network._build.scratch("rows", 64, rows) for rows in (None, 50))
+    assert few.first(2, 64).shape == (2, 64)
+    assert many.first(50, 64).shape == (50, 64)
+
+
 @pytest.mark.parametrize("speculate", [1, 2])
 def test_guesses_change_no_token(speculate):
     decoder = network("DeepSeek")
@@ -180,6 +220,32 @@ def test_changed_weights_are_packed_again():
             parameter.mul_(0.8)
     engine.take_weights(decoder, 1)
     assert errors(decoder, engine, prompts) < 2e-5
+
+
+def test_low_rank_updates_are_not_rounded_to_the_folders_dtype():
+    decoder = network("plain", torch.bfloat16).float()
+    decoder.stored = torch.bfloat16
+    add_lora(decoder, rank=4, alpha=8.0, seed=0)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if name.endswith("lora.up"):
+                parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    assert errors(decoder, Engine(decoder, max_batch=4, cache_tokens=512), prompts_of((7,))) < 2e-5
+
+
+def test_weights_in_other_memory_are_read_from_there():
+    decoder = network("plain")
+    engine = Engine(decoder, max_batch=4, cache_tokens=512)
+    prompts = prompts_of((7,))
+    assert errors(decoder, engine, prompts) < 2e-5
+    decoder.load_state_dict(
+        {name: 0.8 * tensor for name, tensor in decoder.state_dict().items()}, assign=True
+    )
+    engine.take_weights(decoder, 1)
+    assert errors(decoder, engine, prompts) < 2e-5
+    decoder.bfloat16()
+    with pytest.raises(UserError, match=r"another dtype.*new engine"):
+        engine.generate([Request(prompts[0], Sampling())])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])

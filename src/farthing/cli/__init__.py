@@ -26,7 +26,7 @@ from farthing.base.device import reference_only
 from farthing.base.errors import UserError
 from farthing.base.limits import refusal
 from farthing.base.terminal import guard
-from farthing.cli import data, doctor, folders, help, money, recipes, watch
+from farthing.cli import data, doctor, folders, help, money, recipes, serve, watch
 from farthing.cli.evaluate import evaluate
 from farthing.cli.help import Commands, recipe_names, run_names
 from farthing.cli.shared import (
@@ -184,7 +184,7 @@ app.command(name="eval")(evaluate)
 app.add_typer(recipes.recipes, name="recipes")
 
 # In the order `farthing --help` lists them.
-_PARTS = (watch, recipes, data, money, folders, doctor, help)
+_PARTS = (serve, watch, recipes, data, money, folders, doctor, help)
 for _command in itertools.chain(*(part.COMMANDS for part in _PARTS)):
     app.command()(_command)
 

@@ -5,6 +5,7 @@ hold the two together): importing transformers would cost more time than a short
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 Message = dict[str, Any]
+
+
+def _byte_letters() -> dict[str, int]:
+    """Bytes by the letter that byte-level vocabularies write for each (Radford et al., GPT-2, 2019): printable bytes
+    stand for themselves, the others for the letters from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = (byte for byte in range(256) if byte not in plain)
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(rest)}
+
+
+_BYTES = _byte_letters()
 _SENTINEL = "farthing sentinel"
 _TOOLS = "tool_use"  # the name of the template for conversations with tools, where there is one
 
@@ -45,6 +57,7 @@ class Tokenizer:
         self.eos_id = self._id(self._marks.get("eos_token"))
         self.pad_id = self._id(self._marks.get("pad_token"))
         added = self._tokens.get_added_tokens_decoder()
+        self._added = frozenset(added)
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         self.stop_ids = self._stop_ids()
         self.vocab_size = read.vocab_size  # ids are below it, gaps or not
@@ -105,6 +118,32 @@ class Tokenizer:
         tokens = copy.deepcopy(self._tokens)
         tokens.encode_special_tokens = True
         return lambda texts: [list(encoded.ids) for encoded in tokens.encode_batch(texts)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's bytes: of a part of a character too, which is no text."""
+        piece = self._tokens.id_to_token(token_id)
+        if piece is None:  # a gap, or the vocabulary's padding
+            return b""
+        if token_id in self._added:
+            return piece.encode()
+        if all(character in _BYTES for character in piece):
+            return bytes(_BYTES[character] for character in piece)
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode()
+
+    def text_of(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self._tokens.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Texts of the marks by name: `bos_token`, `eos_token`, `pad_token`, ..."""
+        return dict(self._marks)
+
+    def serialized(self) -> str:
+        """The text of a tokenizer.json that says the same."""
+        return self._tokens.to_str()
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without special tokens. Bytes that are not UTF-8 become U+FFFD."""

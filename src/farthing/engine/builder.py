@@ -6,17 +6,21 @@ tiles of 32; a weight's padding is zero, so what a row's padding holds never cou
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from farthing.engine.cache import PagedCache
 from farthing.model import Decoder
+from farthing.model.attention import GroupedQueryAttention
 from farthing.model.config import Rope
 from farthing.model.kernels.native.codes import Code
-from farthing.model.kernels.native.operations import Operations, Rows, padded
+from farthing.model.kernels.native.operations import Operations, Rows, padded, spread
 from farthing.model.kernels.native.packing import Packer, Weight
 from farthing.model.kernels.native.sizes import GROUP, LANES, SPAN, STORE, TILE
+from farthing.model.latent import LatentAttention
 from farthing.model.layers import Linear, RMSNorm
 from farthing.model.rotary import tables
 
@@ -50,7 +54,7 @@ class Builder:
         self.x, self.normed, self.halves, self.hidden = (self.buffer(width) for _ in range(4))
         self.logits = self.buffer(padded(self.config.vocab_size))
         self._kept: list[Tensor] = []  # what is known by address only
-        self._shared: dict[tuple[str, int], Rows] = {}
+        self._shared: dict[tuple[str, int, int], Rows] = {}
         self._rotations: dict[Rope, tuple[int, int]] = {}
         self.quantized: tuple[int, int] | None = None  # what the quantized rows hold: address and width
         self._ended = self.keep(torch.zeros(rows * self.config.num_heads, dtype=torch.int64))
@@ -65,10 +69,11 @@ class Builder:
         return Rows(torch.zeros((rows or self.rows) * width + 2 * TILE), 4 * width)
 
     def scratch(self, name: str, width: int, rows: int | None = None) -> Rows:
-        """Rows that all layers share, by name and width."""
-        if (name, width) not in self._shared:
-            self._shared[name, width] = self.buffer(width, rows)
-        return self._shared[name, width]
+        """Rows that all layers share, by name, width and number."""
+        key = (name, width, rows or self.rows)
+        if key not in self._shared:
+            self._shared[key] = self.buffer(width, rows)
+        return self._shared[key]
 
     # ---- weights ----
 
@@ -92,7 +97,6 @@ class Builder:
         scale = float(torch.tensor(self.config.embed_scale, dtype=weight.dtype))
         out.add(
             Code.EMBED,
-            table=weight.data_ptr(),
             stored=weight.element_size(),
             width=self.config.hidden_size,
             scale=scale,
@@ -210,11 +214,11 @@ class Builder:
         """Where attention leaves what it finds."""
         entry, heads = LANES + padded(width, LANES), self.config.num_heads
         spans = -(-self.positions // SPAN)
-        if ("partial", entry) not in self._shared:
+        key = ("partial", entry, self.rows * heads * spans)
+        if key not in self._shared:
             # no page of it is used before it is needed
-            memory = torch.empty(self.rows * heads * spans * entry)
-            self._shared["partial", entry] = Rows(memory, 4 * entry)
-        partial = self._shared["partial", entry]
+            self._shared[key] = Rows(torch.empty(math.prod(key[1:])), 4 * entry)
+        partial = self._shared[key]
         return {
             "partial": partial.at(),
             "ended": self._ended,
@@ -222,6 +226,19 @@ class Builder:
             "out_pitch": result.pitch,
             "each": each,
         }
+
+
+def places_of_heads(attention: GroupedQueryAttention | LatentAttention) -> np.ndarray:
+    """Which input of an attention's last product stands in each place of what the heads leave."""
+    if isinstance(attention, LatentAttention):
+        width = attention.widths.v_dim
+        return spread(attention.heads, width, padded(width))
+    return spread(attention.heads, attention.head_dim, padded(attention.head_dim, LANES))
+
+
+def places_of_both(hidden: int) -> np.ndarray:
+    """Which input of a prediction module's first product stands in each place: the embedding's, the stream's."""
+    return spread(2, hidden, padded(hidden))
 
 
 def side_by_side(inner: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from farthing.model.kernels.native.codes import Word
 from farthing.model.kernels.native.operations import Operations, Rows
 from farthing.model.kernels.native.session import Session
 from farthing.model.kernels.native.sizes import BLOCK, HEADS, LANES, SPAN, TILE_BYTES
-from farthing.model.layers import Linear
+from farthing.model.layers import Linear, Lora
 from farthing.model.moe import BoundedExperts
 
 QUANTIZED = {"int8": ("int8", "bfloat16"), "int4": ("int4", "int8", "bfloat16")}
@@ -32,7 +32,9 @@ def kinds(decoder: Decoder, quantize: str) -> tuple[str, ...]:
     """Kinds of packed weights: of matrices first, of what stays unquantized last."""
     if quantize != "exact":
         return QUANTIZED[quantize]
-    stored = decoder.stored or decoder.embed.weight.dtype
+    # low-rank updates are added in the network's dtype, whatever the weights are stored in
+    updated = any(isinstance(module, Lora) for module in decoder.modules())
+    stored = (not updated and decoder.stored) or decoder.embed.weight.dtype
     return ("bfloat16",) if stored == torch.bfloat16 else ("float32",)
 
 
@@ -110,6 +112,7 @@ class CompiledNetwork:
             self._modules.append(operations)
         self._state(rows, sequences, positions)
         self._packed_from: tuple[int, ...] = ()
+        self._dtype = decoder.embed.weight.dtype
 
     def _state(self, rows: int, sequences: int, positions: int) -> None:
         """The arrays that a step reads and writes."""
@@ -125,10 +128,20 @@ class CompiledNetwork:
         self._session[Word.TABLE_BYTES] = self.tables.strides[0]
 
     def refresh(self) -> None:
-        """Pack the weights again if they have changed."""
+        """Pack the weights again if they have changed, in place (except through `.data`) or for other tensors.
+
+        Raises:
+            UserError: if they have another dtype than before.
+        """
         now = tuple(x for p in self.decoder.parameters() for x in (p.data_ptr(), p._version))
         if now == self._packed_from:
             return
+        table = self.decoder.embed.weight
+        if table.dtype != self._dtype:
+            raise UserError(
+                "the weights have another dtype than when this engine was made; make a new engine"
+            )
+        self._session[Word.EMBEDDING] = table.data_ptr()
         operations, sources = self._build.packer.operations()
         self._session.run(operations)
         del sources  # read until here

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farthing.engine.builder import Builder, side_by_side
+from farthing.engine.builder import Builder, places_of_both, places_of_heads, side_by_side
 from farthing.model.attention import GroupedQueryAttention
 from farthing.model.decoder import Layer
 from farthing.model.feedforward import GeGLU, SwiGLU
@@ -64,7 +64,7 @@ class Network(Builder):
         self.embed(out, self.x)
         self.norm(out, module.embedding_norm, self.x, both)
         self.norm(out, module.hidden_norm, given, both, target_at=second)
-        weight = self.linear(module.join, ins=spread(2, hidden, second))
+        weight = self.linear(module.join, ins=places_of_both(hidden))
         self.product(out, weight, both, self.x, bias=self.bias(module.join))
         self.layer(out, cast(Layer, module.layer), self.config.num_layers + depth, each)
         self.norm(out, module.norm, self.x, target)
@@ -74,10 +74,10 @@ class Network(Builder):
         attention = layer.attention
         source = self._before(out, layer.attention_norm)
         if isinstance(attention, LatentAttention):
-            heads, ins = self.latent(out, attention, source, number, each)
+            heads = self.latent(out, attention, source, number, each)
         else:
-            heads, ins = self.grouped(out, attention, source, number, each)
-        self._after(out, attention.o, ins, heads, layer.attention_out_norm)
+            heads = self.grouped(out, attention, source, number, each)
+        self._after(out, attention.o, places_of_heads(attention), heads, layer.attention_out_norm)
         source = self._before(out, layer.feedforward_norm)
         if isinstance(layer.feedforward, MixtureOfExperts):
             assert layer.feedforward_out_norm is None
@@ -105,8 +105,8 @@ class Network(Builder):
 
     def grouped(
         self, out: Operations, attention: GroupedQueryAttention, x: Rows, number: int, each: int
-    ) -> tuple[Rows, np.ndarray]:
-        """Grouped-query attention; returns the heads' outputs, and which of them stands in each place."""
+    ) -> Rows:
+        """Grouped-query attention; returns the heads' outputs."""
         heads, groups, width = attention.heads, attention.kv_heads, attention.head_dim
         wide = padded(width, LANES)
         outs = spread(heads + 2 * groups, width, wide)
@@ -155,11 +155,9 @@ class Network(Builder):
             **store,
         )
         self.quantized = None
-        return result, spread(heads, width, wide)
+        return result
 
-    def latent(
-        self, out: Operations, attention: LatentAttention, x: Rows, number: int, each: int
-    ) -> tuple[Rows, np.ndarray]:
+    def latent(self, out: Operations, attention: LatentAttention, x: Rows, number: int, each: int) -> Rows:
         """Latent attention in its absorbed form (see `model.latent`)."""
         mla, heads = attention.widths, attention.heads
         latent, rope = mla.kv_lora_rank, mla.rope_dim
@@ -245,7 +243,7 @@ class Network(Builder):
         result = self.scratch("values", padded(heads * value_step))
         self.product(out, weight, summed, result, x_step=wide, y_step=value_step)
         self.quantized = None
-        return result, spread(heads, mla.v_dim, value_step)
+        return result
 
     def gated(self, out: Operations, half: SwiGLU, x: Rows) -> Rows:
         """The gated inner product of a feed-forward half."""

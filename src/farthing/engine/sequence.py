@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from farthing.engine.constraint import Constraint
 from farthing.engine.sampling import Sampling
 
 
@@ -19,6 +20,9 @@ class Request:
     sampling: Sampling
     samples: int = 1
     first_sample: int = 0  # number of the first sample, so that requests can share a seed but not draws
+    owner: str = ""
+    score_prompt: bool = False
+    constrain: Callable[[], Constraint] | None = None
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Sample:
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
     entropy: float = 0.0
     finish_reason: str = "length"  # or "stop"
     # Chosen experts, [tokens, layers with experts, experts per token] uint8 or int16, if recorded: for the prompt, then
@@ -71,6 +76,9 @@ class Job:
     request: Request
     samples: list[Sample] = field(default_factory=list)
     started: int = 0  # number of samples started
+    cached: int = 0
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.samples = [Sample() for _ in range(self.request.samples)]

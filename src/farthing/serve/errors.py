@@ -1,18 +1,74 @@
-"""Errors as the API states them."""
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}` and an HTTP status."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class ApiError(Exception):
-    """A request that cannot be served: an HTTP status, and the fields of OpenAI's error object."""
+    """What a client did wrong, or what the server cannot do now.
+
+    Args:
+        param: the request's field at fault.
+        retry_after: seconds after which to ask again, where that helps.
+    """
 
     def __init__(
         self,
-        status: int,
         message: str,
-        type: str = "invalid_request_error",
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
+        self.message, self.status, self.kind = message, status, kind
+        self.param, self.code, self.retry_after = param, code, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON that a client receives."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer."""
+        return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+
+
+def unknown_model(name: str, served: Sequence[str]) -> ApiError:
+    """A model that is not served here."""
+    return ApiError(
+        f"the model {name[:200]!r} is not served here; there is {', '.join(served)}",
+        status=404,
+        param="model",
+        code="model_not_found",
+    )
+
+
+def too_long(message: str, param: str) -> ApiError:
+    """A prompt that does not fit, with the answer asked for."""
+    return ApiError(message, param=param, code="context_length_exceeded")
+
+
+def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    """A body that is not what the operation takes: pydantic's first finding, by the field's name."""
+    first = problems[0]
+    path = [str(part) for part in first["loc"] if part != "body" and not _branch(part)]
+    where = ".".join(path) or "body"
+    said = str(first["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return ApiError(f"{where}: {said[:1].lower()}{said[1:]}", param=where)
+
+
+def _branch(part: str | int) -> bool:
+    """Whether a part of pydantic's path names a branch of a union and not a field."""
+    return isinstance(part, str) and (
+        not part.replace("_", "a").isalnum() or part[:1].isupper() or part in _TYPES
+    )
+
+
+_TYPES = frozenset(("str", "int", "float", "bool", "list", "dict", "constrained-str", "constrained-int"))

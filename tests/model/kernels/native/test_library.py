@@ -1,5 +1,6 @@
 """Compiled code on disk: made once, and never read when it is damaged, another's or of another version."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def test_a_damaged_file_is_compiled_again(cache, tmp_path, damage):
         path.unlink()
         path.mkdir()
         assert step() == CODE
+        assert len(cache) == 2
         return
     path.write_bytes({"empty": b"", "cut": whole[:-3], "changed": whole[:-1] + b"?"}[damage])
     assert step() == CODE
@@ -93,6 +95,21 @@ def test_a_cache_that_cannot_be_written_keeps_nothing(cache, tmp_path, monkeypat
     monkeypatch.setenv("FARTHING_CACHE", str(tmp_path / "file"))
     assert step() == step() == CODE
     assert len(cache) == 2
+
+
+def test_a_full_disk_costs_no_second_compilation(cache, monkeypatch):
+    def full(path, code):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(library, "_keep", full)
+    assert step() == CODE
+    assert len(cache) == 1
+
+
+def test_nowhere_to_compile_is_said(monkeypatch):
+    monkeypatch.setattr(library.tempfile, "tempdir", "/no/such/folder")
+    with pytest.raises(library.NoKernels, match=r"^compiling failed: .*/no/such/folder"):
+        library._compile(("bfloat16",), "avx2", "x86-64-v3", "")
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -143,7 +143,7 @@ def test_embedding(machine, dtype):
     table, ids = rows_of(11, 20)[0].to(dtype).contiguous(), np.array([3, 0, 10], np.int64)
     out = torch.zeros(3, 32)
     machine.one(
-        Code.EMBED, 3, arrays={"ids": ids}, table=table.data_ptr(), stored=dtype.itemsize, width=20, scale=1.5,
+        Code.EMBED, 3, arrays={"ids": ids, "embedding": table.data_ptr()}, stored=dtype.itemsize, width=20, scale=1.5,
         out=out.data_ptr(), pitch=128,
     )  # fmt: skip
     assert torch.equal(out[:, :20], table[torch.from_numpy(ids)].float() * 1.5)
@@ -365,17 +365,43 @@ def test_drawing(machine, entries, temperature):
     np.testing.assert_allclose(entropies, expected[2].numpy(), atol=1e-5)
 
 
-def test_a_token_without_weight_is_never_drawn(machine):
-    logits = torch.full((1, 32), -1e4)
-    logits[0, 4] = 0.0
+def drawn(machine, logits, entries, temperature):
+    """The token in a row of 32 logits, its log-probability and the entropy."""
     ids = np.zeros(1, np.int64)
     floats = [np.zeros(1, np.float32) for _ in range(2)]
     arrays = {
-        "temperatures": np.ones(1, np.float32), "uniforms": np.array([1 - 1e-16]), "chosen": ids, "logprobs": floats[0],
-        "entropies": floats[1],
+        "temperatures": np.array([temperature], np.float32), "uniforms": np.array([1 - 1e-16]), "chosen": ids,
+        "logprobs": floats[0], "entropies": floats[1],
     }  # fmt: skip
-    machine.one(Code.DRAW, 1, arrays=arrays, logits=logits.data_ptr(), pitch=128, entries=20, padded=32)
-    assert ids[0] == 4
+    machine.one(Code.DRAW, 1, arrays=arrays, logits=logits.data_ptr(), pitch=128, entries=entries, padded=32)
+    return ids[0], floats[0][0], floats[1][0]
+
+
+def test_a_token_without_weight_is_never_drawn(machine):
+    logits = torch.full((1, 32), -1e4)
+    logits[0, 4] = 0.0
+    assert drawn(machine, logits, 20, 1.0)[0] == 4
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-20])
+def test_the_tiniest_temperatures_draw_the_likeliest(machine, temperature):
+    assert drawn(machine, F.pad(torch.arange(20.0), (0, 12))[None], 20, temperature) == (
+        19,
+        0.0,
+        pytest.approx(0, abs=1e-5),
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(
+    "broken", [[-1e38] * 20, [0.0] * 7 + [float("nan")] + [0.0] * 12, [-float("inf")] * 20]
+)
+def test_broken_logits_give_a_token_of_the_vocabulary(machine, broken, temperature):
+    logits = F.pad(torch.tensor([broken]), (0, 12))
+    token, logprob, _ = drawn(machine, logits, 20, temperature)
+    assert 0 <= token < 20
+    if np.isnan(broken).any():
+        assert np.isnan(logprob)
 
 
 # ---- what both sides agree on ----

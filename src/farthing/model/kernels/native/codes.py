@@ -36,7 +36,7 @@ class Code(IntEnum):
 # The fields of each, in the order in which the compiled code unpacks them. Pitches and steps are bytes; a pitch lies
 # between rows. `stored` is the size of an element: 2 for bfloat16, 4 for float32. Real numbers are a float64's bits.
 FIELDS = {
-    Code.EMBED: "table stored width scale out pitch",
+    Code.EMBED: "stored width scale out pitch",
     Code.NORM: "x pitch groups step length width weight eps plus out out_pitch out_step",
     Code.QUANTIZE: "x pitch width out out_pitch repeats",
     Code.MULTIPLY: "kind x x_pitch x_step k w w_step stride count grain bias mode y y_pitch y_step parts",
@@ -89,6 +89,7 @@ class Word(IntEnum):
     CHOSEN = 27
     LOGPROBS = 28
     ENTROPIES = 29
+    EMBEDDING = 30  # the table as it lies now
 
 
-WORDS = 30
+WORDS = 31

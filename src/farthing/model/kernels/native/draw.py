@@ -48,10 +48,10 @@ def draw(
     if temperature < 0.0:
         return
     x = logits + row * pitch
-    for i in range(entries, padded):
-        write_f32(x + 4 * i, -1e30)
     if temperature not in (0.0, 1.0):
         scaled(x, x, 1.0 / temperature, padded)
+    for i in range(entries, padded):
+        write_f32(x + 4 * i, -1e30)
     most = largest(x, padded)
     shifted(x, x, most, padded)
     block, sums = scratch, scratch + 4 * BLOCK
@@ -65,7 +65,7 @@ def draw(
         total += here
     chosen = 0
     if temperature == 0.0:
-        while read_f32(x + 4 * chosen) < 0.0:
+        while chosen < entries - 1 and read_f32(x + 4 * chosen) < 0.0:
             chosen += 1
     else:
         target = read_f64(uniforms + 8 * row) * total

@@ -80,6 +80,7 @@ def step(kinds: tuple[str, ...], isa: str | None = None) -> Step:
     isa = isa or processor.isa()
     cpu, features = _processor(isa)
     name = f"{kinds[0]}-{isa}-{_key(kinds, isa, cpu, features)}.o"
+    code = None
     try:
         folder = cache_folder() / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def step(kinds: tuple[str, ...], isa: str | None = None) -> Step:
                     code = _compile(kinds, isa, cpu, features)
                     _keep(path, code)
     except (OSError, Unwritable):  # a cache that cannot be written keeps nothing
-        code = _compile(kinds, isa, cpu, features)
+        code = code or _compile(kinds, isa, cpu, features)
     return _loaded(code)
 
 
@@ -142,15 +143,18 @@ def _compile(kinds: tuple[str, ...], isa: str, cpu: str, features: str) -> bytes
     Raises:
         NoKernels: if that fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "step.o"
-        command = [sys.executable, "-P", "-m", _BUILD, ",".join(kinds), isa, cpu, features, str(target)]
-        with Waiting(f"compiling {kinds[0]} kernels for {isa}, once", _say, first=0.5):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-            raise NoKernels(f"compiling failed: {last[:160]}")
-        return target.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "step.o"
+            command = [sys.executable, "-P", "-m", _BUILD, ",".join(kinds), isa, cpu, features, str(target)]
+            with Waiting(f"compiling {kinds[0]} kernels for {isa}, once", _say, first=0.5):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+                raise NoKernels(f"compiling failed: {last[:160]}")
+            return target.read_bytes()
+    except OSError as error:  # no place for temporary files, no memory for another process
+        raise NoKernels(f"compiling failed: {error}") from error
 
 
 def _say(text: str) -> None:

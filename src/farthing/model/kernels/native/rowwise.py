@@ -89,9 +89,9 @@ def largest(x: Vector) -> Vector:
 
 
 @function
-def embed(op: int, row: int, ids: int) -> None:
+def embed(op: int, row: int, ids: int, table: int) -> None:
     """out[row] = scale * table[ids[row]]."""
-    _, table, stored, width, scale, out, pitch = fields(op, 7)
+    _, stored, width, scale, out, pitch = fields(op, 6)
     source = table + read_i64(ids + 8 * row) * width * stored
     target = out + row * pitch
     whole = width // LANES * LANES

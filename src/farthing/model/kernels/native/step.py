@@ -150,7 +150,7 @@ def stepper(kinds: tuple[str, ...], target: Target) -> Any:
         elif code == Code.ASSIGN:
             assign(op, rows)
         elif code == Code.EMBED:
-            embed(op, item, read_i64(words + 8 * Word.IDS))
+            embed(op, item, read_i64(words + 8 * Word.IDS), read_i64(words + 8 * Word.EMBEDDING))
         elif code == Code.CAP:
             cap(op, item)
         elif code == Code.DRAW:

@@ -135,10 +135,10 @@ class Vector:
         return self._new(fma(self.builder, self.value, self._of(factor), self._of(addend)))
 
     def larger(self, other: Vector | float) -> Vector:
-        """The larger of both, lane by lane."""
+        """The larger of both, lane by lane; NaN stays, if it is the first of them."""
         other_value = self._of(other)
-        which = self.builder.fcmp_ordered(">", self.value, other_value)
-        return self._new(self.builder.select(which, self.value, other_value))
+        which = self.builder.fcmp_ordered("<", self.value, other_value)
+        return self._new(self.builder.select(which, other_value, self.value))
 
     def absolute(self) -> Vector:
         return self._new(

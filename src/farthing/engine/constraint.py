@@ -1,0 +1,21 @@
+"""Which tokens may come next: what a grammar asks of the engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Constraint(Protocol):
+    """Leads one sample, token by token."""
+
+    def mask(self) -> np.ndarray | None:
+        """Tokens that may come next: bit t % 32 of int32 word t // 32; None for any."""
+
+    def take(self, token: int) -> None:
+        """Note a chosen token."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the sample is complete."""

@@ -1,0 +1,68 @@
+"""The process that serves: loads the models, listens, drains.
+
+It listens at once and says `loading` until the models are there, so that whoever starts it can wait for /health.
+SIGTERM and Ctrl-C stop the listening; answers that are being written end first; a second one drops them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from farthing.base.errors import UserError
+
+HEADER_SECONDS = 15.0  # to send the first line and headers
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+class _Prompt(H11Protocol):
+    """uvicorn's protocol, which waits forever for a request's first line and headers; this one does not."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._impatience = self.loop.call_later(HEADER_SECONDS, self._lose_patience)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._impatience.cancel()
+        super().connection_lost(exc)
+
+    def _lose_patience(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises UserError if the address is taken or is none of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+        found.listen(2048)
+    except (OSError, OverflowError) as error:
+        found.close()
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}:{port} ({said}); give another --port or --host") from None
+    return found
+
+
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """The server of an application; `run([socket])` answers until SIGTERM or Ctrl-C and lets running answers end."""
+    config = uvicorn.Config(
+        app,
+        http=_Prompt,
+        ws="none",
+        log_level=logging.WARNING,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 * 1024,
+        backlog=2048,
+        lifespan="on",
+    )
+    return uvicorn.Server(config)

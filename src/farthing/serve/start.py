@@ -1,0 +1,132 @@
+"""Starting a server: from sources and settings to a process that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from farthing.base.device import choose
+from farthing.cost.devices import detect
+from farthing.engine.model import load
+from farthing.serve.api.app import create_app
+from farthing.serve.bill import Bill
+from farthing.serve.gateway import Bounds, Gateway
+from farthing.serve.keys import Keys, read_keys, single
+from farthing.serve.served import Served
+from farthing.serve.server import server_of
+
+SERVING = "serving.jsonl"  # in a run's folder: what serving it has cost
+_CACHE = 32_768
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `farthing serve` is told: sources by name, and its options."""
+
+    sources: dict[str, str]
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: str = "exact"
+    key: str | None = None
+    keys: Path | None = None
+    max_batch: int = 32
+    cache_tokens: int | None = None
+    max_waiting: int = 256
+    max_seconds: float = 600.0
+    speculate: int = 0
+    ledger: Path | None = None
+    usd_per_hour: float | None = None
+    lenient: bool = False
+    page: bool = True
+
+
+def start(settings: Settings, listening: socket.socket, made: bool, say: Callable[[str], None]) -> None:
+    """Serve until the process is told to end.
+
+    Args:
+        made: the key was made for this server, and is told.
+        say: hears where the page is, what is served, and what takes long.
+
+    Raises:
+        UserError: if a source cannot be loaded, or the keys cannot be read.
+    """
+    keys = _keys(settings)
+    place = choose(settings.device, settings.dtype)
+    bill = Bill(detect(place.device), _ledger(settings), settings.usd_per_hour)
+    bounds = Bounds(answer_seconds=settings.max_seconds, waiting=settings.max_waiting)
+    gateway = Gateway(list(settings.sources), keys, bill, bounds, settings.lenient)
+    failures: list[Exception] = []
+
+    async def load_models() -> None:
+        try:
+            gateway.start(await asyncio.to_thread(_load, settings))
+            say(_where(listening, settings, made))
+        except Exception as error:
+            failures.append(error)
+            server.should_exit = True
+
+    app = create_app(gateway, load_models)
+    if settings.page:
+        _mount(app, gateway, say)
+    server = server_of(app)
+    server.run([listening])
+    if failures:
+        raise failures[0]
+
+
+def _keys(settings: Settings) -> Keys:
+    if settings.keys is not None:
+        return read_keys(settings.keys)
+    return single(settings.key) if settings.key is not None else Keys()
+
+
+def _ledger(settings: Settings) -> Path | None:
+    """Where books are kept: as told, or in the folder of the run that is served."""
+    if settings.ledger is not None:
+        return settings.ledger
+    for source in settings.sources.values():
+        if (folder := Path(source)).is_dir() and (folder / "ledger.jsonl").is_file():
+            return folder / SERVING
+    return None
+
+
+def _load(settings: Settings) -> list[Served]:
+    models = []
+    for name, source in settings.sources.items():
+        model = load(source, settings.dtype, settings.device, settings.quantize)
+        tokens = settings.cache_tokens or max(_CACHE, model.decoder.config.max_positions)
+        served = Served(
+            name,
+            model,
+            max_batch=settings.max_batch,
+            cache_tokens=tokens,
+            speculate=min(settings.speculate, len(model.decoder.mtp)),
+        )
+        models.append(served)
+    return models
+
+
+def _where(listening: socket.socket, settings: Settings, made: bool) -> str:
+    """What a person needs to know: the address, what is served, and a key that was made."""
+    host, port = listening.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    said = f"{', '.join(settings.sources)} at {address}"
+    if made:
+        said += f"   key: {settings.key}   page: {address}/?key={settings.key}"
+    return said
+
+
+def _mount(app: FastAPI, gateway: Gateway, say: Callable[[str], None]) -> None:
+    """The page at /, where its library is installed."""
+    if importlib.util.find_spec("gradio") is None:
+        say("no page: pip install 'farthing[serve]' brings what it is made with")
+        return
+    from farthing.serve.page import mount
+
+    mount(app, gateway)
