@@ -35,7 +35,7 @@ class FakeGateway:
         self.keys.append(key)
         said = body["messages"][-1]["content"]
         if "too long" in said:
-            raise ApiError(400, "The conversation is longer than the 2,048 tokens that this model reads.")
+            raise ApiError("the conversation is longer than the 2,048 tokens that this model reads.")
         if "broken" in said:
             raise RuntimeError("a fault of the server's")
         thinking, answer = self.script(body["model"], said)

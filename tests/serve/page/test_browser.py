@@ -66,7 +66,10 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     page = context.new_page()
     elsewhere: list[str] = []
     failed: list[str] = []
-    page.on("request", lambda request: None if request.url.startswith(local(address)) else elsewhere.append(request.url))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(local(address)) else elsewhere.append(request.url),
+    )
     page.on("requestfailed", lambda request: request.failure == "csp" and elsewhere.remove(request.url))
     page.on("pageerror", lambda error: failed.append(str(error)))
     visit(page, address)
@@ -102,7 +105,10 @@ def idle(page: Page) -> None:
 
 def kept(page: Page) -> list[dict[str, Any]]:
     """The conversations that the browser keeps."""
-    return [json.loads(text) for text in page.evaluate("Object.values(localStorage).filter((v) => v.startsWith('{'))")]
+    return [
+        json.loads(text)
+        for text in page.evaluate("Object.values(localStorage).filter((v) => v.startsWith('{'))")
+    ]
 
 
 def test_a_conversation_with_code_formulas_and_figures(page: Page) -> None:
@@ -183,7 +189,9 @@ def test_conversations_are_exported_deleted_and_imported(page: Page, tmp_path: P
     with page.expect_download() as waiting:
         page.locator("#conversations .markdown").click()
     text = Path(waiting.value.path()).read_text()
-    assert text.startswith("# hello\n\n**You:**\n\nhello\n\n**trained:**\n\nI am trained, and you said: hello\n\n*7 tok")
+    assert text.startswith(
+        "# hello\n\n**You:**\n\nhello\n\n**trained:**\n\nI am trained, and you said: hello\n\n*7 tok"
+    )
     with page.expect_download() as waiting:
         page.locator("#conversations .export").click()
     waiting.value.save_as(tmp_path / "all.json")

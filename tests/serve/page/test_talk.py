@@ -8,16 +8,18 @@ import pytest
 
 from farthing.serve.page import answers
 from farthing.serve.page.answers import Message, question
-from farthing.serve.page.talk import Column, Settings, key_of, replies
+from farthing.serve.page.talk import Column, Settings, replies
+
+DEFAULTS = Settings()
 
 
-def reply(gateway: Any, *columns: Column, settings: Settings = Settings()) -> list[list[Message]]:
+def reply(gateway: Any, *columns: Column, settings: Settings = DEFAULTS) -> list[list[Message]]:
     """What all columns show in the end."""
 
     async def last() -> list[list[Message]]:
-        async for shown in replies(gateway, list(columns), settings, "secret", asyncio.Event()):
-            pass
-        return shown
+        return [
+            shown async for shown in replies(gateway, list(columns), settings, "secret", asyncio.Event())
+        ][-1]
 
     return asyncio.run(last())
 
@@ -99,17 +101,3 @@ def test_what_is_stopped_is_cancelled_and_says_so(gateway: Any) -> None:
         assert answers.kind(shown[-1]) == "figures"
         assert shown[-1]["metadata"]["title"].endswith("stopped")
         assert "word1999" not in answers.text(shown[1])
-
-
-@pytest.mark.parametrize(
-    ("headers", "cookies", "key"),
-    [
-        ({}, {}, None),
-        ({"authorization": "Bearer abc"}, {}, "abc"),
-        ({"authorization": "Basic abc"}, {}, None),
-        ({}, {"farthing_key": "abc"}, "abc"),
-        ({"authorization": "Bearer one"}, {"farthing_key": "two"}, "one"),
-    ],
-)
-def test_the_key_is_the_browsers(headers: dict[str, str], cookies: dict[str, str], key: str | None) -> None:
-    assert key_of(headers, cookies) == key

@@ -1,7 +1,7 @@
 """From the page's messages to a request, and from an answer's chunks to the page's messages.
 
-The page shows an answer as up to three messages, told apart by `metadata["id"]`: its thinking (folded when it ends), the
-answer itself (no id), and its figures (tokens, speed, cost), or what went wrong. Only the answer is sent back to a model.
+The page shows an answer as up to three messages, told apart by `metadata["id"]`: its thinking (folded when it ends),
+the answer itself (no id), and its figures (tokens, speed, cost), or what went wrong. Only the answer is sent back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 
 from farthing.base import figures
 
-Message = dict[str, Any]  # {"role", "content": text or [{"type": "text", "text": text}], "metadata": {"id", "title", …}}
+Message = dict[
+    str, Any
+]  # {"role", "content": text or [{"type": "text", "text": text}], "metadata": {"id", "title", …}}
 _FORMULAS = re.compile(
     r"(```.*?(?:```|\Z)|`[^`\n]+`|\$\$.*?\$\$)"  # code and displayed formulas are left alone
     r"|\$(?=\S)([^$\n]*?)(?<=\S)\$(?!\d)",  # a formula, told from two prices as pandoc does
@@ -122,8 +124,10 @@ class Answer:
             over = self.thought or self.ended
             title = f"Thought for {figures.duration(over - (self.first or over))}" if over else "Thinking"
             status = "done" if over else "pending"
-            shown.append(_assistant(drawn(self.thinking), {"id": "thinking", "title": title, "status": status}))
-        if self.content or not self.thinking and self.ended is None:
+            shown.append(
+                _assistant(drawn(self.thinking), {"id": "thinking", "title": title, "status": status})
+            )
+        if self.content or (not self.thinking and self.ended is None):
             shown.append(_assistant(drawn(self.content.lstrip("\n"))))
         if self.error:
             shown.append(_note("error", self.error))
@@ -157,8 +161,7 @@ class Answer:
         rows = {
             "Model": f"`{self.model}`",
             "Prompt": prompt is not None
-            and f"{prompt:,} tokens"
-            + (f", {cached:,} of them read before and kept" if cached else ""),
+            and f"{prompt:,} tokens" + (f", {cached:,} of them read before and kept" if cached else ""),
             "Thinking": reasoning and f"{reasoning:,} of the tokens",
             "Processor": cost.get("seconds") is not None and f"{cost['seconds']:.2g} s",
             "Energy": cost.get("joules") is not None and f"{cost['joules']:.2g} J",

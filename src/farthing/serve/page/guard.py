@@ -25,7 +25,9 @@ _POLICY = "; ".join(
         "form-action 'self'",
     ]
 )
-_ELSEWHERE = re.compile(rb'<meta property="og:image"\s+content="https?://[^"]*"\s*/>')  # Gradio's, for previews
+_ELSEWHERE = re.compile(
+    rb'<meta property="og:image"\s+content="https?://[^"]*"\s*/>'
+)  # Gradio's, for previews
 
 
 class Guard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,12 +38,6 @@ class Settings:
     system: str = ""
     temperature: float = 0.7
     length: int = 1024
-
-
-def key_of(headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
-    """The key that a browser sent with its request, if any."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return (key if scheme.lower() == "bearer" else "") or cookies.get("farthing_key") or None
 
 
 async def replies(
