@@ -65,6 +65,9 @@ def too_long(message: str, param: str) -> ApiError:
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """A body that is not what the operation takes: pydantic's first finding, by the field's name."""
     first = problems[0]
+    if first["type"] == "json_invalid":
+        said = first.get("ctx", {}).get("error", "it cannot be parsed")
+        return ApiError(f"the body is not JSON: {said} at character {first['loc'][-1]}")
     path = [str(part) for part in first["loc"] if part != "body" and not _branch(part)]
     where = ".".join(path) or "body"
     said = str(first["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -32,6 +33,9 @@ from farthing.serve.protocol import (
 )
 
 CLIENT_CLOSED = 499  # nginx's status for an answer that nobody waits for
+
+
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 class Json(JSONResponse):
@@ -57,12 +61,11 @@ def create_app(gateway: Gateway, load: Callable[[], Awaitable[None]]) -> FastAPI
             loading.cancel()
             await gateway.stop()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Farthing",
         version=version("farthing"),
         description="Language models over OpenAI's API, with what each answer cost.",
         lifespan=life,
-        docs_url=None,
         redoc_url=None,
         default_response_class=Json,
     )
@@ -72,6 +75,11 @@ def create_app(gateway: Gateway, load: Callable[[], Awaitable[None]]) -> FastAPI
     app.include_router(routes, include_in_schema=False)
     app.include_router(_tokens(gateway))
     app.include_router(_state(gateway))
+
+    @app.api_route("/v1/{path:path}", methods=_METHODS, include_in_schema=False)
+    async def nothing(path: str, request: Request) -> Response:  # before a page at / has its say
+        raise HTTPException(404)
+
     app.add_middleware(Guard, gateway=gateway)
     _errors(app)
     return app
