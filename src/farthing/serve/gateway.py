@@ -129,7 +129,9 @@ class Gateway:
             request = ChatRequest.model_validate(body)
         except ValidationError as error:
             raise from_validation(error.errors()) from None
-        chunks = chat.chunks(await self.conversation(request, caller), include_usage=True)
+        options = request.stream_options
+        each = bool(options and options.continuous_usage_stats)
+        chunks = chat.chunks(await self.conversation(request, caller), include_usage=True, each_usage=each)
         try:
             async for chunk in chunks:
                 yield chunk

@@ -76,7 +76,10 @@ def test_figures_say_only_what_is_known() -> None:
 
 
 def test_an_error_stands_below_what_was_said() -> None:
-    assert parts(answered(chunk(content="half"), error="too long")) == {"answer": "half", "error": "too long"}
+    assert parts(answered(chunk(content="half"), error="too long")) == {
+        "answer": "half",
+        "error": "⚠ Too long",
+    }
 
 
 def conversation() -> list[dict[str, Any]]:

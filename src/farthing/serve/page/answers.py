@@ -130,7 +130,7 @@ class Answer:
         if self.content or (not self.thinking and self.ended is None):
             shown.append(_assistant(drawn(self.content.lstrip("\n"))))
         if self.error:
-            shown.append(_note("error", self.error))
+            shown.append(_note("error", f"⚠ {self.error[:1].upper()}{self.error[1:]}"))
         elif self.ended is not None:
             shown.append(_note("figures", self.figures(), self.details()))
         return shown
@@ -138,7 +138,7 @@ class Answer:
     def figures(self) -> str:
         """One line: tokens, tokens a second, seconds to the first token, cost."""
         tokens = self.usage.get("completion_tokens")
-        said = [] if tokens is None else [f"{tokens:,} token{'s' if tokens != 1 else ''}"]
+        said = [] if tokens is None else [_tokens(tokens)]
         if self.first is not None and self.ended is not None:
             if tokens and tokens > 1 and self.ended > self.first:
                 said.append(f"{figures.significant((tokens - 1) / (self.ended - self.first))} tokens/s")
@@ -161,12 +161,16 @@ class Answer:
         rows = {
             "Model": f"`{self.model}`",
             "Prompt": prompt is not None
-            and f"{prompt:,} tokens" + (f", {cached:,} of them read before and kept" if cached else ""),
+            and _tokens(prompt) + (f", {cached:,} of them read before and kept" if cached else ""),
             "Thinking": reasoning and f"{reasoning:,} of the tokens",
             "Processor": cost.get("seconds") is not None and f"{cost['seconds']:.2g} s",
             "Energy": cost.get("joules") is not None and f"{cost['joules']:.2g} J",
         }
         return "  \n".join(f"{name}: {value}" for name, value in rows.items() if value)
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token{'s' if count != 1 else ''}"
 
 
 def question(content: str) -> Message:

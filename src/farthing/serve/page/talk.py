@@ -97,7 +97,7 @@ async def _answer(
         "temperature": settings.temperature,
         "max_completion_tokens": settings.length,
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},  # for what is stopped
     }
     error = ""
     try:

@@ -11,6 +11,7 @@ const FRAME = `
   <input class="search" type="search" placeholder="Search (Ctrl+K)" aria-label="Search the conversations">
   <nav aria-label="Conversations"><ul></ul></nav>
   <p class="status" role="status"></p>
+  <p class="heard sr-only" role="status"></p>
   <div class="row">
     <button class="markdown" title="This conversation as Markdown">Save as text</button>
     <button class="export" title="All conversations as JSON">Export all</button>
@@ -77,6 +78,8 @@ export function save(left, right, leftModel, rightModel, compare, system, temper
   const models = [leftModel, rightModel];
   write(current, { when: new Date().toISOString(), models, compare, system, temperature, length, left, right });
   show();
+  if (!stopButton()) find(".heard").textContent = "The answer is complete.";
+  else find(".heard").textContent = "";
 }
 
 // While an answer comes: a question is kept at once, what is said of its answer each second.
@@ -183,8 +186,10 @@ function answers(messages) {
   return said;
 }
 
-// A screen reader hears that an answer came, not each of its tokens; and which column it is in.
-function quiet() {
+// For screen readers, what Gradio leaves out: names for buttons and columns, and quiet while each token comes.
+function describe() {
+  document.querySelector("#prompt .submit-button")?.setAttribute("aria-label", "Send");
+  stopButton()?.setAttribute("aria-label", "Stop");
   for (const talk of document.querySelectorAll(".talk")) {
     const log = talk.querySelector("[role=log]");
     log?.setAttribute("aria-live", "off");
@@ -245,7 +250,7 @@ export function start(element, trigger) {
   find(".file").addEventListener("change", (event) => take(event.target.files[0]));
   document.addEventListener("keydown", keys);
   document.addEventListener("click", copy, true);
-  new MutationObserver(quiet).observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
+  new MutationObserver(describe).observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
   current = read(location.hash.slice(1)) ? location.hash.slice(1) : null;
   if (current) setTimeout(open);
   show();
