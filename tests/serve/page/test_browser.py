@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
+from farthing.serve.api.app import create_app
+from farthing.serve.errors import ApiError
+from farthing.serve.gateway import Bounds
+from farthing.serve.keys import Caller
 from farthing.serve.page import mount
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -233,6 +238,24 @@ def test_an_error_is_shown_kindly_and_nothing_is_lost(page: Page, fake: Any) -> 
     expect(page.locator("#left .user-row").first).to_contain_text("this is too long")
 
 
+def test_the_page_keeps_to_the_end_and_lets_go_of_who_scrolls_up(page: Page) -> None:
+    log = page.locator("#left [role=log]")
+    page.set_viewport_size({"width": 1280, "height": 400})
+    ask(page, "a long one")
+    expect(log).to_contain_text("word300")
+    assert log.evaluate("log => log.scrollHeight - log.clientHeight - log.scrollTop") < 200
+    log.hover()
+    page.mouse.wheel(0, -300)
+    page.wait_for_function(
+        "log => log.scrollHeight - log.clientHeight - log.scrollTop > 250", arg=log.element_handle()
+    )
+    there = log.evaluate("log => log.scrollTop")
+    expect(log).to_contain_text("word500")
+    assert log.evaluate("log => log.scrollTop") <= there
+    page.keyboard.press("Escape")
+    answered(page, "stopped")
+
+
 def test_what_a_model_writes_runs_nothing_and_loads_nothing(page: Page) -> None:
     ask(page, "be hostile")
     answered(page, "tokens/s")
@@ -299,6 +322,65 @@ def test_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#left .bot-row")).to_contain_text("hello")
     expect(page.locator("#prompt textarea")).to_be_focused()
+
+
+@pytest.fixture
+def locked(gateways: Any) -> Iterator[tuple[str, Any]]:
+    """The address of a server that wants the key `sk-secret`, and its gateway."""
+
+    class Locked(gateways):  # type: ignore[misc]
+        ready, bounds = True, Bounds()
+
+        def caller(self, key: str | None) -> Caller:
+            if key != "sk-secret":
+                raise ApiError("a valid API key is needed", status=401)
+            return Caller("someone")
+
+        async def stop(self) -> None: ...
+
+    gateway = Locked()
+
+    async def load() -> None: ...
+
+    app = create_app(gateway, load)
+    mount(app, gateway)
+    with served(app) as address:
+        yield address, gateway
+
+
+def test_the_page_is_behind_the_key(browser: Browser, locked: tuple[str, Any]) -> None:
+    address, gateway = locked
+    page = browser.new_page()
+    for path in ("/", "/page/page.js", "/gradio_api/info", "/config"):
+        answer = page.goto(address + path)
+        assert answer
+        assert answer.status == 401
+    visit(page, f"{address}/?key=sk-secret")
+    assert "sk-secret" not in page.url
+    ask(page, "hello")
+    answered(page, "you said: hello")
+    assert gateway.keys == ["sk-secret"]
+
+
+def test_only_text_is_taken_from_a_browser(address: str, fake: Any, tmp_path: Path) -> None:
+    """Gradio would make a component of what is sent, and open the file that it names."""
+    (tmp_path / "secret.txt").write_text("secret")
+    config = httpx.get(f"{address}/config").json()
+    [send] = [each for each in config["dependencies"] if [*each["targets"][0]][1] == "submit"]
+    values = {part["id"]: part["props"].get("value") for part in config["components"]}
+    part = {"type": "component", "component": "image", "value": None, "props": {}}
+    part["constructor_args"] = {"value": str(tmp_path / "secret.txt")}
+    [left] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "left"]
+    [prompt] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "prompt"]
+    values |= {left: [{"role": "user", "content": [part]}], prompt: "hello"}
+    data = {"fn_index": send["id"], "session_hash": "s", "data": [values[part] for part in send["inputs"]]}
+    before = len(fake.asked)
+    assert httpx.post(f"{address}/gradio_api/queue/join", json=data).status_code == 200
+    with httpx.stream("GET", f"{address}/gradio_api/queue/data?session_hash=s") as events:
+        said = [json.loads(line[6:]) for line in events.iter_lines() if line.startswith("data: ")]
+    [last] = [each for each in said if each["msg"] == "process_completed"]
+    assert not last["success"]
+    assert len(fake.asked) == before
 
 
 def test_leaving_in_mid_answer_stops_it(page: Page, fake: Any) -> None:

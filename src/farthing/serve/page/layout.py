@@ -101,6 +101,7 @@ def _column(name: str, models: list[str], model: str) -> tuple[gr.Dropdown, gr.C
         elem_id=name,
         elem_classes="talk",
         height=None,
+        autoscroll=False,  # static/page.js does it, and lets go of who scrolls up
         scale=1,
         editable="user",
         latex_delimiters=_FORMULAS,
