@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -362,25 +364,49 @@ def test_the_page_is_behind_the_key(browser: Browser, locked: tuple[str, Any]) -
     assert gateway.keys == ["sk-secret"]
 
 
-def test_only_text_is_taken_from_a_browser(address: str, fake: Any, tmp_path: Path) -> None:
-    """Gradio would make a component of what is sent, and open the file that it names."""
+def test_no_file_is_taken_or_given(address: str) -> None:
+    assert httpx.post(f"{address}/gradio_api/upload", files={"files": b"x"}).status_code == 404
+    assert httpx.get(f"{address}/gradio_api/file=pyproject.toml").status_code == 404
+
+
+def test_a_models_answer_over_the_real_server(browser: Browser, tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "farthing", "serve", str(tiny_model), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr
+        said = next(line for line in server.stderr if " at http" in line)
+        try:
+            page = browser.new_page()
+            visit(page, said.split(" at ")[1].strip())
+            ask(page, "hello")
+            answered(page, "tokens")
+            expect(page.locator("#left .bot-row")).to_contain_text("$")
+            page.close()
+        finally:
+            server.terminate()
+        assert "Traceback" not in server.stderr.read()
+
+
+def test_only_text_is_taken_from_a_browser(
+    address: str, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio would serve the file that a message names, if it lies in the folder of the process."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.txt").write_text("secret")
+    file = {"path": str(tmp_path / "secret.txt"), "meta": {"_type": "gradio.FileData"}}
     config = httpx.get(f"{address}/config").json()
-    [send] = [each for each in config["dependencies"] if [*each["targets"][0]][1] == "submit"]
+    [send] = [each for each in config["dependencies"] if each["targets"][0][1] == "submit"]
     values = {part["id"]: part["props"].get("value") for part in config["components"]}
-    part = {"type": "component", "component": "image", "value": None, "props": {}}
-    part["constructor_args"] = {"value": str(tmp_path / "secret.txt")}
-    [left] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "left"]
-    [prompt] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "prompt"]
-    values |= {left: [{"role": "user", "content": [part]}], prompt: "hello"}
+    named = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+    values[named["prompt"]] = "hello"
+    values[named["left"]] = [{"role": "user", "content": [{"type": "file", "file": file}]}]
     data = {"fn_index": send["id"], "session_hash": "s", "data": [values[part] for part in send["inputs"]]}
-    before = len(fake.asked)
+    asked = len(fake.asked)
     assert httpx.post(f"{address}/gradio_api/queue/join", json=data).status_code == 200
     with httpx.stream("GET", f"{address}/gradio_api/queue/data?session_hash=s") as events:
-        said = [json.loads(line[6:]) for line in events.iter_lines() if line.startswith("data: ")]
-    [last] = [each for each in said if each["msg"] == "process_completed"]
-    assert not last["success"]
-    assert len(fake.asked) == before
+        said = "".join(events.iter_text())
+    assert '"success":false' in said
+    assert "gradio_api/file" not in said
+    assert len(fake.asked) == asked
 
 
 def test_leaving_in_mid_answer_stops_it(page: Page, fake: Any) -> None:

@@ -48,6 +48,11 @@ def test_settings_reach_the_gateway(gateway: Any) -> None:
     ]
 
 
+def test_no_length_means_the_room_there_is(gateway: Any) -> None:
+    reply(gateway, Column("trained", [question("hello")]))
+    assert gateway.asked[0]["max_completion_tokens"] is None
+
+
 def test_a_column_that_ends_with_an_answer_is_left_alone(gateway: Any) -> None:
     answered = [question("a"), {"role": "assistant", "content": "b"}]
     left, right = reply(gateway, Column("trained", answered), Column("base", [question("a")]))

@@ -44,7 +44,14 @@ class Parts:
             with gr.Accordion("Settings", open=False):
                 self.system = gr.Textbox(label="System prompt", lines=3)
                 self.temperature = gr.Slider(0, 2, Settings.temperature, step=0.05, label="Temperature")
-                self.length = gr.Slider(16, 8192, Settings.length, step=16, label="Longest answer, in tokens")
+                self.length = gr.Slider(
+                    0,
+                    8192,
+                    Settings.length,
+                    step=16,
+                    label="Longest answer",
+                    info="In tokens; 0 has no limit but the context.",
+                )
         with gr.Row(elem_id="columns", equal_height=True):
             with gr.Column(min_width=280):
                 self.left_model, self.left = _column("left", models, models[0])

@@ -37,7 +37,7 @@ class Column:
 class Settings:
     system: str = ""
     temperature: float = 0.7
-    length: int = 1024
+    length: int = 0  # of an answer in tokens; 0 is what the context has room for
 
 
 async def replies(
@@ -95,7 +95,7 @@ async def _answer(
         "model": answer.model,
         "messages": answers.asked(shown, settings.system),
         "temperature": settings.temperature,
-        "max_completion_tokens": settings.length,
+        "max_completion_tokens": settings.length or None,
         "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},  # for what is stopped
     }
