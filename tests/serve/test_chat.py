@@ -169,6 +169,8 @@ def test_save_writes_the_conversation_and_never_over_a_file(tmp_path: Path) -> N
         ("/save", "/save needs a file"),
         ("/save talk.txt", "is saved as .json or .md"),
         ("/save nowhere/talk.md", "nowhere is no folder"),
+        ("/save " + 300 * "x" + ".md", "name"),
+        ("/save ~nobody-here/talk.md", "is no folder"),
         ("/model", "/model needs a source"),
     ],
 )
@@ -237,6 +239,17 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said() -> None:
     assert contents(messages) == ["one", "half an", "two", "half an answer"]
     assert "(stopped)" in shown
     assert closed == [True, True]
+
+
+def test_ctrl_c_before_an_answer_withdraws_the_question() -> None:
+    def reply(messages: list[Message]) -> Answer:
+        if messages[-1]["content"] == "one":
+            raise KeyboardInterrupt
+        return Answer(iter("x"))
+
+    messages, shown = talk(["one", "two"], reply)
+    assert contents(messages) == ["two", "x"]
+    assert "stopped" in shown
 
 
 def test_ctrl_c_while_thinking_closes_the_thought() -> None:

@@ -16,6 +16,7 @@ from typing import TextIO
 from farthing.base.errors import UserError
 from farthing.base.figures import plural
 from farthing.base.files import write, write_json
+from farthing.base.limits import named
 from farthing.base.terminal import harmless, one_line
 from farthing.base.waiting import Waiting
 from farthing.serve.thinking import CLOSE, OPEN, split_thinking
@@ -105,7 +106,7 @@ def chat_loop(
             if not terminal:
                 raise
             chat.say(f"farthing: {one_line(str(error))}")
-        except KeyboardInterrupt as interrupt:  # while a model was loaded
+        except KeyboardInterrupt as interrupt:  # while a model was loaded, or a prompt made
             if not terminal or type(interrupt) is not KeyboardInterrupt:
                 raise
             output.write("\n")
@@ -182,7 +183,7 @@ class _Chat:
         return True
 
     def ask(self, said: str) -> None:
-        """Have a message answered. Raises UserError, and then it was never said."""
+        """Have a message answered. Raises UserError and KeyboardInterrupt, and then it was never said."""
         self.messages.append({"role": "user", "content": said})
         try:
             answer = self._reply(list(self.messages))
@@ -190,7 +191,7 @@ class _Chat:
                 self.say(f"(without {plural(answer.left_out, 'old message')}: the model's context is full)")
             self._left_out = answer.left_out
             text = _shown(answer, _View(self._output, self._show_thinking, self._terminal))
-        except UserError:
+        except (UserError, KeyboardInterrupt):  # the latter before there was an answer to stop
             self.messages.pop()
             raise
         self.messages.append({"role": "assistant", "content": text})
@@ -220,7 +221,7 @@ class _Chat:
 
 def _save(name: str, source: str, messages: list[Message]) -> Path:
     """Write a conversation to a new file. Raises UserError."""
-    path = Path(name).expanduser()
+    path = named(name)
     if path.suffix not in (".json", ".md"):
         raise UserError(f"{name}: a conversation is saved as .json or .md; name it so")
     if path.exists():
@@ -246,7 +247,7 @@ def _markdown(message: Message) -> str:
 
 def _shown(answer: Answer, view: _View) -> str:
     """Show an answer as it comes and return all of it, thinking included; Ctrl-C cuts it short."""
-    said: list[str] = [f"{OPEN}\n"] if answer.opened else []
+    said: list[str] = []
 
     def heard() -> Generator[str, None, None]:
         pieces = answer.pieces
@@ -275,7 +276,7 @@ def _shown(answer: Answer, view: _View) -> str:
         if not view.terminal or type(interrupt) is not KeyboardInterrupt:
             raise
         view.close(" (stopped)")
-    text = "".join(said)
+    text = (f"{OPEN}\n" if answer.opened else "") + "".join(said)
     # An open thought would swallow the rest of the conversation in the model's eyes.
     return text + f"\n{CLOSE}\n" if text.rfind(OPEN) > text.rfind(CLOSE) else text
 
