@@ -31,5 +31,6 @@ def check_sound(engine: Engine) -> None:
 def check_empty(engine: Engine) -> None:
     """Fail if anything runs, waits or holds a page."""
     check_sound(engine)
-    assert not (engine.scheduler.running or engine.scheduler.waiting or engine.scheduler.prompts)
+    scheduler = engine.scheduler
+    assert scheduler.running == scheduler.waiting == scheduler.prompts == []
     assert engine.cache.used == 0

@@ -195,7 +195,9 @@ def test_owners_share_the_batch_evenly(decoder: Decoder) -> None:
     other = [engine.add(Request([2, n], Sampling(10), owner="few")) for n in range(3)]
     for _ in range(60):
         engine.step()
-    assert all(job.done for job in other)  # in about the time of 30 tokens; 20 x 40 of the other's came before them
+    assert all(
+        job.done for job in other
+    )  # in about the time of 30 tokens; 20 x 40 of the other's came before them
     assert not all(job.done for job in greedy)
     finish(engine)
     assert all(len(job.samples[0].ids) == 40 for job in greedy)
@@ -220,8 +222,7 @@ def test_few_overtake_a_request_that_has_no_room(decoder: Decoder) -> None:
 def test_cancelling_frees_pages_wherever_a_request_is(decoder: Decoder) -> None:
     engine = serving(decoder)
     running, reading, waits = (
-        engine.add(Request([number] * length, Sampling(20)))
-        for number, length in enumerate((5, 40, 60))
+        engine.add(Request([number] * length, Sampling(20))) for number, length in enumerate((5, 40, 60))
     )
     while not running.samples[0].ids:
         engine.step()

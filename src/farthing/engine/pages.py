@@ -23,7 +23,8 @@ class Pages:
         self.page_size, self.epoch = page_size, 0
         self.users = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
-        # A page's name stands for all tokens up to its end, and is never reused: no chain leads through an evicted page.
+        # A page's name stands for all tokens up to its end and is never reused, so no chain leads through an evicted
+        # page.
         self._known: dict[Key, tuple[int, int]] = {}  # key -> (page, its name)
         self._keys: dict[int, Key] = {}  # of the known pages
         self._idle: dict[int, None] = {}  # known pages that nobody uses, least recently used first
