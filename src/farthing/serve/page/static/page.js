@@ -279,5 +279,6 @@ export function start(element, trigger) {
   new MutationObserver(() => (describe(), follow())).observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
   current = read(location.hash.slice(1)) ? location.hash.slice(1) : null;
   if (current) setTimeout(open);
+  if (narrow()) setTimeout(() => toggle(false));
   show();
 }
