@@ -19,6 +19,7 @@ from farthing.serve.tools import Form, described, form_of, told
 from farthing.weights.chat_template import DEFAULT
 from farthing.weights.tokenizer import read_optional
 
+PREFILL_TOKENS = 256  # prompt tokens between two tokens of running answers
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -48,7 +49,9 @@ class Served:
     ) -> None:
         self.name, self.model, self.created = name, model, int(time.time())
         self.tokenizer = model.tokenizer
-        self.engine = model.engine(max_batch, cache_tokens, speculate=speculate)
+        self.engine = model.engine(
+            max_batch, cache_tokens, speculate=speculate, reserve=False, prefill_tokens=PREFILL_TOKENS
+        )
         self.context = min(self.engine.capacity, model.decoder.config.max_positions)
         self.vocab_size = model.decoder.config.vocab_size
         self.template = self.tokenizer.templates.get(DEFAULT, "")
