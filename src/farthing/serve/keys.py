@@ -44,7 +44,7 @@ class _Entry(Limits):
 
 
 class _Bucket:
-    """A bucket that fills in `seconds`. Something may be taken while it holds `least`; the last taker may overdraw it."""
+    """A bucket that fills in `seconds`; whoever finds `least` in it may take, and may overdraw it."""
 
     def __init__(self, size: float, seconds: float, now: float, least: float = 0.0) -> None:
         self.size, self.rate, self.least = size, size / seconds, min(least, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, quote, unquote
 
@@ -15,6 +16,10 @@ from farthing.serve.errors import ApiError
 from farthing.serve.gateway import Gateway
 
 COOKIE = "farthing_key"
+DRAINED, DRAIN_SECONDS = (
+    16,
+    5.0,
+)  # how much of a refused body is read: in the largest bodies, and for how long
 OPEN_PATHS = ("/health", "/v1/health")
 _ENGINE_PATHS = (
     "/v1/",
@@ -59,12 +64,14 @@ class Guard:
                 self._check_ready(scope["path"])
             self._check_length(headers)
         except ApiError as error:
+            await self._drain(scope, receive)
             await _refuse(error, scope, send)
             return
         bounded = _Body(receive, self._gateway.bounds.body_bytes, self._gateway.bounds.body_seconds)
         try:
             await self._app(scope, bounded, _with_headers(send))
         except ApiError as error:  # of reading the body
+            await self._drain(scope, receive)
             await _refuse(error, scope, send)
 
     async def _enter(self, key: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,6 +94,16 @@ class Guard:
                 code="loading",
                 retry_after=2,
             )
+
+    async def _drain(self, scope: Scope, receive: Receive) -> None:
+        """Read on for a while: who still sends when the connection is closed does not get to read why."""
+        left, more = DRAINED * self._gateway.bounds.body_bytes, scope["type"] == "http"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while more and left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    more = message.get("more_body", False)
 
     def _check_length(self, headers: dict[str, str]) -> None:
         length = headers.get("content-length", "")
