@@ -65,7 +65,14 @@ class Model:
         self._engine: Engine | None = None
         self._template: str | None = None
 
-    @takes(max_batch=(int,), cache_tokens=(int,), record_routing=(bool,), speculate=(int,))
+    @takes(
+        max_batch=(int,),
+        cache_tokens=(int,),
+        record_routing=(bool,),
+        speculate=(int,),
+        reserve=(bool,),
+        prefill_tokens=(int, None),
+    )
     def engine(
         self,
         max_batch: int = 32,
@@ -73,14 +80,17 @@ class Model:
         *,
         record_routing: bool = False,
         speculate: int = 0,
+        reserve: bool = True,
+        prefill_tokens: int | None = None,
     ) -> Engine:
         """Return a generation engine on this model's own parameters; arguments as in `Engine`.
 
         Raises:
             UserError: for a number of sequences or of tokens below 1, and as `Engine`.
         """
-        for name, amount in (("max_batch", max_batch), ("cache_tokens", cache_tokens)):
-            if amount < 1:
+        amounts = {"max_batch": max_batch, "cache_tokens": cache_tokens, "prefill_tokens": prefill_tokens}
+        for name, amount in amounts.items():
+            if amount is not None and amount < 1:
                 raise UserError(f"{name}: must be at least 1, got {amount}")
         return Engine(
             self.decoder,
@@ -91,6 +101,8 @@ class Model:
             record_routing=record_routing,
             speculate=speculate,
             quantize=self.quantize,
+            reserve=reserve,
+            prefill_tokens=prefill_tokens,
         )
 
     @torch.no_grad()
@@ -235,7 +247,9 @@ def _before_stop(text: str, stops: Sequence[str]) -> str:
 
 _KINDS: dict[str, tuple[Any, ...]] = {
     "max_new_tokens": (int,), "temperature": (float,), "top_k": (int,), "top_p": (float,), "min_p": (float,),
-    "seed": (int, None), "stop": (str, Sequence), "stop_ids": (Set, Sequence),
+    "seed": (int, None), "stop": (str, Sequence), "stop_ids": (Set, Sequence), "frequency_penalty": (float,),
+    "presence_penalty": (float,), "repetition_penalty": (float,), "logit_bias": (Sequence,), "top_logprobs": (int,),
+    "ignore_eos": (bool,),
 }  # fmt: skip
 
 
