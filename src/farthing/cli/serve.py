@@ -27,7 +27,7 @@ def serve(
         typer.Argument(
             metavar="[SOURCE]...",
             help="Runs, model folders, .gguf, hf:owner/name or pypi:name, each as NAME=SOURCE if you like; the newest "
-            "run by default. A run is served with its base beside it by --with-base.",
+            "run by default.",
             autocompletion=run_names,
         ),
     ] = None,
@@ -70,6 +70,8 @@ def serve(
 ) -> None:
     """Serve models over OpenAI's API, and a chat page, on this machine."""
     named = _named(sources or [model_source(None)])
+    if with_base:
+        named |= _bases(named)
     if keys is not None and api_key is not None:
         raise UserError("give either --api-key or --keys")
     from farthing.serve.server import LOCAL, listen
@@ -127,6 +129,20 @@ def _name(source: str) -> str:
     if path.suffix == ".gguf":
         return path.stem
     return path.resolve().name if path.exists() else source.split(":", 1)[-1]
+
+
+def _bases(named: dict[str, str]) -> dict[str, str]:
+    """The models that runs began with, by the names under which they are served."""
+    from farthing.base.schema import read_yaml
+
+    found: dict[str, str] = {}
+    for name, source in named.items():
+        recipe = Path(source) / "recipe.yaml"
+        base = read_yaml(recipe).get("base") if recipe.is_file() else None
+        if not isinstance(base, str):
+            raise UserError(f"--with-base: {source} is no run that began with a model; leave it out")
+        found["base" if len(named) == 1 else f"{name}-base"] = base
+    return found
 
 
 COMMANDS: tuple[Any, ...] = (serve,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Generator, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from farthing.engine.engine import Engine
 from farthing.engine.quantize import check as check_quantize
 from farthing.engine.quantize import quantize_
 from farthing.engine.sampling import Sampling
-from farthing.engine.sequence import Request, Sample
+from farthing.engine.sequence import Request, Sample, Work
 from farthing.model import ModelConfig
 from farthing.weights import load_decoder, save_decoder
 from farthing.weights.folder import read_config
@@ -155,7 +155,7 @@ class Model:
         return self._completion(self._own_engine(request).generate([request])[0][0], settings)
 
     @takes(messages=(Sequence,))
-    def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
+    def stream(self, messages: Sequence[Message], **sampling: Any) -> Generator[str, None, None]:
         """Yield the answer of `chat` in pieces of text as they are generated."""
         settings = _sampling(sampling)
         _check_messages(messages)
@@ -176,6 +176,17 @@ class Model:
         for ids in self._own_engine(request).stream(request):
             yield from map(decoder.push, ids)
         yield decoder.flush()
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer have room for: the model's positions, or fewer where memory is short."""
+        positions = self.decoder.config.max_positions
+        held = self._engine.capacity if self._engine is not None else 0
+        return min(positions, max(held, self._affordable(positions)))
+
+    def done(self) -> Work:
+        """Return the work of `generate`, `chat` and `stream` since the last call."""
+        return self._engine.done() if self._engine is not None else Work()
 
     @takes(folder=(str, Path))
     def save(self, folder: Path | str) -> Path:

@@ -14,7 +14,7 @@ from farthing.serve.answers import Answers
 from farthing.serve.api import chat
 from farthing.serve.bill import Bill
 from farthing.serve.conversation import Conversation
-from farthing.serve.errors import ApiError, from_validation, unknown_model
+from farthing.serve.errors import ApiError, from_validation, loading, unknown_model
 from farthing.serve.keys import Caller, Keys
 from farthing.serve.metrics import Metrics
 from farthing.serve.protocol import ChatRequest
@@ -123,11 +123,15 @@ class Gateway:
             ApiError: for a wrong key or body, and for what cannot be answered.
         """
         caller = self.caller(key)
+        if not self.ready:
+            raise loading()
         try:
             request = ChatRequest.model_validate(body)
         except ValidationError as error:
             raise from_validation(error.errors()) from None
-        chunks = chat.chunks(await self.conversation(request, caller), include_usage=True)
+        options = request.stream_options
+        each = bool(options and options.continuous_usage_stats)
+        chunks = chat.chunks(await self.conversation(request, caller), include_usage=True, each_usage=each)
         try:
             async for chunk in chunks:
                 yield chunk
