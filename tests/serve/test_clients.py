@@ -376,7 +376,7 @@ def test_keys_and_their_limits(start_server: Callable[..., Any], tiny_model: Pat
     keys = tmp_path / "keys.yaml"
     keys.write_text(
         "- {name: few, key: sk-few-few, requests_per_minute: 2}\n"
-        "- {name: short, key: sk-short-short, tokens_per_minute: 20}\n"
+        "- {name: short, key: sk-short-short, tokens_per_minute: 10}\n"
         "- {name: free, key: sk-free-free}\n"
     )
     server = start_server(f"tiny={tiny_model}", "--keys", str(keys), "--max-waiting", "3", key="sk-free-free")
@@ -411,7 +411,7 @@ def chain(server: Any) -> Any:
     from langchain_openai import ChatOpenAI
 
     return ChatOpenAI(
-        model="tiny", base_url=f"{server.url}/v1", api_key="none", max_retries=0, max_tokens=64, temperature=0
+        model="tiny", base_url=f"{server.url}/v1", api_key="none", max_retries=0, max_tokens=512, temperature=0
     )
 
 

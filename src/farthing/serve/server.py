@@ -1,7 +1,7 @@
 """The process that serves: loads the models, listens, drains.
 
 It listens at once and says `loading` until the models are there, so that whoever starts it can wait for /health.
-SIGTERM and Ctrl-C stop the listening; answers that are being written end first; a second one drops them.
+SIGTERM and Ctrl-C stop the listening; answers that are being written end first; a second Ctrl-C drops them.
 """
 
 from __future__ import annotations

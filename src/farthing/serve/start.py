@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import socket
 from collections.abc import Callable
@@ -75,7 +76,8 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
     if settings.page:
         _mount(app, gateway, say)
     server = server_of(app)
-    server.run([listening])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal that ended it once more
+        server.run([listening])
     if failures:
         raise failures[0]
 
