@@ -63,6 +63,16 @@ def serve(
             "--lenient", help="Answer to any model's name, and ignore what only OpenAI's servers can do."
         ),
     ] = False,
+    moderation: Annotated[
+        str,
+        typer.Option(help="off, warn=HOOK or block=HOOK; a HOOK is module:function or a classifier's URL."),
+    ] = "off",
+    moderation_log: Annotated[
+        Path | None, typer.Option(help="Log what moderation finds, without the text.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A system message to put before every conversation.")
+    ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="The chat page at /.")] = True,
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
@@ -102,6 +112,9 @@ def serve(
             usd_per_hour=usd_per_hour,
             lenient=lenient,
             page=page,
+            moderation=moderation,
+            moderation_log=moderation_log,
+            policy=policy,
         ),
         listening,
         made=api_key == "new",

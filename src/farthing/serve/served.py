@@ -13,11 +13,13 @@ from farthing.engine.model import Model
 from farthing.serve.errors import ApiError, too_long
 from farthing.serve.guide import Grammars, thinking_token
 from farthing.serve.protocol import ChatRequest, Function, Message
+from farthing.serve.safety import Policy
 from farthing.serve.thinking import opens_thinking
 from farthing.serve.tools import Form, described, form_of, told
 from farthing.weights.chat_template import DEFAULT
 from farthing.weights.tokenizer import read_optional
 
+PREFILL_TOKENS = 256  # prompt tokens between two tokens of running answers
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -47,7 +49,9 @@ class Served:
     ) -> None:
         self.name, self.model, self.created = name, model, int(time.time())
         self.tokenizer = model.tokenizer
-        self.engine = model.engine(max_batch, cache_tokens, speculate=speculate)
+        self.engine = model.engine(
+            max_batch, cache_tokens, speculate=speculate, reserve=False, prefill_tokens=PREFILL_TOKENS
+        )
         self.context = min(self.engine.capacity, model.decoder.config.max_positions)
         self.vocab_size = model.decoder.config.vocab_size
         self.template = self.tokenizer.templates.get(DEFAULT, "")
@@ -72,8 +76,8 @@ class Served:
             "max_model_len": self.context,
         }
 
-    def chat_prompt(self, body: ChatRequest) -> Prompt:
-        """The prompt of a conversation.
+    def chat_prompt(self, body: ChatRequest, policy: Policy | None = None) -> Prompt:
+        """The prompt of a conversation, behind the operator's policy.
 
         Raises:
             ApiError: if the model has no chat template, or it refuses the conversation.
@@ -87,6 +91,8 @@ class Served:
             extra.setdefault("enable_thinking", body.reasoning_effort != "none")
             extra.setdefault("reasoning_effort", body.reasoning_effort)
         messages = [_turn(message) for message in body.messages]
+        if policy is not None:
+            messages = policy.before(messages)
         if functions and "tools" in self._variables:
             extra["tools"] = [described(function) for function in functions]
         elif functions:
