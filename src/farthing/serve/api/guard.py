@@ -63,14 +63,14 @@ class Guard:
                 self._check_ready(scope["path"])
             self._check_length(headers)
         except ApiError as error:
-            await self._drain(scope, receive)
+            if scope["type"] == "http":
+                await _drain(receive, self._gateway.bounds.body_bytes)
             await _refuse(error, scope, send)
             return
         bounded = _Body(receive, self._gateway.bounds.body_bytes, self._gateway.bounds.body_seconds)
         try:
             await self._app(scope, bounded, _with_headers(send))
         except ApiError as error:  # of reading the body
-            await self._drain(scope, receive)
             await _refuse(error, scope, send)
 
     async def _enter(self, key: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,16 +87,6 @@ class Guard:
     def _check_ready(self, path: str) -> None:
         if not self._gateway.ready and path.startswith(_ENGINE_PATHS):
             raise loading()
-
-    async def _drain(self, scope: Scope, receive: Receive) -> None:
-        """Read on for a while: who still sends when the connection is closed does not get to read why."""
-        left, more = DRAINED * self._gateway.bounds.body_bytes, scope["type"] == "http"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while more and left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    more = message.get("more_body", False)
 
     def _check_length(self, headers: dict[str, str]) -> None:
         length = headers.get("content-length", "")
@@ -124,6 +114,8 @@ class _Body:
             self._left -= len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self._left < 0:
+                if not self._whole:
+                    await _drain(self._receive, self._most)
                 raise _too_large(self._most)
         return message
 
@@ -140,6 +132,17 @@ def key_of(headers: Mapping[str, str]) -> str | None:
     except Exception:
         return None
     return unquote(cookie.value) if cookie is not None else None
+
+
+async def _drain(receive: Receive, most_bytes: int) -> None:
+    """Read on for a while: who still sends when the connection is closed does not get to read why."""
+    left, more = DRAINED * most_bytes, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
 
 
 def _too_large(most: int) -> ApiError:
