@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from farthing.base.device import choose
 from farthing.cost.devices import detect
+from farthing.cost.spend import SERVING
 from farthing.engine.model import load
 from farthing.serve.api.app import create_app
 from farthing.serve.bill import Bill
@@ -21,7 +22,6 @@ from farthing.serve.keys import Keys, read_keys, single
 from farthing.serve.served import Served
 from farthing.serve.server import server_of
 
-SERVING = "serving.jsonl"  # in a run's folder: what serving it has cost
 _CACHE = 32_768
 
 
