@@ -16,6 +16,7 @@ from farthing.data.tokenizer import Tokenizer
 from farthing.serve.errors import ApiError
 from farthing.serve.protocol import ResponseFormat
 from farthing.serve.thinking import CLOSE, OPEN
+from farthing.serve.tools import JSON_STYLE
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher as Matcher
@@ -65,7 +66,8 @@ class Grammars:
 
         try:
             text = json.dumps(schema)
-            return self.compiled(llguidance.LLMatcher.grammar_from_json_schema(text), param)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=JSON_STYLE)
+            return self.compiled(grammar, param)
         except (ValueError, RecursionError) as error:
             raise ApiError(f"{param}: is not a JSON schema: {str(error)[:300]}", param=param) from None
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from farthing.serve.protocol import Function
 
+# One space after a comma or colon and no other: where any whitespace may stand, a small model writes it without end.
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
 
 @dataclass(frozen=True)
 class Form:
@@ -23,6 +26,7 @@ class Form:
         head, middle: text before the name and between name and arguments, where a body is not one JSON object.
         arguments: the key of the arguments in a body that is one JSON object.
         around: marks before the first call and after the last, where there are such.
+        bare: an answer that is one JSON object is a call without marks.
     """
 
     open: str
@@ -31,6 +35,7 @@ class Form:
     head: str | None = None
     middle: str = ""
     around: tuple[str, str] = ("", "")
+    bare: bool = False
 
     def read(self, body: str) -> tuple[str, str] | None:
         """Name and arguments (JSON) of a call's body; None if it is not one."""
@@ -65,9 +70,9 @@ class Form:
                     "required": ["name", self.arguments],
                     "additionalProperties": False,
                 }
-                body = [f"%json {json.dumps(call)}"]
+                body = [_json(call)]
             else:
-                body = [json.dumps(self.head + f.name + self.middle), f"%json {json.dumps(_schema(f))}"]
+                body = [json.dumps(self.head + f.name + self.middle), _json(_schema(f))]
             names = []
             for number, part in enumerate(body):
                 names.append(f"part{place}_{number}")
@@ -80,7 +85,7 @@ class Form:
 
 
 HERMES = Form("<tool_call>\n", "\n</tool_call>")
-LLAMA = Form("<|python_tag|>", "", arguments="parameters")
+LLAMA = Form("<|python_tag|>", "", arguments="parameters", bare=True)
 MISTRAL = Form("[TOOL_CALLS][", "]")
 DEEPSEEK_V3 = Form(
     "<｜tool▁call▁begin｜>",
@@ -143,12 +148,14 @@ class Calls:
         self._marks = [mark for mark in form.around if mark]
         self._held = ""
         self._inside = False
-        self._found = False
+        self._found = self._said = False
 
     def push(self, piece: str) -> list[str | tuple[str, str]]:
         """What is now known: texts, and calls as (name, arguments)."""
         self._held += piece
         known: list[str | tuple[str, str]] = []
+        if self._bare:
+            return known
         while True:
             if self._inside:
                 if not self._close_call(known):
@@ -173,10 +180,15 @@ class Calls:
         held, self._held = self._held, ""
         if not held.strip() and not self._inside:
             return []
-        call = self.form.read(held) if self._inside or self.form is LLAMA else None
+        call = self.form.read(held) if self._inside or self.form.bare else None
         if call is not None:
             return [call]
         return [self._open + held if self._inside else held]
+
+    @property
+    def _bare(self) -> bool:
+        """Whether the answer may be a call without marks, which only its end shows."""
+        return self.form.bare and not self._said and not self._inside and self._held.lstrip().startswith("{")
 
     def _close_call(self, known: list[str | tuple[str, str]]) -> bool:
         """Read the call that is open; False while it is not complete."""
@@ -193,6 +205,7 @@ class Calls:
     def _say(self, text: str, known: list[str | tuple[str, str]]) -> None:
         if text and not (self._found and not text.strip()):  # not the newlines between calls
             known.append(text)
+            self._said = self._said or bool(text.strip())
 
 
 def overlap(text: str, mark: str) -> int:
@@ -208,6 +221,11 @@ def _mark(text: str, special: Mapping[str, int]) -> str:
         for part in parts
         if part
     )
+
+
+def _json(schema: dict[str, Any]) -> str:
+    """JSON by a schema, in a Lark grammar."""
+    return f"%json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}"
 
 
 def _schema(function: Function) -> dict[str, Any]:
