@@ -14,13 +14,15 @@ from fastapi import FastAPI
 from farthing.base.device import choose
 from farthing.cost.devices import detect
 from farthing.cost.spend import SERVING
-from farthing.engine.model import load
+from farthing.engine.model import Model, load
 from farthing.serve.api.app import create_app
 from farthing.serve.bill import Bill
 from farthing.serve.gateway import Bounds, Gateway
 from farthing.serve.keys import Keys, read_keys, single
 from farthing.serve.served import Served
 from farthing.serve.server import server_of
+from farthing.weights.adapter import base_of
+from farthing.weights.sources import adapter_folder
 
 _CACHE = 32_768
 
@@ -97,9 +99,9 @@ def _ledger(settings: Settings) -> Path | None:
 
 
 def _load(settings: Settings) -> list[Served]:
-    models = []
-    for name, source in settings.sources.items():
-        model = load(source, settings.dtype, settings.device, settings.quantize)
+    models, loaded = [], _loaded(settings)
+    for name in settings.sources:
+        model = loaded[name]
         tokens = settings.cache_tokens or max(_CACHE, model.decoder.config.max_positions)
         served = Served(
             name,
@@ -110,6 +112,39 @@ def _load(settings: Settings) -> list[Served]:
         )
         models.append(served)
     return models
+
+
+def _loaded(settings: Settings) -> dict[str, Model]:
+    """The models by name; adapters of a model that is served share the tensors that they leave alone with it."""
+    given = (settings.dtype, settings.device, settings.quantize)
+    adapters = {
+        name: folder for name, source in settings.sources.items() if (folder := adapter_folder(source))
+    }
+    loaded = {name: load(source, *given) for name, source in settings.sources.items() if name not in adapters}
+    bases = dict(loaded)
+    for name, folder in adapters.items():
+        served = [
+            base for base in bases if _is_served(base_of(folder), base, settings.sources[base], bases[base])
+        ]
+        if not served:
+            loaded[name] = load(folder, *given)
+        elif settings.quantize == "exact":
+            loaded[name] = bases[served[0]].adapted(folder)
+        else:  # rounded weights take no update
+            exact = load(settings.sources[served[0]], settings.dtype, settings.device)
+            loaded[name] = exact.adapted(folder).rounded(settings.quantize)
+    return loaded
+
+
+def _is_served(base: str, name: str, source: str, model: Model) -> bool:
+    """Whether a model is an adapter's base: the same folder or, of a hub's OWNER/NAME, one called so."""
+    if Path(base).exists():
+        return Path(base).resolve() == model.folder.resolve()
+    base = base.removeprefix("hf:").partition("@")[0]
+    return base == source.removeprefix("hf:").partition("@")[0] or Path(base).name in (
+        name,
+        Path(source).name,
+    )
 
 
 def _where(listening: socket.socket, settings: Settings, made: bool) -> str:
