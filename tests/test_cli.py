@@ -344,7 +344,11 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     class Model:
-        tokenizer = SimpleNamespace(folder=None)
+        tokenizer = SimpleNamespace(folder=None, render=str, raw_encode=list)
+        context = 10_000
+
+        def done(self) -> Any:
+            return SimpleNamespace(new_tokens=3)
 
         def stream(self, messages: list[dict[str, str]], **sampling: Any) -> Iterator[str]:
             if messages[-1]["content"] == "mistake":
@@ -394,12 +398,17 @@ def test_chat_in_a_terminal() -> None:
     code = """
 import time, types, farthing, farthing.cli
 class Model:
-    tokenizer = types.SimpleNamespace(folder=None)
+    tokenizer = types.SimpleNamespace(folder=None, render=str, raw_encode=list)
+    context = 10_000
+
+    def done(self):
+        return types.SimpleNamespace(new_tokens=3)
 
     def stream(self, messages, **sampling):
         yield "<think>hm hm</think>hello"
         if len(messages) == 1:
             time.sleep(60)
+        yield " to " + repr(messages[-1]["content"])
 farthing.load = lambda source, *settings: Model()
 farthing.cli.main()
 """
@@ -424,9 +433,15 @@ farthing.cli.main()
         wait_for(b"hello")
         process.send_signal(signal.SIGINT)
         wait_for(b"(stopped)")
+        wait_for(b"3 tokens, ")
         wait_for(b"> ")
-        os.write(ours, b"two\n")
-        wait_for(b"hello")
+        os.write(ours, b"\x1b[200~two\r  lines\x1b[201~")  # as a terminal marks what is pasted
+        wait_for(b"lines")
+        os.write(ours, b"\n")
+        wait_for(b"hello to 'two\\n  lines'")
+        wait_for(b"> ")
+        os.write(ours, b"three\nmore\n")  # and as one pastes that marks nothing
+        wait_for(b"hello to 'three\\nmore'")
         wait_for(b"> ")
         os.write(ours, b"\x04")
         assert process.wait(timeout=1200) == 0

@@ -203,6 +203,12 @@ def check_farthing(arguments: list[str], folder: Path) -> str | None:
             name == "calibrate" or is_config(asked["what"]) or recipe.load(asked["what"], asked["set_"] or ())
         )
         return None
+    if name == "serve" and "--help" not in rest:  # tests/serve starts real ones
+        asked = COMMANDS[name].make_context(name, list(rest)).params
+        named = [re.sub(r"^[\w-]+=", "", each) for each in asked["sources"] or ["runs/quickstart"]]
+        assert all(map(is_source, named)), "no such model"
+        assert asked["host"] == "127.0.0.1" or asked["api_key"] or asked["keys"], "no key"
+        return None
     if name == "watch" and "--help" not in rest:
         assert is_source(COMMANDS[name].make_context(name, list(rest)).params["run"]), "no such run"
         return None
@@ -394,6 +400,8 @@ WRONG = {
     "farthing eval quickstart": "tasks or recipe",
     "farthing export runs/quickstart --to onnx": "no such format",
     "farthing inspect runs/nobody": "no such model",
+    "farthing serve small=runs/nobody": "no such model",
+    "farthing serve quickstart --host 0.0.0.0": "no key",
     "farthing eval quickstart --tasks no_such_task": "no such task",
     "farthing run no-such-recipe": "no-such-recipe",
     "farthing ledger runs/nobody": "no such run",

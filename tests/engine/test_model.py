@@ -245,3 +245,25 @@ def test_a_model_is_saved_only_under_a_name_that_a_folder_can_have(
 def test_an_engine_takes_only_whole_numbers(model: Model, key: str, value: Any) -> None:
     with pytest.raises(UserError, match=key):
         model.engine(**{key: value})
+
+
+def test_the_context_is_the_models_positions_or_what_memory_has_room_for(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = farthing.load(tiny_model)
+    positions = model.decoder.config.max_positions
+    assert model.context == positions
+    monkeypatch.setattr(model, "_affordable", lambda tokens: min(tokens, 100))
+    assert model.context == 100
+    model.chat(ASK, max_new_tokens=2)
+    assert model.context == model._own_engine().capacity < positions
+    with pytest.raises(UserError):  # what it says is what there is
+        model.chat(ASK, max_new_tokens=model.context)
+
+
+def test_work_is_counted_until_it_is_asked_for(tiny_model: Path) -> None:
+    model = farthing.load(tiny_model)
+    assert model.done().new_tokens == 0
+    answer = model.chat(ASK, max_new_tokens=4)
+    assert model.done().new_tokens == len(answer.ids)
+    assert model.done().new_tokens == 0

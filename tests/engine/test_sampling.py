@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
 from farthing.engine import Sampling
-from farthing.engine.sampling import choose, uniforms
+from farthing.engine.sampling import Row, choose, uniforms
 
 
 def draw(logits, sampling, count=4000):
-    rows = logits.expand(count, -1)
-    return choose(rows.clone(), [sampling] * count, uniforms(1, 2, count).tolist())
+    rows = [Row(sampling, uniform) for uniform in uniforms(1, 2, count).tolist()]
+    chosen = choose(logits.expand(count, -1).clone(), rows)
+    return tuple(map(torch.tensor, (chosen.ids, chosen.logprobs, chosen.entropies)))
 
 
 @pytest.mark.parametrize("size", [7, 511, 513, 1500])
@@ -53,9 +54,9 @@ def test_only_entries_with_positive_weight_are_drawn(uniform, seed):
     logits = torch.randn(1, 1100, generator=generator) * 30
     logits[0, torch.rand(1100, generator=generator) < 0.7] = -torch.inf
     logits[0, 600] = 0.0
-    ids, logprobs, _ = choose(logits.clone(), [Sampling()], [uniform])
-    assert torch.isfinite(logprobs).all()
-    assert torch.isfinite(logits[0, ids]).all()
+    chosen = choose(logits.clone(), [Row(Sampling(), uniform)])
+    assert np.isfinite(chosen.logprobs).all()
+    assert torch.isfinite(logits[0, chosen.ids]).all()
 
 
 def test_draws_are_keyed_by_seed_and_sample():

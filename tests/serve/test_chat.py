@@ -1,7 +1,9 @@
 import io
+import json
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from farthing.base.errors import UserError
 from farthing.base.waiting import Waiting
-from farthing.serve.chat import Message, chat_loop
+from farthing.serve.chat import Answer, Message, chat_loop, pasted
 
 
 class Terminated(KeyboardInterrupt):
@@ -17,7 +19,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def talk(
-    lines: list[str | type[BaseException]], reply: Callable[[list[Message]], Iterator[str]], **options: object
+    lines: list[str | type[BaseException]],
+    reply: Callable[[list[Message]], Iterator[str] | Answer],
+    **options: object,
 ) -> tuple[list[Message], str]:
     """Hold a conversation in which the person says `lines`; an exception stands for a key such as Ctrl-C."""
     said, output = iter(lines), io.StringIO()
@@ -29,7 +33,11 @@ def talk(
             return line
         raise line
 
-    messages = chat_loop(reply, read, output, **options)  # type: ignore[arg-type]
+    def answer(messages: list[Message]) -> Answer:
+        replied = reply(messages)
+        return replied if isinstance(replied, Answer) else Answer(replied)
+
+    messages = chat_loop(answer, read, output, **options)  # type: ignore[arg-type]
     return messages, output.getvalue()
 
 
@@ -88,6 +96,130 @@ def test_a_mistake_of_the_user_withdraws_the_question() -> None:
         talk(["long"], reply, terminal=False)
 
 
+# ---- several lines ----
+
+
+def test_a_backslash_at_the_end_goes_on_in_the_next_line() -> None:
+    messages, shown = talk(["one\\", "two\\", "three", "four"], answers("x"))
+    assert contents(messages) == ["one\ntwo\nthree", "x", "four", "x"]
+    assert "> … … x" in shown
+    assert contents(talk(["one\\"], answers("x"), terminal=False)[0]) == ["one", "x"]  # the input ends there
+
+
+def test_lines_that_arrive_together_are_one_message() -> None:
+    lines = iter([["def f():", "    return 1", "", "f()"], ["/quit"]])
+    waiting: list[str] = []
+
+    def read(prompt: str) -> str:
+        if not waiting:
+            waiting.extend(next(lines))
+        return waiting.pop(0)
+
+    messages = chat_loop(
+        lambda messages: Answer(iter("x")), pasted(read, lambda: bool(waiting)), io.StringIO()
+    )
+    assert contents(messages) == ["def f():\n    return 1\n\nf()", "x"]
+
+
+def test_a_paste_that_ends_the_input_is_answered() -> None:
+    lines = iter(["one", "two"])
+
+    def read(prompt: str) -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    messages = chat_loop(lambda messages: Answer(iter("x")), pasted(read, lambda: True), io.StringIO())
+    assert contents(messages) == ["one\ntwo", "x"]
+
+
+# ---- commands with a text ----
+
+
+def test_the_system_message_can_be_set_and_taken_away() -> None:
+    seen: list[list[str]] = []
+
+    def reply(messages: list[Message]) -> Iterator[str]:
+        seen.append([message["role"] for message in messages])
+        yield "x"
+
+    messages, _ = talk(["one", "/system be\nbrief", "two", "/reset", "/system", "three"], reply)
+    assert seen == [["user"], ["system", "user", "assistant", "user"], ["user"]]
+    messages, _ = talk(["/system be\nbrief"], reply, system="before")
+    assert messages == [{"role": "system", "content": "be\nbrief"}]
+
+
+def test_save_writes_the_conversation_and_never_over_a_file(tmp_path: Path) -> None:
+    reply = answers("<think>so\nso</think>yes")
+    saved, page = tmp_path / "a talk.json", tmp_path / "talk.md"
+    messages, shown = talk(
+        ["q", f"/save {saved}", f"/save {saved}", f"/save {page}"], reply, system="s", source="runs/x"
+    )
+    assert json.loads(saved.read_text()) == {"source": "runs/x", "messages": messages}
+    assert page.read_text() == (
+        "# runs/x\n\n## system\n\ns\n\n## user\n\nq\n\n## assistant\n\n> so\n> so\n\nyes\n"
+    )
+    assert f"{saved} exists; give another name" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("/save", "/save needs a file"),
+        ("/save talk.txt", "is saved as .json or .md"),
+        ("/save nowhere/talk.md", "nowhere is no folder"),
+        ("/save " + 300 * "x" + ".md", "name"),
+        ("/save ~nobody-here/talk.md", "is no folder"),
+        ("/model", "/model needs a source"),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_says_why(command: str, said: str) -> None:
+    messages, shown = talk([command, "q"], answers("x"))
+    assert said in shown
+    assert contents(messages) == ["q", "x"]
+
+
+def test_another_model_goes_on_with_the_conversation(tmp_path: Path) -> None:
+    def load(source: str) -> Callable[[list[Message]], Answer]:
+        if source == "no":
+            raise UserError("no such model")
+        if source == "slow":
+            raise KeyboardInterrupt
+        return lambda messages: Answer(iter([f"{source} read {len(messages)}"]))
+
+    lines = ["q", "/model no", "/model slow", "r", "/model other", "s", f"/save {tmp_path / 'a.json'}"]
+    messages, shown = talk(lines, answers("first"), source="first", load=load)
+    assert contents(messages) == ["q", "first", "r", "first", "s", "other read 5"]
+    assert "farthing: no such model" in shown
+    assert "now with other" in shown
+    assert json.loads((tmp_path / "a.json").read_text())["source"] == "other"
+
+
+def test_what_is_piped_in_writes_no_file_and_loads_no_model(tmp_path: Path) -> None:
+    def load(source: str) -> Callable[[list[Message]], Answer]:
+        raise AssertionError
+
+    lines = [f"/save {tmp_path / 'a.json'}", "/model x", "/system y"]
+    messages, _ = talk(lines, answers("x"), terminal=False, load=load)
+    assert contents(messages)[::2] == lines
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_ends_with_its_report_and_begins_with_what_was_left_out() -> None:
+    left_out = iter([0, 2, 2, 4])
+
+    def reply(messages: list[Message]) -> Answer:
+        return Answer(iter("x"), left_out=next(left_out), report=lambda: "9 tokens, $0.01")
+
+    _, shown = talk(list("abcd"), reply)
+    assert shown.count("9 tokens, $0.01") == 4
+    assert shown.count("(without 2 old messages: the model's context is full)") == 1
+    assert shown.count("(without 4 old messages") == 1
+    left_out = iter([1])
+    assert talk(["a"], reply, terminal=False)[1] == "x\n"
+
+
 # ---- Ctrl-C ----
 
 
@@ -107,6 +239,17 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said() -> None:
     assert contents(messages) == ["one", "half an", "two", "half an answer"]
     assert "(stopped)" in shown
     assert closed == [True, True]
+
+
+def test_ctrl_c_before_an_answer_withdraws_the_question() -> None:
+    def reply(messages: list[Message]) -> Answer:
+        if messages[-1]["content"] == "one":
+            raise KeyboardInterrupt
+        return Answer(iter("x"))
+
+    messages, shown = talk(["one", "two"], reply)
+    assert contents(messages) == ["two", "x"]
+    assert "stopped" in shown
 
 
 def test_ctrl_c_while_thinking_closes_the_thought() -> None:
@@ -159,6 +302,20 @@ def test_think_shows_the_thoughts_and_again_hides_them() -> None:
     assert "\x1b[2msecret\x1b[22m\n\nopen\n" in shown
     _, shown = talk(["/think", "/think", "q"], reply)
     assert "secret" not in shown
+
+
+def test_a_thought_that_the_template_opened_is_one(tmp_path: Path) -> None:
+    messages, shown = talk(["q"], lambda messages: Answer(iter(["so it is</th", "ink>\n\n7"]), opened=True))
+    assert "thought for 3 words" in shown
+    assert "so it is" not in shown
+    assert messages[-1]["content"] == "<think>\nso it is</think>\n\n7"
+
+    def stopped() -> Iterator[str]:
+        yield "so"
+        raise KeyboardInterrupt
+
+    messages, _ = talk(["q"], lambda messages: Answer(stopped(), opened=True))
+    assert messages[-1]["content"] == "<think>\nso\n</think>\n"
 
 
 def test_thinking_without_an_end_is_said_so() -> None:

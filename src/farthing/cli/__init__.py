@@ -8,7 +8,6 @@ Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 a mistake the user c
 from __future__ import annotations
 
 import atexit
-import io
 import itertools
 import os
 import select
@@ -27,18 +26,15 @@ from farthing.base.errors import UserError
 from farthing.base.limits import refusal
 from farthing.base.terminal import guard
 from farthing.cli import data, doctor, folders, help, money, recipes, serve, watch
+from farthing.cli.chat import chat
 from farthing.cli.evaluate import evaluate
-from farthing.cli.help import Commands, recipe_names, run_names
+from farthing.cli.help import Commands, recipe_names
 from farthing.cli.shared import (
-    DeviceName,
     DeviceOr,
-    Dtype,
     DtypeOr,
     Json,
-    Quantize,
     Seed,
     log,
-    model_source,
     only_results_on_stdout,
     placed,
     print_result,
@@ -124,58 +120,7 @@ def run(
     print_result({"run_dir": str(result.run_dir), **result.results}, str(result.run_dir), as_json)
 
 
-@app.command()
-def chat(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A run, model folder, .gguf, hf:owner/name or pypi:name; the newest run by default.",
-            autocompletion=run_names,
-        ),
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.7,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Sample from this share of probability.")
-    ] = 0.95,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes the answers repeatable.")] = None,
-    device: DeviceName = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = "exact",
-    as_json: Json = False,
-) -> None:
-    """Talk to a model. Reads lines from stdin if that is not a terminal."""
-    chosen = model_source(source)
-    terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    with only_results_on_stdout(), starting():
-        from farthing import load
-    with only_results_on_stdout(f"loading {chosen}"):
-        model = load(chosen, dtype, device, quantize)
-    from farthing.cost.room import room_for
-    from farthing.serve.chat import Message, chat_loop
-
-    def reply(messages: list[Message]) -> Iterator[str]:
-        return model.stream(
-            messages, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-        )
-
-    output = sys.stderr if as_json else sys.stdout
-    for stream in (
-        sys.stdin,
-        getattr(output, "raw", output),
-    ):  # stray bytes, or characters the terminal lacks, must not end the chat
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    if terminal:
-        import readline  # noqa: F401  (line editing and history for input())
-
-        log(f"{chosen}   /help lists the commands")
-    with room_for(f"talking to {chosen}", model.tokenizer.folder, device, dtype):
-        read = input if terminal else _read_line
-        messages = chat_loop(reply, read, output, system=system, terminal=terminal)
-    if as_json:
-        print_result({"source": chosen, "messages": messages}, "", as_json)
+app.command()(chat)
 
 
 app.command(name="eval")(evaluate)
@@ -250,13 +195,6 @@ def _named(command: Any) -> str:
     """The command that was called, for a mistake that was found before it was entered."""
     word = next(iter(sys.argv[1:]), "")
     return f"farthing {word}" if word in command.commands else "farthing"
-
-
-def _read_line(_: str) -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line
 
 
 @contextmanager

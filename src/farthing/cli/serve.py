@@ -27,7 +27,7 @@ def serve(
         typer.Argument(
             metavar="[SOURCE]...",
             help="Runs, model folders, .gguf, hf:owner/name or pypi:name, each as NAME=SOURCE if you like; the newest "
-            "run by default. A run is served with its base beside it by --with-base.",
+            "run by default.",
             autocompletion=run_names,
         ),
     ] = None,
@@ -63,6 +63,16 @@ def serve(
             "--lenient", help="Answer to any model's name, and ignore what only OpenAI's servers can do."
         ),
     ] = False,
+    moderation: Annotated[
+        str,
+        typer.Option(help="off, warn=HOOK or block=HOOK; a HOOK is module:function or a classifier's URL."),
+    ] = "off",
+    moderation_log: Annotated[
+        Path | None, typer.Option(help="Log what moderation finds, without the text.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A system message to put before every conversation.")
+    ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="The chat page at /.")] = True,
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
@@ -70,6 +80,8 @@ def serve(
 ) -> None:
     """Serve models over OpenAI's API, and a chat page, on this machine."""
     named = _named(sources or [model_source(None)])
+    if with_base:
+        named |= _bases(named)
     if keys is not None and api_key is not None:
         raise UserError("give either --api-key or --keys")
     from farthing.serve.server import LOCAL, listen
@@ -100,6 +112,9 @@ def serve(
             usd_per_hour=usd_per_hour,
             lenient=lenient,
             page=page,
+            moderation=moderation,
+            moderation_log=moderation_log,
+            policy=policy,
         ),
         listening,
         made=api_key == "new",
@@ -127,6 +142,20 @@ def _name(source: str) -> str:
     if path.suffix == ".gguf":
         return path.stem
     return path.resolve().name if path.exists() else source.split(":", 1)[-1]
+
+
+def _bases(named: dict[str, str]) -> dict[str, str]:
+    """The models that runs began with, by the names under which they are served."""
+    from farthing.base.schema import read_yaml
+
+    found: dict[str, str] = {}
+    for name, source in named.items():
+        recipe = Path(source) / "recipe.yaml"
+        base = read_yaml(recipe).get("base") if recipe.is_file() else None
+        if not isinstance(base, str):
+            raise UserError(f"--with-base: {source} is no run that began with a model; leave it out")
+        found["base" if len(named) == 1 else f"{name}-base"] = base
+    return found
 
 
 COMMANDS: tuple[Any, ...] = (serve,)

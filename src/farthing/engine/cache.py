@@ -1,9 +1,9 @@
 """The paged key/value cache: pages of a few tokens, shared between sequences with the same prefix.
 
-Paging follows Kwon et al., arXiv:2309.06180. A full prompt page is looked up by its tokens and the page before it, so
-the samples of a prompt, and prompts with the same beginning, store and compute it once. Latent attention stores one
-entry per token, the latent and the rotated key, instead of every head's keys and values. Layers with a sliding window
-keep every position too, but read only the pages that the window reaches.
+Paging follows Kwon et al., arXiv:2309.06180. A full page is looked up by its tokens and the page before it
+(`engine.pages`), so the samples of a prompt, and prompts with the same beginning, store and compute it once. Latent
+attention stores one entry per token, the latent and the rotated key, instead of every head's keys and values. Layers
+with a sliding window keep every position too, but read only the pages that the window reaches.
 
 Shapes: B sequences, M pages per sequence, S tokens per page, N new tokens (of one sequence, or of all of them flat), G
 key/value heads, D head width, T = M * S, H query heads, K experts per token, L latent, R rotated width, W = L + R.
@@ -11,10 +11,8 @@ key/value heads, D head width, T = M * S, H query heads, K experts per token, L 
 
 from __future__ import annotations
 
-import itertools
 import math
 import mmap
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -22,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from farthing.engine.pages import Pages
 from farthing.model import ModelConfig
 from farthing.model.attention import mean_pairs
 from farthing.model.kernels.attention import FULL, Rule, attention
@@ -81,7 +80,7 @@ class Tiles(Layout):
         return [keys[..., : self.width], values[..., : self.width]]
 
 
-class PagedCache:
+class PagedCache(Pages):
     """Keys and values of every layer in `pages` reference-counted pages of `page_size` tokens.
 
     Args:
@@ -104,7 +103,8 @@ class PagedCache:
     ) -> None:
         heads, width = (1, config.mla.cache_dim) if config.mla else (config.num_kv_heads, config.head_dim)
         layers = range(config.num_layers + modules)
-        self.page_size, self.windows = page_size, config.windows
+        super().__init__(pages, page_size)
+        self.windows = config.windows
         self.layout = layout(page_size, heads, width, latent=config.mla is not None)
 
         def store(shape: tuple[int, ...]) -> list[Tensor]:
@@ -117,76 +117,11 @@ class PagedCache:
             index_dtype = torch.uint8 if config.moe.experts <= 256 else torch.int16
             shape = (pages, page_size, len(config.moe_layers), config.moe.top_k)
             self.routes = torch.zeros(shape, dtype=index_dtype, device=device)
-        self.users = [0] * pages
-        self._free = list(range(pages - 1, -1, -1))
-        # Cached prefixes, least recently used first: (name of the previous page, tokens) -> (page, its name). Names
-        # are never reused, so a chain cannot lead through an evicted page.
-        self._prefixes: OrderedDict[tuple[int, tuple[int, ...]], tuple[int, int]] = OrderedDict()
-        self._remembered: set[int] = set()
-        self._names = itertools.count(1)
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of one token in all layers."""
         return sum(store[0].nbytes for store in (*self.keys, *self.values)) // self.page_size
-
-    @property
-    def available(self) -> int:
-        """Number of pages that `take` can allocate: free ones and unused cached prefixes."""
-        return len(self._free) + sum(self.users[page] == 0 for page in self._remembered)
-
-    def take(self, count: int) -> list[int]:
-        """Allocate `count` pages; evicts unused prefixes, least recently used first, when no page is free."""
-        while len(self._free) < count:
-            key = next(key for key, (page, _) in self._prefixes.items() if self.users[page] == 0)
-            page, _ = self._prefixes.pop(key)
-            self._remembered.discard(page)
-            self._free.append(page)
-        pages = [self._free.pop() for _ in range(count)]
-        for page in pages:
-            self.users[page] = 1
-        return pages
-
-    def release(self, pages: Sequence[int]) -> None:
-        """Drop one use of each page; an unused page becomes free unless it is a cached prefix."""
-        for page in pages:
-            self.users[page] -= 1
-            assert self.users[page] >= 0
-            if self.users[page] == 0 and page not in self._remembered:
-                self._free.append(page)
-
-    def _chunks(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
-        size = self.page_size
-        return [tuple(ids[start : start + size]) for start in range(0, len(ids) - size + 1, size)]
-
-    def find_prefix(self, ids: Sequence[int]) -> list[int]:
-        """Return the pages that already hold the beginning of ids, each with one more use; leaves at least one token to
-        compute."""
-        pages: list[int] = []
-        name = 0
-        for chunk in self._chunks(ids[: len(ids) - 1]):
-            if (name, chunk) not in self._prefixes:
-                break
-            self._prefixes.move_to_end((name, chunk))
-            page, name = self._prefixes[name, chunk]
-            self.users[page] += 1
-            pages.append(page)
-        return pages
-
-    def remember(self, ids: Sequence[int], pages: Sequence[int]) -> None:
-        """Register the full pages of a computed prompt for `find_prefix`."""
-        name = 0
-        for chunk, page in zip(self._chunks(ids), pages, strict=False):
-            if (name, chunk) not in self._prefixes:
-                self._prefixes[name, chunk] = (page, next(self._names))
-                self._remembered.add(page)
-            name = self._prefixes[name, chunk][1]
-
-    def forget(self) -> None:
-        """Drop all cached prefixes; their keys are stale once the weights change."""
-        self._free += [page for page in self._remembered if self.users[page] == 0]
-        self._remembered.clear()
-        self._prefixes.clear()
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page in every layer (sequences that diverge within a page cannot share it)."""

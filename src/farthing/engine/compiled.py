@@ -15,7 +15,7 @@ from farthing.base.errors import UserError
 from farthing.base.sizes import PACKED_BYTES
 from farthing.engine.cache import PagedCache
 from farthing.engine.network import Network
-from farthing.engine.sampling import Chosen, Sampling, choose
+from farthing.engine.sampling import Chosen, Row, choose
 from farthing.model import Decoder
 from farthing.model.kernels.native import trial
 from farthing.model.kernels.native.codes import Word
@@ -160,9 +160,7 @@ class CompiledNetwork:
         longest = int(self.positions[:row].max()) + 1
         self._session[Word.SPANS] = -(-longest // SPAN)
 
-    def decode(
-        self, ids: Sequence[int], samplings: Sequence[Sampling], draws: Sequence[float]
-    ) -> tuple[Chosen, Tensor]:
+    def decode(self, ids: Sequence[int], draws: Sequence[Row]) -> tuple[Chosen, Tensor]:
         """Run the network over the placed tokens, and choose a token for each.
 
         Returns:
@@ -170,7 +168,7 @@ class CompiledNetwork:
         """
         rows = len(ids)
         self.ids[:rows] = ids
-        chosen = self._choose(self._network, rows, samplings, draws)
+        chosen = self._choose(self._network, draws)
         return chosen, self._rows(self._build.hidden, rows)
 
     def module(self, depth: int, ids: Sequence[int], hidden_RC: Tensor) -> Tensor:
@@ -182,29 +180,28 @@ class CompiledNetwork:
         self._session.run(self._modules[depth], rows)
         return self._rows(self._module_rows[depth + 1], rows)
 
-    def choose(self, hidden_RC: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> Chosen:
+    def choose(self, hidden_RC: Tensor, draws: Sequence[Row]) -> Chosen:
         """Choose a token from each row of a final norm's output."""
-        rows = len(hidden_RC)
-        self._rows(self._build.hidden, rows).copy_(hidden_RC)
-        return self._choose(self._head, rows, samplings, draws)
+        self._rows(self._build.hidden, len(hidden_RC)).copy_(hidden_RC)
+        return self._choose(self._head, draws)
 
-    def _choose(
-        self, operations: Operations, rows: int, samplings: Sequence[Sampling], draws: Sequence[float]
-    ) -> Chosen:
-        self.uniforms[:rows] = draws
-        # truncated rows are left to torch, which sorts
-        torchs = [row for row, s in enumerate(samplings) if s.truncates and s.temperature > 0]
-        self.temperatures[:rows] = [s.temperature for s in samplings]
-        self.temperatures[torchs] = -1.0
+    def _choose(self, operations: Operations, draws: Sequence[Row]) -> Chosen:
+        rows = len(draws)
+        self.uniforms[:rows] = [row.uniform for row in draws]
+        self.temperatures[:rows] = [row.sampling.temperature for row in draws]
+        torchs = [number for number, row in enumerate(draws) if not row.plain]
+        self.temperatures[torchs] = -1.0  # leaves the logits
         self._session.run(operations, rows)
+        chosen = Chosen(
+            self.chosen[:rows].tolist(),
+            self.logprobs[:rows].tolist(),
+            self.entropies[:rows].tolist(),
+            [[] for _ in draws],
+        )
         if torchs:
             logits = self._build.logits.first(rows, self.decoder.config.vocab_size)[torchs]
-            found = choose(logits, [samplings[row] for row in torchs], [draws[row] for row in torchs])
-            for mine, theirs in zip((self.chosen, self.logprobs, self.entropies), found, strict=True):
-                mine[torchs] = theirs.numpy()  # type: ignore[index]
-        return Chosen(
-            self.chosen[:rows].tolist(), self.logprobs[:rows].tolist(), self.entropies[:rows].tolist()
-        )
+            chosen.put(torchs, choose(logits, [draws[number] for number in torchs]))
+        return chosen
 
     def _rows(self, rows: Rows, count: int) -> Tensor:
         return rows.first(count, self.decoder.config.hidden_size)

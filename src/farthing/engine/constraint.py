@@ -8,10 +8,10 @@ import numpy as np
 
 
 class Constraint(Protocol):
-    """Leads one sample, token by token."""
+    """Leads one sample, token by token; once it is `done`, the sample ends with "stop"."""
 
     def mask(self) -> np.ndarray | None:
-        """Tokens that may come next: bit t % 32 of int32 word t // 32; None for any."""
+        """Tokens that may come next: bit t % 32 of int32 word t // 32; None for any. At least one may."""
 
     def take(self, token: int) -> None:
         """Note a chosen token."""

@@ -14,9 +14,10 @@ from farthing.base.errors import UserError
 from farthing.engine import compiled
 from farthing.engine.cache import Decode, Layout, PagedCache, Prefill, Tiles
 from farthing.engine.compiled import CompiledNetwork
-from farthing.engine.sampling import Chosen, Sampling, chosen_from
+from farthing.engine.sampling import Chosen, choose
 from farthing.engine.scheduler import Scheduler
-from farthing.engine.sequence import Job, NewPrompt, Request, Running, Sample, Work
+from farthing.engine.scores import score_prompt
+from farthing.engine.sequence import Job, Prompt, Request, Running, Sample, Work
 from farthing.engine.speculate import Guesser
 from farthing.model import Decoder
 from farthing.model.attention import mean_pairs
@@ -34,6 +35,8 @@ class Engine:
         speculate: tokens to guess per step with the model's prediction modules; the output equals plain decoding up to
             rounding.
         quantize: weights of decoding steps: `exact` ones, or `int8` or `int4`. Prompts are read with exact weights.
+        reserve, prefill_tokens: see `Scheduler`: by default, for the most tokens in all; a server takes False and some
+            hundred, for short waits.
 
     Raises:
         UserError: if `speculate` exceeds the model's prediction modules.
@@ -51,6 +54,8 @@ class Engine:
         record_routing: bool = False,
         speculate: int = 0,
         quantize: str = "exact",
+        reserve: bool = True,
+        prefill_tokens: int | None = None,
     ) -> None:
         self.decoder, self.stop_ids, self.max_batch, self.decode = decoder, stop_ids, max_batch, decode
         if not 0 <= speculate <= len(decoder.mtp):
@@ -100,7 +105,15 @@ class Engine:
         self.guesser = Guesser(decoder, self.cache, speculate, self.network) if speculate else None
         self.work = Work()
         self.version = 0
-        self.scheduler = Scheduler(self.cache, max_batch, speculate, self._prefill, self._decode)
+        self.scheduler = Scheduler(
+            self.cache,
+            max_batch,
+            speculate,
+            self._prefill,
+            self._decode,
+            reserve=reserve,
+            prefill_tokens=prefill_tokens,
+        )
 
     def generate(
         self,
@@ -123,7 +136,7 @@ class Engine:
                 jobs.append(self.add(request))
             left = dict(enumerate(jobs))
             while left:
-                self.scheduler.step()
+                self.step()
                 for place in [place for place, job in left.items() if job.done]:
                     job = left.pop(place)
                     if ended is not None:
@@ -132,7 +145,7 @@ class Engine:
                     told(len(jobs) - len(left), len(jobs))
         finally:
             for job in jobs:
-                self.scheduler.cancel(job)
+                self.cancel(job)
         return [job.samples for job in jobs]
 
     def stream(self, request: Request) -> Iterator[list[int]]:
@@ -142,13 +155,13 @@ class Engine:
         try:
             while sent < len(ids) or not job.done:
                 if sent == len(ids):
-                    self.scheduler.step()
+                    self.step()
                 new = ids[sent:]
                 sent += len(new)
                 if new:
                     yield new  # other requests may add ids before the caller resumes
         finally:
-            self.scheduler.cancel(job)
+            self.cancel(job)
 
     def take_weights(self, decoder: Decoder, version: int) -> None:
         """See `Generator`. The engine reads the trainer's own network, so nothing is copied."""
@@ -184,35 +197,55 @@ class Engine:
             )
         if request.sampling.stop and self.decode is None:
             raise UserError("stop strings need a tokenizer; give stop token ids instead")
+        size = self.decoder.config.vocab_size
+        if wrong := [token for token, _ in request.sampling.logit_bias if not 0 <= token < size]:
+            raise UserError(f"logit_bias has the token {wrong[0]}; the model's are 0 to {size - 1}")
         return self.scheduler.add(request)
 
-    def _prefill(self, prompts: Sequence[NewPrompt]) -> None:
-        """Run one pass over new prompts and choose the first token of each of their samples."""
+    def step(self) -> list[Running]:
+        """Run one pass; see `Scheduler.step`."""
+        return self.scheduler.step()
+
+    def cancel(self, job: Job) -> None:
+        """Stop a job and free its pages; see `Scheduler.cancel`."""
+        self.scheduler.cancel(job)
+
+    @property
+    def guessed(self) -> int:
+        """Number of guessed tokens that were compared with the network's choice; see `Work`."""
+        return sum(self.work.guessed.values())
+
+    @property
+    def accepted(self) -> int:
+        """Number of them that were right."""
+        return sum(self.work.accepted.values())
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> None:
+        """Run one pass over parts of prompts, and choose the first token of each sample of those that end."""
         if self.network is not None:
             self.network.refresh()
-        spans = [(prompt.cached, len(prompt.ids)) for prompt in prompts]
-        attend = Prefill(self.cache, [prompt.samples[0].pages for prompt in prompts], spans)
-        tokens = torch.tensor(
-            [t for prompt in prompts for t in prompt.ids[prompt.cached :]], device=attend.slots.device
+        attend = Prefill(
+            self.cache, [p.samples[0].pages for p in prompts], [(p.read, p.end) for p in prompts]
         )
+        tokens = torch.tensor([t for p in prompts for t in p.ids[p.read : p.end]], device=attend.slots.device)
         hidden = self._hidden(tokens, attend.positions, attend)
-        ends = torch.tensor([end - start for start, end in spans]).cumsum(0) - 1
-        logits = self.decoder.logits(hidden[ends])
         self.work.computed_tokens += len(tokens)
-        self.work.scored_tokens += len(prompts)
         self.work.pairs += attend.pairs
         if self.guesser is not None:
             self.guesser.read_prompts(attend, prompts, hidden, self.work)
-        for prompt in prompts:
-            first, *others = prompt.samples
-            self.work.prompt_tokens += len(prompt.ids) * len(prompt.samples)
-            self.cache.remember(prompt.ids, first.pages)
-            partial, rest = divmod(len(prompt.ids), self.cache.page_size)
-            for other in others if rest else ():
-                self.cache.copy_page(first.pages[partial], other.pages[partial])
-        rows = torch.tensor([row for row, prompt in enumerate(prompts) for _ in prompt.samples])
-        samples = [s for prompt in prompts for s in prompt.samples]
-        self._append(samples, chosen_from(logits[rows], *self._rows(samples, 1)))
+        parts = hidden.split([p.new for p in prompts])
+        for prompt, rows in zip(prompts, parts, strict=True):
+            if not prompt.job.scored:
+                self.work.scored_tokens += score_prompt(self.decoder, prompt, rows)
+        ended = [(p, rows[-1]) for p, rows in zip(prompts, parts, strict=True) if p.ends]
+        if not ended:
+            return
+        logits = self.decoder.logits(torch.stack([last for _, last in ended]))
+        self.work.scored_tokens += len(ended)
+        self.work.prompt_tokens += sum(len(p.ids) * len(p.samples) for p, _ in ended)
+        samples = [s for p, _ in ended for s in p.samples]
+        rows = torch.tensor([row for row, (p, _) in enumerate(ended) for _ in p.samples])
+        self._append(samples, choose(logits[rows], [s.row() for s in samples]))
 
     def _decode(self, running: Sequence[Running]) -> None:
         """Run one pass over every sequence's next token and its guesses.
@@ -224,17 +257,17 @@ class Engine:
         each = 1 + self.speculate
         tables, positions = [s.pages for s in running], [range(s.length, s.length + each) for s in running]
         ids = [t for s in running for t in (s.next_id, *s.guesses)]
-        rows = self._rows(running, each)
+        draws = [s.row(ahead) for s in running for ahead in range(each)]
         if self.network is not None:
             self.network.place(tables, positions)
-            chosen, hidden = self.network.decode(ids, *rows)
+            chosen, hidden = self.network.decode(ids, draws)
             if self.cache.routes is not None:
                 slots = self.network.slots(len(ids))
                 self.cache.write_routes(slots, self.network.routes(len(ids)))
         else:
             attend = Decode(self.cache, tables, positions)
             hidden = self._hidden(torch.tensor(ids, device=attend.slots.device), attend.positions, attend)
-            chosen = chosen_from(self.decoder.logits(hidden), *rows)
+            chosen = choose(self.decoder.logits(hidden), draws)
         self.work.computed_tokens += len(ids)
         self.work.scored_tokens += len(ids)
         self.work.decode_pairs += mean_pairs(
@@ -253,11 +286,6 @@ class Engine:
             self.cache.write_routes(attend.slots, routing.chosen)
         return hidden_NC
 
-    def _rows(self, sequences: Sequence[Running], each: int) -> tuple[list[Sampling], list[float]]:
-        """Sampling parameters and uniform numbers of the next `each` tokens of every sequence."""
-        rows = [(s, ahead) for s in sequences for ahead in range(each)]
-        return [s.sampling for s, _ in rows], [s.draw(ahead) for s, ahead in rows]
-
     def _append(self, sequences: Sequence[Running], chosen: Chosen) -> list[int]:
         """Add each sequence's chosen tokens up to and including the first wrong guess.
 
@@ -265,30 +293,45 @@ class Engine:
             The number of tokens added to each sequence.
         """
         each = len(chosen.ids) // len(sequences)
-        rows = list(zip(chosen.ids, chosen.logprobs, chosen.entropies, strict=True))
+        rows = list(zip(chosen.ids, chosen.logprobs, chosen.entropies, chosen.top, strict=True))
         counts = []
         for start, s in zip(range(0, len(rows), each), sequences, strict=True):
             before = len(s.sample.ids)
-            for depth, (token, logprob, entropy) in enumerate(rows[start : start + each]):
-                self._add_token(s, token, logprob, entropy)
-                if s.done or depth == each - 1:
+            for depth, row in enumerate(rows[start : start + each]):
+                self._add_token(s, *row)
+                if s.done or s.one_by_one or depth == each - 1:
                     break
                 self.work.guessed[depth] += 1
-                if token != s.guesses[depth]:
+                if row[0] != s.guesses[depth]:
                     break
                 self.work.accepted[depth] += 1
             counts.append(len(s.sample.ids) - before)
         self.work.new_tokens += sum(counts)
         return counts
 
-    def _add_token(self, s: Running, token: int, logprob: float, entropy: float) -> None:
+    def _add_token(
+        self, s: Running, token: int, logprob: float, entropy: float, top: list[tuple[int, float]]
+    ) -> None:
         s.next_id = token
         sample = s.sample
         sample.entropy += (entropy - sample.entropy) / (len(sample.ids) + 1)
         sample.ids.append(token)
         sample.logprobs.append(logprob)
-        if token in self.stop_ids or token in s.sampling.stop_ids or self._at_stop_string(s):
+        if s.sampling.top_logprobs:
+            sample.top.append(top)
+        if s.constraint is not None:
+            s.constraint.take(token)
+        if self._stops(s, token):
             sample.finish_reason = "stop"
+
+    def _stops(self, s: Running, token: int) -> bool:
+        """Whether a sample ends with its last token."""
+        return (
+            (token in self.stop_ids and not s.sampling.ignore_eos)
+            or token in s.sampling.stop_ids
+            or (s.constraint is not None and s.constraint.done)
+            or self._at_stop_string(s)
+        )
 
     def _at_stop_string(self, s: Running) -> bool:
         if not s.sampling.stop:

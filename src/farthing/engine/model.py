@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Generator, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from farthing.engine.engine import Engine
 from farthing.engine.quantize import check as check_quantize
 from farthing.engine.quantize import quantize_
 from farthing.engine.sampling import Sampling
-from farthing.engine.sequence import Request, Sample
+from farthing.engine.sequence import Request, Sample, Work
 from farthing.model import ModelConfig
 from farthing.weights import load_decoder, save_decoder
 from farthing.weights.adapter import adapted, base_of, read_adapter
@@ -92,7 +92,14 @@ class Model:
         self.quantize = quantize
         return self
 
-    @takes(max_batch=(int,), cache_tokens=(int,), record_routing=(bool,), speculate=(int,))
+    @takes(
+        max_batch=(int,),
+        cache_tokens=(int,),
+        record_routing=(bool,),
+        speculate=(int,),
+        reserve=(bool,),
+        prefill_tokens=(int, None),
+    )
     def engine(
         self,
         max_batch: int = 32,
@@ -100,14 +107,17 @@ class Model:
         *,
         record_routing: bool = False,
         speculate: int = 0,
+        reserve: bool = True,
+        prefill_tokens: int | None = None,
     ) -> Engine:
         """Return a generation engine on this model's own parameters; arguments as in `Engine`.
 
         Raises:
             UserError: for a number of sequences or of tokens below 1, and as `Engine`.
         """
-        for name, amount in (("max_batch", max_batch), ("cache_tokens", cache_tokens)):
-            if amount < 1:
+        amounts = {"max_batch": max_batch, "cache_tokens": cache_tokens, "prefill_tokens": prefill_tokens}
+        for name, amount in amounts.items():
+            if amount is not None and amount < 1:
                 raise UserError(f"{name}: must be at least 1, got {amount}")
         return Engine(
             self.decoder,
@@ -118,6 +128,8 @@ class Model:
             record_routing=record_routing,
             speculate=speculate,
             quantize=self.quantize,
+            reserve=reserve,
+            prefill_tokens=prefill_tokens,
         )
 
     @torch.no_grad()
@@ -170,7 +182,7 @@ class Model:
         return self._completion(self._own_engine(request).generate([request])[0][0], settings)
 
     @takes(messages=(Sequence,))
-    def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
+    def stream(self, messages: Sequence[Message], **sampling: Any) -> Generator[str, None, None]:
         """Yield the answer of `chat` in pieces of text as they are generated."""
         settings = _sampling(sampling)
         _check_messages(messages)
@@ -191,6 +203,17 @@ class Model:
         for ids in self._own_engine(request).stream(request):
             yield from map(decoder.push, ids)
         yield decoder.flush()
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer have room for: the model's positions, or fewer where memory is short."""
+        positions = self.decoder.config.max_positions
+        held = self._engine.capacity if self._engine is not None else 0
+        return min(positions, max(held, self._affordable(positions)))
+
+    def done(self) -> Work:
+        """Return the work of `generate`, `chat` and `stream` since the last call."""
+        return self._engine.done() if self._engine is not None else Work()
 
     @takes(folder=(str, Path))
     def save(self, folder: Path | str) -> Path:
@@ -262,7 +285,9 @@ def _before_stop(text: str, stops: Sequence[str]) -> str:
 
 _KINDS: dict[str, tuple[Any, ...]] = {
     "max_new_tokens": (int,), "temperature": (float,), "top_k": (int,), "top_p": (float,), "min_p": (float,),
-    "seed": (int, None), "stop": (str, Sequence), "stop_ids": (Set, Sequence),
+    "seed": (int, None), "stop": (str, Sequence), "stop_ids": (Set, Sequence), "frequency_penalty": (float,),
+    "presence_penalty": (float,), "repetition_penalty": (float,), "logit_bias": (Sequence,), "top_logprobs": (int,),
+    "ignore_eos": (bool,),
 }  # fmt: skip
 
 

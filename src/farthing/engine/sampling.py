@@ -1,15 +1,16 @@
-"""From logits to a token: temperature, truncation, and one uniform number per token.
+"""From logits to a token: bias and penalties, temperature, truncation, and one uniform number per token.
 
 The uniform numbers of a sample come from a counter-based generator keyed by (seed, sample), so a sample does not depend
 on the rest of the batch or on interruptions of the run.
 
-Shapes: B sequences, V vocabulary.
+Shapes: B sequences, V vocabulary, R of the B rows, K candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from farthing.base.errors import UserError
 
 BLOCK = 512  # the cumulative sum is searched in two steps, blocks then entries, instead of over V at once
+CANDIDATES = 128  # likeliest entries in which top-p is looked for first; a full sort takes many times longer
+MOST_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,14 @@ class Sampling:
 
     `temperature` 0 is greedy. `top_k`, `top_p` (Holtzman et al., arXiv:1904.09751) and `min_p` (Nguyen et al.,
     arXiv:2407.01082) truncate the distribution in that order, after the temperature. `stop` strings end a completion
-    and are removed from its text; `stop_ids` end it and stay in its ids.
+    and are removed from its text; `stop_ids` end it and stay in its ids; `ignore_eos` goes on past the model's own.
+
+    Before the temperature, `repetition_penalty` (Keskar et al., arXiv:1909.05858) divides the positive logits of tokens
+    in the prompt or the completion, and multiplies the negative ones; `frequency_penalty` and `presence_penalty` are
+    subtracted from the logits of the completion's tokens, the one for each occurrence, the other once; `logit_bias`
+    holds (token, number to add) pairs.
+
+    `top_logprobs` is how many of the likeliest tokens to record beside each chosen one.
 
     Raises:
         UserError: if a value is out of range.
@@ -62,11 +72,29 @@ class Sampling:
             raise UserError(f"seed is {self.seed}; give a whole number from 0 to 2^64 - 1")
         if any(not text for text in self.stop):
             raise UserError("a stop string is empty; give at least one character")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2 <= (penalty := getattr(self, name)) <= 2:
+                raise UserError(f"{name} is {penalty}; give a number from -2 to 2")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(
+                f"repetition_penalty is {self.repetition_penalty}; give a number above 0 (1 is off)"
+            )
+        if wrong := [bias for _, bias in self.logit_bias if not -100 <= bias <= 100]:
+            raise UserError(f"logit_bias has the bias {wrong[0]}; give numbers from -100 to 100")
+        if not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
+            raise UserError(
+                f"top_logprobs is {self.top_logprobs}; give a number from 0 to {MOST_TOP_LOGPROBS}"
+            )
 
     @property
     def truncates(self) -> bool:
         """Whether any parameter truncates the distribution."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether a token's chance depends on the tokens before it other than through the network."""
+        return bool(self.frequency_penalty or self.presence_penalty) or self.repetition_penalty != 1
 
 
 def uniforms(seed: int, sample: int, count: int) -> np.ndarray:
@@ -75,65 +103,163 @@ def uniforms(seed: int, sample: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
+class Row(NamedTuple):
+    """What a token depends on beside its logits: the parameters, a uniform number, the tokens so far, and which may
+    come next (`engine.constraint`)."""
+
+    sampling: Sampling
+    uniform: float
+    prompt: Sequence[int] = ()
+    completion: Sequence[int] = ()
+    mask: np.ndarray | None = None
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether the token is drawn from other logits than the network's."""
+        return self.mask is not None or self.sampling.penalizes or bool(self.sampling.logit_bias)
+
+    @property
+    def plain(self) -> bool:
+        """Whether logits, temperature and uniform number suffice."""
+        return not (self.adjusted or self.sampling.truncates or self.sampling.top_logprobs)
+
+
 @dataclass(frozen=True)
 class Chosen:
-    """A token for each row, its log-probability and the entropy in nats; see `choose`."""
+    """A token for each row, its log-probability, the entropy in nats, and the likeliest tokens with theirs; see
+    `choose`."""
 
     ids: list[int]
     logprobs: list[float]
     entropies: list[float]
+    top: list[list[tuple[int, float]]]
+
+    def put(self, rows: Sequence[int], other: Chosen) -> None:
+        """Replace what was chosen for these rows."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            for row, value in zip(rows, theirs, strict=True):
+                mine[row] = value
 
 
-def chosen_from(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Sequence[float]) -> Chosen:
-    """What `choose` chooses, as lists."""
-    return Chosen(*(found.tolist() for found in choose(logits_BV, samplings, uniform_B)))
-
-
-def choose(
-    logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor]:
+def choose(logits_BV: Tensor, rows: Sequence[Row]) -> Chosen:
     """Draw one token per row; overwrites the logits.
 
-    Returns:
-        ids [B] int64; log-probabilities [B] float32 of those ids at the row's temperature but *before* truncation (as a
-        policy gradient needs: truncation is not part of the policy); entropies [B] float32 in nats, likewise. A greedy
-        row is scored at temperature 1.
+    Log-probabilities and entropies are the policy's: at the row's temperature but *before* truncation (as a policy
+    gradient needs: truncation is not part of the policy), and also before penalties, bias and constraints, as OpenAI's
+    API reports them, so a token that these forced may have a small one. A greedy row is scored at temperature 1.
     """
     device = logits_BV.device
-    temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=device)
+    samplings = [row.sampling for row in rows]
+    temperature_B = torch.tensor([s.temperature or 1.0 for s in samplings], device=device)
+    adjusted = [number for number, row in enumerate(rows) if row.adjusted]
+    adjusted_RV = adjust(logits_BV[adjusted], [rows[number] for number in adjusted]) if adjusted else None
     if any(s.temperature not in (0.0, 1.0) for s in samplings):
-        logits_BV.div_(temperature[:, None])
-    shifted = logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
-    weights = shifted.exp()
-    total = weights.sum(-1)
-    entropy = total.log() - torch.linalg.vecdot(weights, shifted) / total
-    drawn = weights
-    if any(s.truncates and s.temperature > 0 for s in samplings):
-        drawn = weights.clone()
-        for row, sampling in enumerate(samplings):
-            if sampling.truncates and sampling.temperature > 0:
-                _truncate(drawn[row], sampling)
-    greedy = torch.tensor([s.temperature == 0 for s in samplings], device=device)
-    if greedy.all():
-        ids = shifted.argmax(-1)
+        logits_BV.div_(temperature_B[:, None])
+    shifted_BV = logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
+    weights_BV = shifted_BV.exp()
+    total_B = weights_BV.sum(-1)
+    entropy_B = total_B.log() - torch.linalg.vecdot(weights_BV, shifted_BV) / total_B
+    likeliest_B = shifted_BV.argmax(-1)
+    if adjusted_RV is not None:
+        likeliest_B[adjusted] = adjusted_RV.argmax(-1)
+        adjusted_RV.div_(temperature_B[adjusted, None])
+        weights_BV[adjusted] = adjusted_RV.sub_(adjusted_RV.amax(-1, keepdim=True)).exp_()
+    truncated = [number for number, s in enumerate(samplings) if s.truncates]
+    if truncated:
+        weights_BV[truncated] = truncate(weights_BV[truncated], [samplings[number] for number in truncated])
+    greedy_B = torch.tensor([s.temperature == 0 for s in samplings], device=device)
+    if greedy_B.all():
+        ids_B = likeliest_B
     else:
-        ids = _inverse_cdf(drawn, torch.tensor(list(uniform_B), dtype=torch.float64, device=device))
-        if greedy.any():
-            ids = torch.where(greedy, shifted.argmax(-1), ids)
-    logprobs = shifted.gather(1, ids[:, None])[:, 0] - total.log()
-    return ids, logprobs, entropy
+        uniform_B = torch.tensor([row.uniform for row in rows], dtype=torch.float64, device=device)
+        ids_B = torch.where(greedy_B, likeliest_B, _inverse_cdf(weights_BV, uniform_B))
+    logprobs_B = shifted_BV.gather(1, ids_B[:, None])[:, 0] - total_B.log()
+    top = top_logprobs(shifted_BV, total_B.log(), [s.top_logprobs for s in samplings])
+    return Chosen(ids_B.tolist(), logprobs_B.tolist(), entropy_B.tolist(), top)
 
 
-def _truncate(weights_V: Tensor, sampling: Sampling) -> None:
-    """Zero in place the entries that top-k, top-p and min-p exclude; the likeliest entry always stays."""
-    if sampling.top_k and sampling.top_k < weights_V.numel():
-        weights_V[weights_V < weights_V.topk(sampling.top_k).values[-1]] = 0
-    if sampling.top_p < 1:
-        ordered, index = weights_V.sort(descending=True)
-        before = ordered.double().cumsum(0) - ordered
-        weights_V[index[before >= sampling.top_p * ordered.double().sum()]] = 0
-    if sampling.min_p:
-        weights_V[weights_V < sampling.min_p * weights_V.max()] = 0
+def top_logprobs(scores_BV: Tensor, total_B: Tensor, counts: Sequence[int]) -> list[list[tuple[int, float]]]:
+    """The likeliest tokens of each row, as many as it asks for, with their log-probabilities: scores less the row's
+    total."""
+    if not any(counts):
+        return [[] for _ in counts]
+    values_BK, ids_BK = scores_BV.topk(min(max(counts), scores_BV.shape[-1]))
+    found = zip(ids_BK.tolist(), (values_BK - total_B[:, None]).tolist(), counts, strict=True)
+    return [list(zip(ids[:count], logprobs[:count], strict=True)) for ids, logprobs, count in found]
+
+
+def adjust(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Apply penalties, bias and masks in place, and return the logits."""
+    penalized, device = [], logits_RV.device
+    for number, (sampling, _, prompt, completion, _) in enumerate(rows):
+        if not sampling.penalizes:
+            continue
+        made, counts = np.unique(np.asarray(completion, np.int64), return_counts=True)
+        ids = np.union1d(np.asarray(prompt, np.int64), made) if sampling.repetition_penalty != 1 else made
+        minus = np.zeros(len(ids), np.float32)
+        minus[np.searchsorted(ids, made)] = sampling.frequency_penalty * counts + sampling.presence_penalty
+        penalized.append(
+            (np.full(len(ids), number), ids, minus, np.full(len(ids), sampling.repetition_penalty))
+        )
+    if penalized:
+        row_N, id_N, minus_N, factor_N = (
+            torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*penalized, strict=True)
+        )
+        found_N = logits_RV[row_N, id_N]
+        found_N = torch.where(found_N > 0, found_N / factor_N, found_N * factor_N).to(found_N.dtype)
+        logits_RV[row_N, id_N] = found_N - minus_N
+    for number, row in enumerate(rows):
+        if row.sampling.logit_bias:
+            tokens, biases = zip(*row.sampling.logit_bias, strict=True)
+            bias = torch.tensor(biases, dtype=logits_RV.dtype, device=device)
+            logits_RV[number].index_add_(0, torch.tensor(tokens, device=device), bias)
+    masked = [number for number, row in enumerate(rows) if row.mask is not None]
+    if masked:
+        words = np.stack([row.mask for row in rows if row.mask is not None])
+        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : logits_RV.shape[1]]
+        allowed_RV = torch.from_numpy(bits.astype(bool)).to(device)
+        logits_RV[masked] = logits_RV[masked].masked_fill_(~allowed_RV, -torch.inf)
+    return logits_RV
+
+
+def truncate(weights_RV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """Zero in place the entries that top-k, top-p and min-p exclude, and return the weights; the likeliest entry always
+    stays, and so do entries equal to one that does."""
+    size = weights_RV.shape[1]
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=weights_RV.device, dtype=torch.float64)[:, None]
+
+    wanted = [s.top_k or size for s in samplings]
+    count = min(size, max([CANDIDATES, *(k for k in wanted if k < size)]))
+    likeliest_RK = weights_RV.topk(count).values
+    least_R1 = likeliest_RK[:, :1] * column([s.min_p for s in samplings]).to(weights_RV.dtype)
+    if any(k < size for k in wanted):
+        place_R1 = column([min(k, count) - 1 for k in wanted]).long()
+        kth_R1 = likeliest_RK.gather(1, place_R1).masked_fill_(column(wanted) >= size, 0)
+        weights_RV.masked_fill_(weights_RV < kth_R1, 0)
+        likeliest_RK = likeliest_RK.masked_fill(likeliest_RK < kth_R1, 0)
+    if any(s.top_p < 1 for s in samplings):
+        mass_R1 = column([s.top_p for s in samplings]) * weights_RV.sum(-1, keepdim=True, dtype=torch.float64)
+        last_R1, enough_R = _last_within(likeliest_RK, mass_R1)
+        short = [
+            number
+            for number, found in enumerate(enough_R.tolist())
+            if not found and samplings[number].top_p < 1
+        ]
+        if short and count < size:
+            ordered = weights_RV[short].sort(descending=True).values
+            last_R1[short] = _last_within(ordered, mass_R1[short])[0]
+        last_R1.masked_fill_(column([s.top_p for s in samplings]) >= 1, 0)
+        least_R1 = torch.maximum(least_R1, last_R1)
+    return weights_RV.masked_fill_(weights_RV < least_R1, 0)
+
+
+def _last_within(ordered_RK: Tensor, mass_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """The last of the ordered weights before which less than `mass` lies, [R, 1], and whether they suffice to tell."""
+    before_RK = ordered_RK.double().cumsum(-1) - ordered_RK
+    kept_R1 = (before_RK < mass_R1).sum(-1, keepdim=True).clamp_(min=1)
+    return ordered_RK.gather(1, kept_R1 - 1), kept_R1[:, 0] < ordered_RK.shape[1]
 
 
 def _inverse_cdf(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from farthing.engine.cache import Decode, PagedCache, Prefill
 from farthing.engine.compiled import CompiledNetwork
-from farthing.engine.sampling import chosen_from
-from farthing.engine.sequence import NewPrompt, Running, Work
+from farthing.engine.sampling import Row, choose
+from farthing.engine.sequence import Prompt, Running, Work
 from farthing.model import Decoder
 from farthing.model.attention import mean_pairs
 
@@ -40,24 +40,22 @@ class Guesser:
     def read_prompts(
         self,
         attend: Prefill,
-        prompts: Sequence[NewPrompt],
+        prompts: Sequence[Prompt],
         hidden_NC: Tensor,
         work: Work,
     ) -> None:
-        """Fill the modules' layers of the cache for new prompts.
+        """Fill the modules' layers of the cache for what a pass reads of prompts.
 
         The tokens that a module reads past a prompt's end are not known yet; `guess` rewrites its last entries.
         """
-        ends = torch.tensor([end - start for start, end in attend.spans]).cumsum(0).tolist()
-        for prompt, end in zip(prompts, ends, strict=True):
-            recent = hidden_NC[end - min(self.window, len(prompt.ids) - prompt.cached) : end].clone()
-            for sequence in prompt.samples:
-                sequence.recent = recent
+        for prompt, rows in zip(prompts, hidden_NC.split([prompt.new for prompt in prompts]), strict=True):
+            for s in prompt.samples:
+                self.remember(s, rows)
         for depth in range(self.count):
             after = [
                 prompt.ids[min(at + depth + 1, len(prompt.ids) - 1)]
                 for prompt in prompts
-                for at in range(prompt.cached, len(prompt.ids))
+                for at in range(prompt.read, prompt.end)
             ]
             read = torch.tensor(after, device=attend.slots.device)
             hidden_NC = self.decoder.mtp_hidden(depth, read, hidden_NC, attend.positions, attend)
@@ -87,15 +85,15 @@ class Guesser:
                 s.token(at + depth + 1) for s, row in zip(sequences, positions, strict=True) for at in row
             ]
             # use the uniform number that the network will use: equal distributions then give equal tokens
-            rows = [s.sampling for s in sequences], [s.draw(depth) for s in sequences]
+            rows = [Row(s.sampling, s.draw(depth)) for s in sequences]
             if self.network is not None:
                 hidden_NC = self.network.module(depth, after, hidden_NC)
-                chosen = self.network.choose(hidden_NC[self.window - 1 :: self.window], *rows)
+                chosen = self.network.choose(hidden_NC[self.window - 1 :: self.window], rows)
             else:
                 assert attend is not None
                 read = torch.tensor(after, device=attend.slots.device)
                 hidden_NC = self.decoder.mtp_hidden(depth, read, hidden_NC, attend.positions, attend)
-                chosen = chosen_from(self.decoder.logits(hidden_NC[self.window - 1 :: self.window]), *rows)
+                chosen = choose(self.decoder.logits(hidden_NC[self.window - 1 :: self.window]), rows)
             for s, token in zip(sequences, chosen.ids, strict=True):
                 s.guesses.append(token)
             work.module_tokens += len(after)
@@ -103,8 +101,9 @@ class Guesser:
             work.module_decode_pairs += pairs
 
     def remember(self, s: Running, hidden_NC: Tensor) -> None:
-        """Keep the network's output for the tokens that a step added to the cache."""
-        s.recent = torch.cat([_recent(s), hidden_NC])[-self.window :]
+        """Keep the network's output for the last tokens that a step added to the cache."""
+        before = [] if s.recent is None else [s.recent]
+        s.recent = torch.cat([*before, hidden_NC[-self.window :]])[-self.window :]
 
 
 def _recent(s: Running) -> Tensor:

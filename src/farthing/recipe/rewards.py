@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, model_validator
 
 from farthing.base.errors import UserError
 from farthing.base.schema import Strict, checked, nearest
+from farthing.base.sources import is_server
 from farthing.recipe.places import folders
 from farthing.recipe.tasks import RewardPart
 from farthing.recipe.types import Count, NotNegative, Positive, Text
@@ -91,15 +91,6 @@ class Code(Strict):
     )
 
 
-def _is_server(url: str) -> bool:
-    """Whether a URL names a server that HTTP reaches."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that do not close, a port that is no number
-        return False
-
-
 class Judge(Strict):
     url: Text | None = Field(
         default=None,
@@ -139,7 +130,7 @@ class Judge(Strict):
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:
-        if self.url is not None and not _is_server(self.url):
+        if self.url is not None and not is_server(self.url):
             raise ValueError(f"url: must be http://HOST[:PORT]/… or https://…, got {self.url!r}")
         if self.url is None and (self.usd is not None or self.usd_per_million_in + self.usd_per_million_out):
             raise ValueError("usd: is for a server's prices; a judge without url costs this machine's time")

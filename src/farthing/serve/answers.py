@@ -14,6 +14,7 @@ from farthing.engine.sequence import Request
 from farthing.serve.errors import ApiError, too_long
 from farthing.serve.keys import Caller
 from farthing.serve.protocol import SamplingFields
+from farthing.serve.safety import Moderation, Policy
 from farthing.serve.served import Served
 from farthing.serve.worker import EngineFailed, Generation, Update
 
@@ -138,6 +139,7 @@ class Answers:
         most_waiting: requests that may wait for their first token before more are turned away.
         usd_per_second: price of the machine.
         told: hears of each request that has ended; one that was cut short lacks finish reasons.
+        moderation, policy: what may come in and go out, and what stands before every conversation.
         lenient: answer also what names a model or a text that is not here, as tests of clients want it.
     """
 
@@ -150,11 +152,14 @@ class Answers:
         most_seconds: float = 600.0,
         usd_per_second: float = 0.0,
         told: Callable[[Run], None] = lambda _: None,
+        moderation: Moderation | None = None,
+        policy: Policy | None = None,
         lenient: bool = False,
     ) -> None:
         self._submit, self._cancel = submit, cancel
         self._most_waiting, self._most_seconds = most_waiting, most_seconds
         self._usd_per_second, self._told, self.lenient = usd_per_second, told, lenient
+        self.moderation, self.policy = moderation or Moderation(), policy
         self.unanswered = 0  # requests without a first token
         self.open = 0
 
@@ -169,6 +174,12 @@ class Answers:
                 retry_after=5,
             )
         caller.admit()
+
+    async def check_prompt(self, text: str, served: Served, caller: Caller) -> None:
+        """Have a prompt judged. Raises ApiError if it is blocked."""
+        verdict = await self.moderation.check(text, "prompt", key=caller.name, model=served.name)
+        if verdict.blocked:
+            raise blocked(self.policy)
 
     async def updates(self, run: Run) -> AsyncGenerator[list[Update], None]:
         """Yield what the engine adds to a request's samples, and note it in `run`; closing the iterator cancels it.
@@ -228,3 +239,9 @@ class Answers:
         )
         if generation.job is not None:
             usage.cached_tokens = generation.job.cached
+
+
+def blocked(policy: Policy | None) -> ApiError:
+    """What is said of a prompt that moderation blocks."""
+    refusal = policy.refusal if policy is not None else None
+    return ApiError(refusal or "the prompt was blocked by this server's moderation", code="content_filter")

@@ -1,8 +1,7 @@
 """Talking to a model in the terminal.
 
-The loop knows nothing of models: it is given a function that answers a conversation piece by piece. What a
-model writes is untrusted: it reaches the terminal through `base.terminal.harmless`; the conversation itself keeps the
-text as it was.
+The loop knows nothing of models: it is given a function that answers a conversation. What a model writes is untrusted:
+it reaches the terminal through `base.terminal.harmless`; the conversation itself keeps the text as it was.
 """
 
 from __future__ import annotations
@@ -10,24 +9,50 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from farthing.base.errors import UserError
+from farthing.base.figures import plural
+from farthing.base.files import write, write_json
+from farthing.base.limits import named
 from farthing.base.terminal import harmless, one_line
 from farthing.base.waiting import Waiting
 from farthing.serve.thinking import CLOSE, OPEN, split_thinking
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-Reply = Callable[[list[Message]], Iterator[str]]
 
 HELP = """\
-/think   show the model's thinking, or fold it away again
-/reset   forget the conversation
-/help    this list
-/quit    leave (so do Ctrl-D, and Ctrl-C twice)
+/think          show the model's thinking, or fold it away again
+/system TEXT    set the system message; without a text, there is none
+/model SOURCE   go on with another model
+/save FILE      write the conversation to a .json or .md file
+/reset          forget the conversation
+/help           this list
+/quit           leave (so do Ctrl-D, and Ctrl-C twice)
+A line that ends with \\ goes on in the next; pasted lines are one message.
 Ctrl-C stops an answer; the part already shown stays in the conversation."""
 
+_COMMAND = re.compile(r"/(\w+)")
+_WITH_TEXT = re.compile(r"/(system|model|save)(?:\s+(.*))?", re.DOTALL)
 _DIM, _PLAIN, _START_OF_LINE = "\x1b[2m", "\x1b[22m", "\r\x1b[K"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in pieces of text, as it is generated."""
+
+    pieces: Iterator[str]
+    opened: bool = False
+    """Whether the text begins within a thought, which the chat template has opened."""
+    left_out: int = 0
+    """The oldest messages that had no room in the model's context."""
+    report: Callable[[], str] = lambda: ""
+    """Length, speed and cost in one line, once the pieces have come to an end."""
+
+
+Reply = Callable[[list[Message]], Answer]
 
 
 def chat_loop(
@@ -37,74 +62,195 @@ def chat_loop(
     *,
     system: str | None = None,
     terminal: bool = True,
+    source: str = "",
+    load: Callable[[str], Reply] | None = None,
 ) -> list[Message]:
     """Run a conversation until the input ends, and return it.
 
-    `reply(messages)` yields the answer's text in pieces. `read(prompt)` gives one line and raises EOFError at
-    the end and KeyboardInterrupt on Ctrl-C, as `input` does; a subclass of KeyboardInterrupt asks the whole
-    program to end and is passed on. With `terminal` false nothing but answers is written: no prompts, no
-    colour, no thinking. A UserError of `reply` is shown and its question withdrawn; without a terminal it is
-    raised.
+    `reply(messages)` answers. `read(prompt)` gives one line and raises EOFError at the end and KeyboardInterrupt on
+    Ctrl-C, as `input` does; a subclass of KeyboardInterrupt asks the whole program to end and is passed on. With
+    `terminal` false nothing but answers is written: no prompts, no colour, no thinking; and what is read loads no model
+    and writes no file. A UserError of `reply` is shown and its question withdrawn; without a terminal it is raised.
+
+    Args:
+        source: the model's name, for `/save`.
+        load: what `/model` loads another one with.
     """
-    start: list[Message] = [{"role": "system", "content": system}] if system else []
-    messages = list(start)
-    show_thinking, interrupts = False, 0
-
-    def say(text: str) -> None:
-        if terminal:
-            output.write(f"{_DIM}{text}{_PLAIN}\n")
-            output.flush()
-
+    chat = _Chat(reply, output, system, terminal, source, load)
+    interrupts = 0
     while True:
         try:
-            line = read("> " if terminal else "").strip()
+            said = _read(read, "> " if terminal else "", "… " if terminal else "").strip()
         except EOFError:
             if terminal:
                 output.write("\n")
-            return messages
+            return chat.messages
         except KeyboardInterrupt as interrupt:
             if not terminal or type(interrupt) is not KeyboardInterrupt:
                 raise
             output.write("\n")
             interrupts += 1
             if interrupts > 1:
-                return messages
-            say("Ctrl-C again, or Ctrl-D, leaves")
+                return chat.messages
+            chat.say("Ctrl-C again, or Ctrl-D, leaves")
             continue
         interrupts = 0
-        if not line:
+        if said == "/quit":
+            return chat.messages
+        if not said:
             continue
-        if line == "/quit":
-            return messages
-        if line == "/reset":
-            messages = list(start)
-            say("forgotten")
-        elif line == "/think":
-            show_thinking = not show_thinking
-            say("thinking is shown" if show_thinking else "thinking is folded away")
-        elif line == "/help":
-            say(HELP)
-        elif terminal and re.fullmatch(r"/\w+", line):
-            say(f"{line} is not a command; /help lists them")
+        try:
+            if not chat.obeys(said):
+                chat.ask(said)
+        except UserError as error:
+            if not terminal:
+                raise
+            chat.say(f"farthing: {one_line(str(error))}")
+        except KeyboardInterrupt as interrupt:  # while a model was loaded, or a prompt made
+            if not terminal or type(interrupt) is not KeyboardInterrupt:
+                raise
+            output.write("\n")
+            chat.say("stopped")
+
+
+def pasted(read: Callable[[str], str], more: Callable[[], bool]) -> Callable[[str], str]:
+    """`read`, but lines that arrive together are one text: `more` says whether another one is there already."""
+
+    def read_all(prompt: str) -> str:
+        lines = [read(prompt)]
+        try:
+            while more():
+                lines.append(read(""))
+        except EOFError:
+            pass
+        return "\n".join(lines)
+
+    return read_all
+
+
+def _read(read: Callable[[str], str], prompt: str, further: str) -> str:
+    """A message: a line, and the next one for as long as they end with a backslash."""
+    lines = [read(prompt)]
+    try:
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(read(further))
+    except EOFError:
+        pass
+    return "\n".join(lines)
+
+
+class _Chat:
+    """The conversation so far, and whom it is held with."""
+
+    def __init__(
+        self,
+        reply: Reply,
+        output: TextIO,
+        system: str | None,
+        terminal: bool,
+        source: str,
+        load: Callable[[str], Reply] | None,
+    ) -> None:
+        self._reply, self._output, self._terminal = reply, output, terminal
+        self._source, self._load = source, load
+        self._show_thinking, self._left_out = False, 0
+        self.messages: list[Message] = []
+        self._set_system(system or "")
+
+    def say(self, text: str) -> None:
+        """A word of the program's own, to a terminal only."""
+        if self._terminal:
+            self._output.write(f"{_DIM}{text}{_PLAIN}\n")
+            self._output.flush()
+
+    def obeys(self, said: str) -> bool:
+        """Whether it was a command, which is carried out. Raises UserError."""
+        if said == "/reset":
+            self.messages, self._left_out = self._system, 0
+            self.say("forgotten")
+        elif said == "/think":
+            self._show_thinking = not self._show_thinking
+            self.say("thinking is shown" if self._show_thinking else "thinking is folded away")
+        elif said == "/help":
+            self.say(HELP)
+        elif self._terminal and (found := _WITH_TEXT.fullmatch(said)):
+            self._carry_out(found[1], (found[2] or "").strip())
+        elif self._terminal and _COMMAND.fullmatch(said):
+            self.say(f"{said} is not a command; /help lists them")
         else:
-            messages.append({"role": "user", "content": line})
-            try:
-                answer = _answer(reply, messages, _View(output, show_thinking, terminal))
-            except UserError as error:
-                messages.pop()
-                if not terminal:
-                    raise
-                say(f"farthing: {one_line(str(error))}")
-                continue
-            messages.append({"role": "assistant", "content": answer})
+            return False
+        return True
+
+    def ask(self, said: str) -> None:
+        """Have a message answered. Raises UserError and KeyboardInterrupt, and then it was never said."""
+        self.messages.append({"role": "user", "content": said})
+        try:
+            answer = self._reply(list(self.messages))
+            if answer.left_out > self._left_out:
+                self.say(f"(without {plural(answer.left_out, 'old message')}: the model's context is full)")
+            self._left_out = answer.left_out
+            text = _shown(answer, _View(self._output, self._show_thinking, self._terminal))
+        except (UserError, KeyboardInterrupt):  # the latter before there was an answer to stop
+            self.messages.pop()
+            raise
+        self.messages.append({"role": "assistant", "content": text})
+        if report := answer.report():
+            self.say(report)
+
+    @property
+    def _system(self) -> list[Message]:
+        return [message for message in self.messages if message["role"] == "system"]
+
+    def _set_system(self, text: str) -> None:
+        rest = self.messages[len(self._system) :]
+        self.messages = [{"role": "system", "content": text}, *rest] if text else rest
+
+    def _carry_out(self, command: str, text: str) -> None:
+        if command == "system":
+            self._set_system(text)
+            self.say("the system message is set" if text else "there is no system message")
+        elif not text:
+            self.say(f"/{command} needs {'a file' if command == 'save' else 'a source'}; see /help")
+        elif command == "save":
+            self.say(f"saved in {one_line(str(_save(text, self._source, self.messages)))}")
+        elif self._load is not None:
+            self._reply, self._source = self._load(text), text
+            self.say(f"now with {one_line(text)}")
 
 
-def _answer(reply: Reply, messages: list[Message], view: _View) -> str:
-    """Show one answer as it comes and return all of it, thinking included; Ctrl-C cuts it short."""
+def _save(name: str, source: str, messages: list[Message]) -> Path:
+    """Write a conversation to a new file. Raises UserError."""
+    path = named(name)
+    if path.suffix not in (".json", ".md"):
+        raise UserError(f"{name}: a conversation is saved as .json or .md; name it so")
+    if path.exists():
+        raise UserError(f"{name} exists; give another name")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no folder; give another place")
+    if path.suffix == ".json":
+        write_json(path, {"source": source, "messages": messages})
+    else:
+        parts = [f"# {source}", *(f"## {message['role']}\n\n{_markdown(message)}" for message in messages)]
+        write(path, "\n\n".join(parts) + "\n")
+    return path
+
+
+def _markdown(message: Message) -> str:
+    """A message's text, its thoughts as quotations."""
+    parts = [
+        re.sub("^", "> ", text.strip(), flags=re.MULTILINE) if thinking else text.strip()
+        for thinking, text in split_thinking([message["content"]])
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _shown(answer: Answer, view: _View) -> str:
+    """Show an answer as it comes and return all of it, thinking included; Ctrl-C cuts it short."""
     said: list[str] = []
 
     def heard() -> Generator[str, None, None]:
-        pieces = reply(list(messages))
+        pieces = answer.pieces
         try:
             with view.waiting():
                 piece = next(pieces, None)
@@ -113,15 +259,13 @@ def _answer(reply: Reply, messages: list[Message], view: _View) -> str:
                 yield piece
                 piece = next(pieces, None)
         finally:
-            close = getattr(
-                pieces, "close", None
-            )  # a generator frees its cache now, not when it is collected
-            if close is not None:
+            close = getattr(pieces, "close", None)
+            if close is not None:  # a generator frees its cache now, not when it is collected
                 close()
 
     try:
         with closing(heard()) as pieces:
-            for thinking, text in split_thinking(pieces):
+            for thinking, text in split_thinking(pieces, answer.opened):
                 view.write(thinking, harmless(text))
         view.close()
     except UserError:
@@ -132,9 +276,9 @@ def _answer(reply: Reply, messages: list[Message], view: _View) -> str:
         if not view.terminal or type(interrupt) is not KeyboardInterrupt:
             raise
         view.close(" (stopped)")
-    answer = "".join(said)
+    text = (f"{OPEN}\n" if answer.opened else "") + "".join(said)
     # An open thought would swallow the rest of the conversation in the model's eyes.
-    return answer + f"\n{CLOSE}\n" if answer.rfind(OPEN) > answer.rfind(CLOSE) else answer
+    return text + f"\n{CLOSE}\n" if text.rfind(OPEN) > text.rfind(CLOSE) else text
 
 
 class _View:

@@ -14,6 +14,7 @@ from farthing.serve.guide import Guide
 from farthing.serve.keys import Caller
 from farthing.serve.protocol import ChatRequest
 from farthing.serve.reader import Read, Reader
+from farthing.serve.safety import Blocked, Screen
 from farthing.serve.served import Served
 from farthing.serve.worker import Update
 
@@ -47,6 +48,7 @@ class Conversation:
         self.answers, self.served, self.body, self.caller = answers, served, body, caller
         self.choices = body.n or 1
         self._called = [0] * self.choices
+        self._outgoing = [Outgoing(answers, served, caller) for _ in range(self.choices)]
 
     async def prepare(self) -> None:
         """Render the prompt and compile the grammars, beside the event loop.
@@ -56,7 +58,9 @@ class Conversation:
         """
         body, served = self.body, self.served
         self.answers.admit(self.caller)
-        self._prompt = await asyncio.to_thread(served.chat_prompt, body)
+        said = "\n".join(message.text for message in body.messages if message.role != "assistant")
+        await self.answers.check_prompt(said, served, self.caller)
+        self._prompt = await asyncio.to_thread(served.chat_prompt, body, self.answers.policy)
         most = served.room(self._prompt.ids, body.most_tokens, "messages")
         self._silent = most == 0
         sampling = sampling_of(body, served, max(1, most), body.top_logprobs or 0)
@@ -106,9 +110,11 @@ class Conversation:
         try:
             async for found in updates:
                 for update in found:
-                    delta = self._delta(update)
+                    delta = await self._outgoing[update.sample].screened(self._delta(update))
                     if delta.says:
                         yield delta
+                if all(one.blocked for one in self._outgoing):
+                    return
         finally:
             await updates.aclose()
 
@@ -155,6 +161,52 @@ class Conversation:
             **token_entry(self.served, update.ids[place], update.logprobs[place]),
             "top_logprobs": [token_entry(self.served, token, logprob) for token, logprob in top],
         }
+
+
+class Outgoing:
+    """One choice on its way out, past the moderation.
+
+    Attributes:
+        blocked: nothing more may be sent.
+    """
+
+    def __init__(self, answers: Answers, served: Served, caller: Caller) -> None:
+        self._answers, self._who = answers, {"key": caller.name, "model": served.name}
+        self._thinking, self._text = (Screen(answers.moderation, **self._who) for _ in range(2))
+        self._logprobs: list[Entry] = []  # they spell the text, so they wait for its verdict
+        self.blocked = False
+
+    async def screened(self, delta: Delta) -> Delta:
+        """The part of a delta that may be sent now."""
+        if self._answers.moderation.mode == "off":
+            return delta
+        if self.blocked:
+            return Delta(delta.index)
+        try:
+            return await self._judged(delta)
+        except Blocked:
+            self.blocked = True
+            policy = self._answers.policy
+            refusal = (policy.refusal if policy is not None else None) or ""
+            return Delta(delta.index, text=refusal, finish_reason="content_filter")
+
+    async def _judged(self, delta: Delta) -> Delta:
+        thinking = await self._thinking.push(delta.thinking)
+        if delta.text or delta.calls or delta.finish_reason:
+            thinking += await self._thinking.flush()
+        text = await self._text.push(delta.text)
+        for call in delta.calls:
+            verdict = await self._answers.moderation.check(
+                call["function"]["arguments"], "answer", **self._who
+            )
+            if verdict.blocked:
+                raise Blocked(verdict)
+        self._logprobs += delta.logprobs
+        if delta.finish_reason:
+            text += await self._text.flush()
+        waits = self._answers.moderation.mode == "block" and not delta.finish_reason
+        entries, self._logprobs = ([], self._logprobs) if waits else (self._logprobs, [])
+        return Delta(delta.index, thinking, text, delta.calls, entries, delta.finish_reason)
 
 
 def token_entry(served: Served, token: int, logprob: float) -> Entry:

@@ -50,6 +50,13 @@ def unknown_model(name: str, served: Sequence[str]) -> ApiError:
     )
 
 
+def loading() -> ApiError:
+    """No model answers yet."""
+    return ApiError(
+        "the models are being loaded", status=503, kind="overloaded_error", code="loading", retry_after=2
+    )
+
+
 def too_long(message: str, param: str) -> ApiError:
     """A prompt that does not fit, with the answer asked for."""
     return ApiError(message, param=param, code="context_length_exceeded")

@@ -14,10 +14,11 @@ from farthing.serve.answers import Answers
 from farthing.serve.api import chat
 from farthing.serve.bill import Bill
 from farthing.serve.conversation import Conversation
-from farthing.serve.errors import ApiError, from_validation, unknown_model
+from farthing.serve.errors import ApiError, from_validation, loading, unknown_model
 from farthing.serve.keys import Caller, Keys
 from farthing.serve.metrics import Metrics
 from farthing.serve.protocol import ChatRequest
+from farthing.serve.safety import Moderation, Policy
 from farthing.serve.served import Served
 from farthing.serve.worker import Worker
 
@@ -42,6 +43,7 @@ class Gateway:
         names: of the models; the first is the default.
         lenient: an unknown model's name means the first model, and what only OpenAI's servers could do is ignored; for
             clients with names of their own, and for their tests.
+        moderation, policy: what may come in and go out, and what stands before every conversation.
     """
 
     def __init__(
@@ -51,10 +53,13 @@ class Gateway:
         bill: Bill,
         bounds: Bounds = _BOUNDS,
         lenient: bool = False,
+        moderation: Moderation | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.models = list(names)
         self.served: dict[str, Served] = {}
         self.keys, self.bill, self.bounds, self.lenient = keys, bill, bounds, lenient
+        self.moderation, self.policy = moderation or Moderation(), policy
         self._worker: Worker | None = None
         self._booking: asyncio.Task[None] | None = None
 
@@ -75,6 +80,8 @@ class Gateway:
             most_seconds=self.bounds.answer_seconds,
             usd_per_second=self.bill.usd_per_second,
             told=self.metrics.ended,
+            moderation=self.moderation,
+            policy=self.policy,
             lenient=self.lenient,
         )
         self._worker.start()
@@ -87,6 +94,7 @@ class Gateway:
         self._booking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._booking
+        await self.moderation.close()
         await asyncio.to_thread(self._worker.stop)
         self.bill.book(list(self.served.values()), self._worker.take_busy_seconds())
 
@@ -123,11 +131,15 @@ class Gateway:
             ApiError: for a wrong key or body, and for what cannot be answered.
         """
         caller = self.caller(key)
+        if not self.ready:
+            raise loading()
         try:
             request = ChatRequest.model_validate(body)
         except ValidationError as error:
             raise from_validation(error.errors()) from None
-        chunks = chat.chunks(await self.conversation(request, caller), include_usage=True)
+        options = request.stream_options
+        each = bool(options and options.continuous_usage_stats)
+        chunks = chat.chunks(await self.conversation(request, caller), include_usage=True, each_usage=each)
         try:
             async for chunk in chunks:
                 yield chunk

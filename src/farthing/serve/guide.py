@@ -66,7 +66,7 @@ class Grammars:
 
         try:
             text = json.dumps(schema)
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=JSON_STYLE)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=JSON_STYLE)  # type: ignore[arg-type]
             return self.compiled(grammar, param)
         except (ValueError, RecursionError) as error:
             raise ApiError(f"{param}: is not a JSON schema: {str(error)[:300]}", param=param) from None

@@ -13,6 +13,7 @@ from farthing.engine.model import Model
 from farthing.serve.errors import ApiError, too_long
 from farthing.serve.guide import Grammars, thinking_token
 from farthing.serve.protocol import ChatRequest, Function, Message
+from farthing.serve.safety import Policy
 from farthing.serve.thinking import opens_thinking
 from farthing.serve.tools import Form, described, form_of, told
 from farthing.weights.chat_template import DEFAULT
@@ -72,8 +73,8 @@ class Served:
             "max_model_len": self.context,
         }
 
-    def chat_prompt(self, body: ChatRequest) -> Prompt:
-        """The prompt of a conversation.
+    def chat_prompt(self, body: ChatRequest, policy: Policy | None = None) -> Prompt:
+        """The prompt of a conversation, behind the operator's policy.
 
         Raises:
             ApiError: if the model has no chat template, or it refuses the conversation.
@@ -87,6 +88,8 @@ class Served:
             extra.setdefault("enable_thinking", body.reasoning_effort != "none")
             extra.setdefault("reasoning_effort", body.reasoning_effort)
         messages = [_turn(message) for message in body.messages]
+        if policy is not None:
+            messages = policy.before(messages)
         if functions and "tools" in self._variables:
             extra["tools"] = [described(function) for function in functions]
         elif functions:

@@ -19,6 +19,7 @@ from farthing.serve.api.app import create_app
 from farthing.serve.bill import Bill
 from farthing.serve.gateway import Bounds, Gateway
 from farthing.serve.keys import Keys, read_keys, single
+from farthing.serve.safety import moderation, read_policy
 from farthing.serve.served import Served
 from farthing.serve.server import server_of
 from farthing.weights.adapter import base_of
@@ -46,6 +47,9 @@ class Settings:
     usd_per_hour: float | None = None
     lenient: bool = False
     page: bool = True
+    moderation: str = "off"
+    moderation_log: Path | None = None
+    policy: Path | None = None
 
 
 def start(settings: Settings, listening: socket.socket, made: bool, say: Callable[[str], None]) -> None:
@@ -62,7 +66,15 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
     place = choose(settings.device, settings.dtype)
     bill = Bill(detect(place.device), _ledger(settings), settings.usd_per_hour)
     bounds = Bounds(answer_seconds=settings.max_seconds, waiting=settings.max_waiting)
-    gateway = Gateway(list(settings.sources), keys, bill, bounds, settings.lenient)
+    gateway = Gateway(
+        list(settings.sources),
+        keys,
+        bill,
+        bounds,
+        settings.lenient,
+        moderation(settings.moderation, settings.moderation_log),
+        read_policy(settings.policy) if settings.policy is not None else None,
+    )
     failures: list[Exception] = []
 
     async def load_models() -> None:

@@ -35,16 +35,18 @@ class FakeGateway:
         self.keys.append(key)
         said = body["messages"][-1]["content"]
         if "too long" in said:
-            raise ApiError(400, "The conversation is longer than the 2,048 tokens that this model reads.")
+            raise ApiError("the conversation is longer than the 2,048 tokens that this model reads.")
         if "broken" in said:
             raise RuntimeError("a fault of the server's")
         thinking, answer = self.script(body["model"], said)
+        said_so_far = 0
         self.running += 1
         try:
             for name, text in (("reasoning_content", thinking), ("content", answer)):
                 for piece in re.findall(r"\s*\S+", text):
                     await asyncio.sleep(self.pause)
-                    yield chunk({name: piece})
+                    said_so_far += 1
+                    yield chunk({name: piece}) | {"usage": {"completion_tokens": said_so_far}}
             yield chunk({}, finish_reason="stop")
             yield {"choices": [], "usage": usage(said, thinking, answer)}
         finally:

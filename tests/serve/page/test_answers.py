@@ -49,7 +49,7 @@ def test_an_answer_is_thinking_then_text_then_figures() -> None:
     assert thinking["metadata"] == {"id": "thinking", "title": "Thought for 1.0 s", "status": "done"}
     assert said["content"] == "12"
     # begun at 0, first at 1, thought until 2, ended at 3: four tokens in two seconds
-    assert figures["metadata"]["title"] == "5 tokens · 2.0 tokens/s · first after 1.00 s · <span>$</span>0.000012"
+    assert figures["metadata"]["title"] == "5 tokens · 2.0 tokens/s · first after 1.00 s · $0.000012"
     assert figures["content"].split("  \n") == [
         "Model: `model`",
         "Prompt: 1,200 tokens, 1,100 of them read before and kept",
@@ -76,7 +76,10 @@ def test_figures_say_only_what_is_known() -> None:
 
 
 def test_an_error_stands_below_what_was_said() -> None:
-    assert parts(answered(chunk(content="half"), error="too long")) == {"answer": "half", "error": "too long"}
+    assert parts(answered(chunk(content="half"), error="too long")) == {
+        "answer": "half",
+        "error": "⚠ Too long",
+    }
 
 
 def conversation() -> list[dict[str, Any]]:
@@ -114,15 +117,15 @@ def test_what_is_stopped_is_in_progress_no_more() -> None:
 @pytest.mark.parametrize(
     ("said", "drawn"),
     [
-        ("$5 and $10", "<span>$</span>5 and <span>$</span>10"),
-        ("only $5", "only $5"),
-        ("$x^2$ and $$y$$ and $z$", "$x^2$ and $$y$$ and $z$"),
-        ("from $5-$10", "from <span>$</span>5-<span>$</span>10"),
-        ("`$a` costs $5, ```\n$b $c\n``` $6", "`$a` costs <span>$</span>5, ```\n$b $c\n``` <span>$</span>6"),
-        ("$5, $6 and ```\n$HOME $PATH", "<span>$</span>5, <span>$</span>6 and ```\n$HOME $PATH"),
+        ("$5 and $10", "$5 and $10"),
+        ("from $5-$10", "from $5-$10"),
+        ("$x^2$ and $$y$$ and $z$.", r"\({}x^2\) and $$y$$ and \({}z\)."),
+        ("$5 buys $n$, \\(m\\)", r"$5 buys \({}n\), \(m\)"),
+        ("`$a$` is $a$, ```\n$b$\n``` $c$", "`$a$` is \\({}a\\), ```\n$b$\n``` \\({}c\\)"),
+        ("$a$ and ```\n$HOME$ $PATH$", "\\({}a\\) and ```\n$HOME$ $PATH$"),
     ],
 )
-def test_prices_make_no_formula_and_come_back_as_they_were(said: str, drawn: str) -> None:
+def test_formulas_are_told_from_prices_and_come_back_as_they_were(said: str, drawn: str) -> None:
     assert answers.drawn(said) == drawn
     assert answers.text({"content": drawn}) == said
     assert answers.text({"content": [{"type": "text", "text": drawn}]}) == said

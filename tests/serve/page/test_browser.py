@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,11 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
+from farthing.serve.api.app import create_app
+from farthing.serve.errors import ApiError
+from farthing.serve.gateway import Bounds
+from farthing.serve.keys import Caller
 from farthing.serve.page import mount
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -66,7 +73,10 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     page = context.new_page()
     elsewhere: list[str] = []
     failed: list[str] = []
-    page.on("request", lambda request: None if request.url.startswith(local(address)) else elsewhere.append(request.url))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(local(address)) else elsewhere.append(request.url),
+    )
     page.on("requestfailed", lambda request: request.failure == "csp" and elsewhere.remove(request.url))
     page.on("pageerror", lambda error: failed.append(str(error)))
     visit(page, address)
@@ -102,7 +112,10 @@ def idle(page: Page) -> None:
 
 def kept(page: Page) -> list[dict[str, Any]]:
     """The conversations that the browser keeps."""
-    return [json.loads(text) for text in page.evaluate("Object.values(localStorage).filter((v) => v.startsWith('{'))")]
+    return [
+        json.loads(text)
+        for text in page.evaluate("Object.values(localStorage).filter((v) => v.startsWith('{'))")
+    ]
 
 
 def test_a_conversation_with_code_formulas_and_figures(page: Page) -> None:
@@ -156,7 +169,6 @@ def test_stop_in_mid_answer_then_regenerate_edit_and_undo(page: Page, fake: Any)
     page.locator("#left [title=Undo]").click()
     expect(page.locator("#prompt textarea")).to_have_value("a brief one")
     expect(page.locator("#left .user-row")).to_have_count(0)
-    expect(page.locator("#conversations li")).to_have_count(0)
 
 
 def test_conversations_outlive_the_page_and_are_found(page: Page, address: str) -> None:
@@ -184,7 +196,9 @@ def test_conversations_are_exported_deleted_and_imported(page: Page, tmp_path: P
     with page.expect_download() as waiting:
         page.locator("#conversations .markdown").click()
     text = Path(waiting.value.path()).read_text()
-    assert text.startswith("# hello\n\n**You:**\n\nhello\n\n**trained:**\n\nI am trained, and you said: hello\n\n*7 tok")
+    assert text.startswith(
+        "# hello\n\n**You:**\n\nhello\n\n**trained:**\n\nI am trained, and you said: hello\n\n*7 tok"
+    )
     with page.expect_download() as waiting:
         page.locator("#conversations .export").click()
     waiting.value.save_as(tmp_path / "all.json")
@@ -224,6 +238,24 @@ def test_an_error_is_shown_kindly_and_nothing_is_lost(page: Page, fake: Any) -> 
     answered(page, "you said: hello")
     assert [message["content"] for message in fake.asked[-1]["messages"]] == ["hello"]
     expect(page.locator("#left .user-row").first).to_contain_text("this is too long")
+
+
+def test_the_page_keeps_to_the_end_and_lets_go_of_who_scrolls_up(page: Page) -> None:
+    log = page.locator("#left [role=log]")
+    page.set_viewport_size({"width": 1280, "height": 400})
+    ask(page, "a long one")
+    expect(log).to_contain_text("word300")
+    assert log.evaluate("log => log.scrollHeight - log.clientHeight - log.scrollTop") < 200
+    log.hover()
+    page.mouse.wheel(0, -300)
+    page.wait_for_function(
+        "log => log.scrollHeight - log.clientHeight - log.scrollTop > 250", arg=log.element_handle()
+    )
+    there = log.evaluate("log => log.scrollTop")
+    expect(log).to_contain_text("word500")
+    assert log.evaluate("log => log.scrollTop") <= there
+    page.keyboard.press("Escape")
+    answered(page, "stopped")
 
 
 def test_what_a_model_writes_runs_nothing_and_loads_nothing(page: Page) -> None:
@@ -292,6 +324,89 @@ def test_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#left .bot-row")).to_contain_text("hello")
     expect(page.locator("#prompt textarea")).to_be_focused()
+
+
+@pytest.fixture
+def locked(gateways: Any) -> Iterator[tuple[str, Any]]:
+    """The address of a server that wants the key `sk-secret`, and its gateway."""
+
+    class Locked(gateways):  # type: ignore[misc]
+        ready, bounds = True, Bounds()
+
+        def caller(self, key: str | None) -> Caller:
+            if key != "sk-secret":
+                raise ApiError("a valid API key is needed", status=401)
+            return Caller("someone")
+
+        async def stop(self) -> None: ...
+
+    gateway = Locked()
+
+    async def load() -> None: ...
+
+    app = create_app(gateway, load)
+    mount(app, gateway)
+    with served(app) as address:
+        yield address, gateway
+
+
+def test_the_page_is_behind_the_key(browser: Browser, locked: tuple[str, Any]) -> None:
+    address, gateway = locked
+    page = browser.new_page()
+    for path in ("/", "/page/page.js", "/gradio_api/info", "/config"):
+        answer = page.goto(address + path)
+        assert answer
+        assert answer.status == 401
+    visit(page, f"{address}/?key=sk-secret")
+    assert "sk-secret" not in page.url
+    ask(page, "hello")
+    answered(page, "you said: hello")
+    assert gateway.keys == ["sk-secret"]
+
+
+def test_no_file_is_taken_or_given(address: str) -> None:
+    assert httpx.post(f"{address}/gradio_api/upload", files={"files": b"x"}).status_code == 404
+    assert httpx.get(f"{address}/gradio_api/file=pyproject.toml").status_code == 404
+
+
+def test_a_models_answer_over_the_real_server(browser: Browser, tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "farthing", "serve", str(tiny_model), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr
+        said = next(line for line in server.stderr if " at http" in line)
+        try:
+            page = browser.new_page()
+            visit(page, said.split(" at ")[1].strip())
+            ask(page, "hello")
+            answered(page, "tokens")
+            expect(page.locator("#left .bot-row")).to_contain_text("$")
+            page.close()
+        finally:
+            server.terminate()
+        assert "Traceback" not in server.stderr.read()
+
+
+def test_only_text_is_taken_from_a_browser(
+    address: str, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio would serve the file that a message names, if it lies in the folder of the process."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.txt").write_text("secret")
+    file = {"path": str(tmp_path / "secret.txt"), "meta": {"_type": "gradio.FileData"}}
+    config = httpx.get(f"{address}/config").json()
+    [send] = [each for each in config["dependencies"] if each["targets"][0][1] == "submit"]
+    values = {part["id"]: part["props"].get("value") for part in config["components"]}
+    named = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+    values[named["prompt"]] = "hello"
+    values[named["left"]] = [{"role": "user", "content": [{"type": "file", "file": file}]}]
+    data = {"fn_index": send["id"], "session_hash": "s", "data": [values[part] for part in send["inputs"]]}
+    asked = len(fake.asked)
+    assert httpx.post(f"{address}/gradio_api/queue/join", json=data).status_code == 200
+    with httpx.stream("GET", f"{address}/gradio_api/queue/data?session_hash=s") as events:
+        said = "".join(events.iter_text())
+    assert '"success":false' in said
+    assert "gradio_api/file" not in said
+    assert len(fake.asked) == asked
 
 
 def test_leaving_in_mid_answer_stops_it(page: Page, fake: Any) -> None:

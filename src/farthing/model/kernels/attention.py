@@ -49,7 +49,7 @@ def attention(
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(D) + mask) v, [B, H, L, E], with the rule's changes.
 
-    A boolean mask is true where a key is seen. `causal` takes no mask and needs L = M.
+    A boolean mask is true where a key is seen. `causal` takes no mask; its queries are the last L of M positions.
     """
     if rule.weighs:
         return _in_pieces(q_BHLD, k_BGMD, v_BGME, mask, causal, rule)
@@ -76,8 +76,8 @@ def _in_pieces(
         end = min(start + at_once, length)
         reach, rows = k_BGMD.shape[2], mask
         if causal:
-            reach, at = end, torch.arange(end, device=q_BHLD.device)
-            rows = at[start:, None] >= at
+            reach = k_BGMD.shape[2] - length + end
+            rows = seen_causally(end - start, reach, q_BHLD.device)
         elif mask is not None and mask.shape[-2] > 1:
             rows = mask[..., start:end, :]
         k, v, own = k_BGMD[:, :, :reach], v_BGME[:, :, :reach], rule
@@ -119,10 +119,16 @@ def plain(
 def _score_bias(q_BHLD: Tensor, k_BGMD: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
     """Return the bias to add to the scores: 0 where a key is seen, -inf elsewhere; None if all are seen."""
     if causal:
-        return q_BHLD.new_full((q_BHLD.shape[2], k_BGMD.shape[2]), -torch.inf).triu(1)
+        length, keys = q_BHLD.shape[2], k_BGMD.shape[2]
+        return q_BHLD.new_full((length, keys), -torch.inf).triu(1 + keys - length)
     if mask is not None and mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=q_BHLD.dtype).masked_fill_(~mask, -torch.inf)
     return mask
+
+
+def seen_causally(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys the last `queries` of `keys` positions see, [queries, keys] bool."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def fused(
@@ -133,6 +139,8 @@ def fused(
     if missing > 0 and q_BHLD.device.type == "cpu":
         # torch's CPU kernel needs values as wide as queries; the fallback takes ten times as long
         v_BGME = F.pad(v_BGME, (0, missing))
+    if causal and q_BHLD.shape[2] < k_BGMD.shape[2]:  # torch's queries are the first positions
+        mask, causal = seen_causally(q_BHLD.shape[2], k_BGMD.shape[2], q_BHLD.device), False
     grouped = q_BHLD.shape[1] != k_BGMD.shape[1]
     out = F.scaled_dot_product_attention(
         q_BHLD, k_BGMD, v_BGME, attn_mask=mask, is_causal=causal, enable_gqa=grouped
@@ -231,7 +239,8 @@ def _blocks(length: int, keys: int, causal: bool) -> list[tuple[slice, int]]:
         return [(slice(0, length), keys)]
     size = BLOCK if length > 2 * BLOCK else BLOCK // 2
     starts = range(0, length, size)
-    return [(slice(start, end), end) for start in starts for end in [min(start + size, length)]]
+    ends = [min(start + size, length) for start in starts]
+    return [(slice(start, end), keys - length + end) for start, end in zip(starts, ends, strict=True)]
 
 
 def short(
@@ -264,6 +273,7 @@ def _examples() -> list[tuple[Any, ...]]:
         (*_inputs(4, 4, 19, 16, 16), seen, False),
         (*_inputs(4, 2, 19, 16, 16), bias, False),
         (*_inputs(2, 1, 320, 16, 16), None, True),  # long enough for the kernel to pack its operands
+        (numbers(1, 4, 40, 16).requires_grad_(), *_inputs(4, 2, 52, 16, 12)[1:], None, True),
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from farthing.model.kernels.attention import FULL, Rule, attention
 from farthing.model.kernels.probe import Kernel, anywhere, numbers
@@ -54,7 +55,9 @@ class Plan:
         outs = []
         for number, (q, k, v) in enumerate(pieces):
             prefix, suffixes = self._computed[number]
-            if suffixes and len(q) > DENSE_LENGTH:
+            if prefix and _even(suffixes):
+                outs += _samples(q, k, v, prefix, suffixes, rule)
+            elif suffixes and len(q) > DENSE_LENGTH:
                 outs += _branches(q, k, v, prefix, suffixes, rule)
             elif suffixes:
                 outs.append(_masked(q, k, v, self._mask(number, rule.window, q), rule))
@@ -96,6 +99,31 @@ def _branches(
     outs = [_sequence(q, k, v, rule)]
     outs += [_sequence(q_s, torch.cat([k, k_s]), torch.cat([v, v_s]), rule) for q_s, k_s, v_s in pieces]
     return outs
+
+
+def _even(suffixes: list[int]) -> bool:
+    """Whether padding all of them to the longest at most doubles them."""
+    return 0 < len(suffixes) * max(suffixes, default=0) <= 2 * sum(suffixes)
+
+
+def _samples(
+    q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, prefix: int, suffixes: list[int], rule: Rule
+) -> list[Tensor]:
+    """The prefix, then its suffixes as one batch, each behind the prefix and padded at its end, where no token of its
+    own sees the padding."""
+
+    def rows(t_NHD: Tensor) -> Tensor:
+        if min(suffixes) == max(suffixes):
+            return t_NHD[prefix:].unflatten(0, (len(suffixes), -1))
+        return pad_sequence(t_NHD[prefix:].split(suffixes), batch_first=True)
+
+    def behind_prefix(t_NGD: Tensor) -> Tensor:
+        return torch.cat([t_NGD[:prefix].expand(len(suffixes), -1, -1, -1), rows(t_NGD)], 1)
+
+    q, k, v = (t.transpose(1, 2) for t in (rows(q_NHD), behind_prefix(k_NGD), behind_prefix(v_NGE)))
+    outs = causal(q, k, v, rule).transpose(1, 2)
+    own = [out[:length] for out, length in zip(outs, suffixes, strict=True)]
+    return [_sequence(q_NHD[:prefix], k_NGD[:prefix], v_NGE[:prefix], rule), *own]
 
 
 def _sequence(q_LHD: Tensor, k_MGD: Tensor, v_MGE: Tensor, rule: Rule) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from farthing.base.sizes import SHORT_LENGTH
-from farthing.model.kernels.attention import FULL, Rule, attention
+from farthing.model.kernels.attention import FULL, Rule, attention, seen_causally
 from farthing.model.kernels.probe import Kernel, anywhere, numbers
 
 LEAST, MOST = (
@@ -25,12 +25,8 @@ LEAST, MOST = (
 
 def causal(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, rule: Rule = FULL) -> Tensor:
     """Return causal attention of the last L of M positions, each within the rule's window, [B, H, L, E]."""
-    length, keys = q_BHLD.shape[2], k_BGMD.shape[2]
-    if rule.window is None or keys <= rule.window:
-        mask = None
-        if length < keys:
-            mask = torch.ones(length, keys, dtype=torch.bool, device=q_BHLD.device).tril(keys - length)
-        return attention(q_BHLD, k_BGMD, v_BGME, mask, mask is None, rule)
+    if rule.window is None or k_BGMD.shape[2] <= rule.window:
+        return attention(q_BHLD, k_BGMD, v_BGME, None, True, rule)
     function = blocks if KERNEL.on(q_BHLD) else masked
     return function(q_BHLD, k_BGMD, v_BGME, rule)
 
@@ -57,8 +53,8 @@ def blocks(q_BHLD: Tensor, k_BGMD: Tensor, v_BGME: Tensor, rule: Rule) -> Tensor
 
 def _band(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
     """Which keys the last `queries` of `keys` positions see, [queries, keys] bool."""
-    ones = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return ones.tril(keys - queries) & ones.triu(keys - queries - window + 1)
+    seen = seen_causally(queries, keys, device)
+    return seen & torch.ones_like(seen).triu(keys - queries - window + 1)
 
 
 @lru_cache(maxsize=8)

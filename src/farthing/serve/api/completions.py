@@ -14,6 +14,7 @@ from typing import Any
 from farthing.base.errors import UserError
 from farthing.engine.sequence import Request
 from farthing.serve.answers import Answers, Run, Usage, sampling_of
+from farthing.serve.conversation import Delta, Outgoing
 from farthing.serve.errors import ApiError
 from farthing.serve.guide import Guide
 from farthing.serve.keys import Caller
@@ -95,6 +96,8 @@ class Completions:
             raise ApiError("suffix: cannot be honoured; the models here continue texts", param="suffix")
         self.answers.admit(self.caller, len(body.prompts))
         prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in body.prompts])
+        for ids in prompts:
+            await self.answers.check_prompt(served.tokenizer.decode(ids), served, self.caller)
         wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         for ids in prompts:
             served.room(ids, wanted, "prompt")
@@ -123,6 +126,7 @@ class Completions:
             for number in range(len(prompts))
             for _ in range(self.each)
         ]
+        self._outgoing = [Outgoing(self.answers, served, self.caller) for _ in self.choices]
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         tokenizer = self.served.tokenizer
@@ -169,7 +173,7 @@ class Completions:
                 updates = self.answers.updates(self.runs[number])
                 async for batch in updates:
                     for update in batch:
-                        found.put_nowait(self._change(number, update))
+                        found.put_nowait(await self._screened(self._change(number, update)))
                 found.put_nowait(None)
             except Exception as error:
                 found.put_nowait(error)
@@ -188,6 +192,16 @@ class Completions:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _screened(self, change: dict[str, Any]) -> dict[str, Any]:
+        """The part of a change that may be sent now; what is blocked ends the choice."""
+        delta = Delta(change["index"], text=change["text"], finish_reason=change["finish_reason"])
+        outgoing = self._outgoing[change["index"]]
+        delta = await outgoing.screened(delta)
+        scores = change["logprobs"]
+        if self.answers.moderation.mode == "block" and scores is not None:  # they spell the text
+            scores = _no_scores()
+        return {**change, "text": delta.text, "logprobs": scores, "finish_reason": delta.finish_reason}
 
     def _change(self, number: int, update: Update) -> dict[str, Any]:
         index, run = number * self.each + update.sample, self.runs[number]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, quote, unquote
 
@@ -11,7 +12,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farthing.serve.api.stream import to_json
-from farthing.serve.errors import ApiError
+from farthing.serve.errors import ApiError, loading
 from farthing.serve.gateway import Gateway
 
 COOKIE = "farthing_key"
@@ -49,7 +50,7 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        key = _key(headers)
+        key = key_of(headers)
         if key is None and scope["type"] == "http" and scope["method"] == "GET" and "key" in query:
             await self._enter(query["key"][0], scope, receive, send)
             return
@@ -80,13 +81,7 @@ class Guard:
 
     def _check_ready(self, path: str) -> None:
         if not self._gateway.ready and path.startswith(_ENGINE_PATHS):
-            raise ApiError(
-                "the models are being loaded",
-                status=503,
-                kind="overloaded_error",
-                code="loading",
-                retry_after=2,
-            )
+            raise loading()
 
     def _check_length(self, headers: dict[str, str]) -> None:
         length = headers.get("content-length", "")
@@ -118,7 +113,8 @@ class _Body:
         return message
 
 
-def _key(headers: dict[str, str]) -> str | None:
+def key_of(headers: Mapping[str, str]) -> str | None:
+    """The key of a request, by its headers (names in lower case)."""
     kind, _, key = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer" and key.strip():
         return key.strip()

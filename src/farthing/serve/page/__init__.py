@@ -35,7 +35,6 @@ def mount(app: FastAPI, gateway: Gateway) -> None:
         ssr_mode=False,  # no Node
         enable_monitoring=False,
         mcp_server=False,
-        max_file_size="1kb",  # nothing is uploaded
         show_error=False,
     )
     page = app.routes[-1]

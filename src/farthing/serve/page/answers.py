@@ -1,7 +1,7 @@
 """From the page's messages to a request, and from an answer's chunks to the page's messages.
 
-The page shows an answer as up to three messages, told apart by `metadata["id"]`: its thinking (folded when it ends), the
-answer itself (no id), and its figures (tokens, speed, cost), or what went wrong. Only the answer is sent back to a model.
+The page shows an answer as up to three messages, told apart by `metadata["id"]`: its thinking (folded when it ends),
+the answer itself (no id), and its figures (tokens, speed, cost), or what went wrong. Only the answer is sent back.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from typing import Any
 
 from farthing.base import figures
 
-Message = dict[str, Any]  # {"role", "content": text or [{"type": "text", "text": text}], "metadata": {"id", "title", …}}
-_DOLLAR = "<span>$</span>"  # formulas are looked for within pieces of text that no tag divides
-_DOLLARS = re.compile(
-    r"(```.*?(?:```|\Z)|`[^`\n]+`"  # code
-    r"|\$\$.*?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d))"  # formulas, told from prices as pandoc does
-    r"|\$",
+Message = dict[
+    str, Any
+]  # {"role", "content": text or [{"type": "text", "text": text}], "metadata": {"id", "title", …}}
+_FORMULAS = re.compile(
+    r"(```.*?(?:```|\Z)|`[^`\n]+`|\$\$.*?\$\$)"  # code and displayed formulas are left alone
+    r"|\$(?=\S)([^$\n]*?)(?<=\S)\$(?!\d)",  # a formula, told from two prices as pandoc does
     re.DOTALL,
 )
+_DRAWN = re.compile(r"\\\(\{\}(.*?)\\\)")
+
+
+def drawn(said: str) -> str:
+    r"""Text with its `$x$` as `\({}x\)`: Gradio would read "$5 and $10" as a formula too. `text` takes it back."""
+    return _FORMULAS.sub(lambda found: found[1] or rf"\({{}}{found[2]}\)", said)
 
 
 def text(message: Message) -> str:
     """What a message says, in either of the forms that the page uses."""
     content = message["content"]
     said = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-    return said.replace(_DOLLAR, "$")
-
-
-def drawn(said: str) -> str:
-    """Text in which two prices make no formula of what lies between them; `text` takes it back."""
-    return said if said.count("$") < 2 else _DOLLARS.sub(lambda found: found[1] or _DOLLAR, said)
+    return _DRAWN.sub(r"$\1$", said)
 
 
 def kind(message: Message) -> str:
@@ -123,11 +124,13 @@ class Answer:
             over = self.thought or self.ended
             title = f"Thought for {figures.duration(over - (self.first or over))}" if over else "Thinking"
             status = "done" if over else "pending"
-            shown.append(_assistant(drawn(self.thinking), {"id": "thinking", "title": title, "status": status}))
-        if self.content or not self.thinking and self.ended is None:
+            shown.append(
+                _assistant(drawn(self.thinking), {"id": "thinking", "title": title, "status": status})
+            )
+        if self.content or (not self.thinking and self.ended is None):
             shown.append(_assistant(drawn(self.content.lstrip("\n"))))
         if self.error:
-            shown.append(_note("error", self.error))
+            shown.append(_note("error", f"⚠ {self.error[:1].upper()}{self.error[1:]}"))
         elif self.ended is not None:
             shown.append(_note("figures", self.figures(), self.details()))
         return shown
@@ -135,14 +138,14 @@ class Answer:
     def figures(self) -> str:
         """One line: tokens, tokens a second, seconds to the first token, cost."""
         tokens = self.usage.get("completion_tokens")
-        said = [] if tokens is None else [f"{tokens:,} token{'s' if tokens != 1 else ''}"]
+        said = [] if tokens is None else [_tokens(tokens)]
         if self.first is not None and self.ended is not None:
             if tokens and tokens > 1 and self.ended > self.first:
                 said.append(f"{figures.significant((tokens - 1) / (self.ended - self.first))} tokens/s")
             said.append(f"first after {self.first - self.started:.2f} s")
         cost = (self.usage.get("cost") or {}).get("usd")
         if cost is not None:
-            said.append(figures.money(cost).replace("$", _DOLLAR))
+            said.append(figures.money(cost))
         if self.finish_reason == "length":
             said.append("cut at the longest length")
         if self.stopped:
@@ -158,8 +161,7 @@ class Answer:
         rows = {
             "Model": f"`{self.model}`",
             "Prompt": prompt is not None
-            and f"{prompt:,} tokens"
-            + (f", {cached:,} of them read before and kept" if cached else ""),
+            and _tokens(prompt) + (f", {cached:,} of them read before and kept" if cached else ""),
             "Thinking": reasoning and f"{reasoning:,} of the tokens",
             "Processor": cost.get("seconds") is not None and f"{cost['seconds']:.2g} s",
             "Energy": cost.get("joules") is not None and f"{cost['joules']:.2g} J",
@@ -167,8 +169,12 @@ class Answer:
         return "  \n".join(f"{name}: {value}" for name, value in rows.items() if value)
 
 
+def _tokens(count: int) -> str:
+    return f"{count:,} token{'s' if count != 1 else ''}"
+
+
 def question(content: str) -> Message:
-    return {"role": "user", "content": drawn(content)}
+    return {"role": "user", "content": content}
 
 
 def _assistant(content: str, metadata: dict[str, str] | None = None) -> Message:

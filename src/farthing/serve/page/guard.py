@@ -6,6 +6,7 @@ import re
 import secrets
 
 from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Gradio compiles its listeners in the browser ('unsafe-eval') and sets styles in place. A script within the page runs
@@ -25,7 +26,10 @@ _POLICY = "; ".join(
         "form-action 'self'",
     ]
 )
-_ELSEWHERE = re.compile(rb'<meta property="og:image"\s+content="https?://[^"]*"\s*/>')  # Gradio's, for previews
+_CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy")  # the page needs no files
+_ELSEWHERE = re.compile(
+    rb'<meta property="og:image"\s+content="https?://[^"]*"\s*/>'
+)  # Gradio's, for previews
 
 
 class Guard:
@@ -37,6 +41,9 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if scope["path"].startswith(_CLOSED):
+            await PlainTextResponse("not found", 404)(scope, receive, send)
             return
         start: Message = {}
         parts: list[bytes] = []

@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 from gradio.components.chatbot import ChatbotDataMessages
 
+from farthing.serve.api.guard import key_of
 from farthing.serve.page import answers
-from farthing.serve.page.answers import Message
-from farthing.serve.page.talk import Column, Gateway, Settings, key_of, replies
+from farthing.serve.page.talk import Column, Gateway, Settings, replies
 
 Values = dict[Any, Any]  # by component: Gradio's form for many inputs or outputs
 
@@ -27,21 +27,8 @@ _FORMULAS: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\[", "right": "\\]", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
-    {"left": "$", "right": "$", "display": False},
 ]
 _MODULE = 'import(new URL("page/page.js", document.baseURI))'
-
-
-class Talk(gr.Chatbot):
-    """A Chatbot of text alone: what a browser sends makes no other component and opens no file."""
-
-    def preprocess(self, payload: ChatbotDataMessages | None) -> Any:
-        if any(part.type != "text" for message in (payload.root if payload else []) for part in message.content):
-            raise gr.Error("A conversation is text.")
-        return super().preprocess(payload)
-
-    def get_block_name(self) -> str:
-        return "chatbot"
 
 
 class Parts:
@@ -57,7 +44,14 @@ class Parts:
             with gr.Accordion("Settings", open=False):
                 self.system = gr.Textbox(label="System prompt", lines=3)
                 self.temperature = gr.Slider(0, 2, Settings.temperature, step=0.05, label="Temperature")
-                self.length = gr.Slider(16, 8192, Settings.length, step=16, label="Longest answer, in tokens")
+                self.length = gr.Slider(
+                    0,
+                    8192,
+                    Settings.length,
+                    step=16,
+                    label="Longest answer",
+                    info="In tokens; 0 has no limit but the context.",
+                )
         with gr.Row(elem_id="columns", equal_height=True):
             with gr.Column(min_width=280):
                 self.left_model, self.left = _column("left", models, models[0])
@@ -103,17 +97,18 @@ def build(gateway: Gateway) -> gr.Blocks:
     return page
 
 
-def _column(name: str, models: list[str], model: str) -> tuple[gr.Dropdown, Talk]:
+def _column(name: str, models: list[str], model: str) -> tuple[gr.Dropdown, gr.Chatbot]:
     dropdown = gr.Dropdown(
         models, value=model, label=f"Model of the {name} column", show_label=False, container=False,
         filterable=len(models) > 9, elem_id=f"{name}-model", elem_classes="model",
     )  # fmt: skip
-    talk = Talk(
+    talk = gr.Chatbot(
         label=f"Conversation with the {name} model",
         show_label=False,
         elem_id=name,
         elem_classes="talk",
         height=None,
+        autoscroll=False,  # static/page.js does it, and lets go of who scrolls up
         scale=1,
         editable="user",
         latex_delimiters=_FORMULAS,
@@ -123,7 +118,23 @@ def _column(name: str, models: list[str], model: str) -> tuple[gr.Dropdown, Talk
         examples=[{"text": text} for text in _STARTERS] if name == "left" else None,
         placeholder="## What shall we talk about?" if name == "left" else "## The same prompt goes to both",
     )
+    talk.preprocess = _text_alone(talk.preprocess)  # type: ignore[assignment, method-assign]
     return dropdown, talk
+
+
+def _text_alone(preprocess: Callable[[Any], Any]) -> Callable[[ChatbotDataMessages | None], Any]:
+    """Only text comes from a browser: of other parts Gradio would make components, and open the files they name.
+
+    Wrapped and not overridden, as Gradio writes a stub beside each module that derives from a component.
+    """
+
+    def checked(payload: ChatbotDataMessages | None) -> Any:
+        messages = payload.root if payload else []
+        if any(part.type != "text" for message in messages for part in message.content):
+            raise gr.Error("A conversation is text.")
+        return preprocess(payload)
+
+    return checked
 
 
 def _wire(parts: Parts, gateway: Gateway) -> None:
@@ -131,7 +142,7 @@ def _wire(parts: Parts, gateway: Gateway) -> None:
     answering: dict[str, asyncio.Event] = {}  # by the browser's tab; set to stop its answers
 
     async def reply(values: Values, columns: list[Column], request: gr.Request) -> AsyncIterator[Values]:
-        tab, key = request.session_hash or "", key_of(request.headers, request.cookies)
+        tab, key = request.session_hash or "", key_of(request.headers)
         stop = answering[tab] = asyncio.Event()
         yield {prompt: gr.Textbox(value="", submit_btn=False, stop_btn=True)}
         try:
@@ -174,6 +185,7 @@ def _wire(parts: Parts, gateway: Gateway) -> None:
     def edit(side: int) -> Callable[[Values, gr.EditData, gr.Request], AsyncIterator[Values]]:
         async def edited(values: Values, change: gr.EditData, request: gr.Request) -> AsyncIterator[Values]:
             columns = parts.columns(values)
+            assert isinstance(change.index, int)  # pairs are of another form of messages
             turns = answers.turns(columns[side].shown[: change.index])
             for column in _alike(columns, side):
                 column.shown = [*answers.before(column.shown, turns), answers.question(change.value)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -37,13 +37,7 @@ class Column:
 class Settings:
     system: str = ""
     temperature: float = 0.7
-    length: int = 1024
-
-
-def key_of(headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
-    """The key that a browser sent with its request, if any."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return (key if scheme.lower() == "bearer" else "") or cookies.get("farthing_key") or None
+    length: int = 0  # of an answer in tokens; 0 is what the context has room for
 
 
 async def replies(
@@ -101,9 +95,9 @@ async def _answer(
         "model": answer.model,
         "messages": answers.asked(shown, settings.system),
         "temperature": settings.temperature,
-        "max_completion_tokens": settings.length,
+        "max_completion_tokens": settings.length or None,
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},  # for what is stopped
     }
     error = ""
     try:

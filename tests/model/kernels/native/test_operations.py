@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from farthing.engine.quantize import rounded
-from farthing.engine.sampling import Sampling, choose
+from farthing.engine.sampling import Row, Sampling, choose
 from farthing.model import ModelConfig, Moe
 from farthing.model.kernels.native import attend, draw, experts, matmul, pack, rowwise
 from farthing.model.kernels.native.codes import FIELDS, Code
@@ -339,9 +339,8 @@ def test_drawing(machine, entries, temperature):
     logits = F.pad(rows_of(rows, entries)[0] * 3, (0, width - entries)).contiguous()
     uniforms = np.linspace(0, 1, rows, endpoint=False)
     uniforms[-1] = 1 - 1e-12
-    expected = choose(
-        logits[:, :entries].clone(), [Sampling(temperature=temperature)] * rows, uniforms.tolist()
-    )
+    sampling = Sampling(temperature=temperature)
+    expected = choose(logits[:, :entries].clone(), [Row(sampling, uniform) for uniform in uniforms.tolist()])
     ids, logprobs, entropies = (
         np.zeros(rows, np.int64),
         np.zeros(rows, np.float32),
@@ -360,9 +359,9 @@ def test_drawing(machine, entries, temperature):
         entries=entries,
         padded=width,
     )
-    assert ids.tolist() == expected[0].tolist()
-    np.testing.assert_allclose(logprobs, expected[1].numpy(), atol=1e-5)
-    np.testing.assert_allclose(entropies, expected[2].numpy(), atol=1e-5)
+    assert ids.tolist() == expected.ids
+    np.testing.assert_allclose(logprobs, expected.logprobs, atol=1e-5)
+    np.testing.assert_allclose(entropies, expected.entropies, atol=1e-5)
 
 
 def drawn(machine, logits, entries, temperature):

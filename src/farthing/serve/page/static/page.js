@@ -11,6 +11,7 @@ const FRAME = `
   <input class="search" type="search" placeholder="Search (Ctrl+K)" aria-label="Search the conversations">
   <nav aria-label="Conversations"><ul></ul></nav>
   <p class="status" role="status"></p>
+  <p class="heard sr-only" role="status"></p>
   <div class="row">
     <button class="markdown" title="This conversation as Markdown">Save as text</button>
     <button class="export" title="All conversations as JSON">Export all</button>
@@ -22,6 +23,7 @@ let current = null; // the id of the conversation on the page; null is a new one
 let frame; // the element of the list and its buttons
 let open; // has Gradio ask for what `opened` returns
 
+const newId = () => `${Date.now()}-${Math.random().toString(36).slice(2, 10)}`;
 const find = (selector) => frame.querySelector(selector);
 const say = (words) => (find(".status").textContent = words);
 
@@ -55,8 +57,12 @@ function all() {
     .sort((one, other) => (one.when < other.when ? 1 : -1));
 }
 
-const text = ({ content }) =>
-  (typeof content === "string" ? content : content.map((part) => part.text ?? "").join("")).replaceAll("<span>$</span>", "$");
+// The server's `answers.drawn` writes $x$ as \({}x\).
+function text({ content }) {
+  const said = typeof content === "string" ? content : content.map((part) => part.text ?? "").join("");
+  return said.replace(/\\\(\{\}(.*?)\\\)/g, "$$$1$$");
+}
+
 const kind = ({ role, metadata }) => (role === "user" ? "question" : (metadata?.id ?? "answer"));
 const title = (kept) => text(kept.left[0]).replace(/\s+/g, " ").trim().slice(0, 80);
 
@@ -72,17 +78,19 @@ function found(query) {
 
 export function save(left, right, leftModel, rightModel, compare, system, temperature, length) {
   if (!left.length) return;
-  current ??= crypto.randomUUID();
+  current ??= newId();
   const models = [leftModel, rightModel];
   write(current, { when: new Date().toISOString(), models, compare, system, temperature, length, left, right });
   show();
+  find(".heard").textContent = stopButton() ? "" : "The answer is complete.";
 }
 
 // While an answer comes: a question is kept at once, what is said of its answer each second.
 export function changed(left, ...values) {
-  const questions = (messages) => messages.filter((message) => kind(message) === "question").length;
   const kept = read(current);
-  if (!kept || questions(left) !== questions(kept.left) || Date.now() - new Date(kept.when) > 1000) save(left, ...values);
+  const fresh = !kept || answers(left).length !== answers(kept.left).length;
+  if (fresh) loose.clear();
+  if (fresh || Date.now() - new Date(kept.when) > 1000) save(left, ...values);
 }
 
 export function opened(models, ...values) {
@@ -134,7 +142,7 @@ const sidebar = () => document.querySelector("#side, .sidebar");
 
 async function go(id) {
   stopButton()?.click(); // an answer still coming belongs to the conversation that is left
-  while (stopButton()) await new Promise((resolve) => setTimeout(resolve, 50));
+  for (let tries = 0; stopButton() && tries < 100; tries++) await new Promise((resolve) => setTimeout(resolve, 50));
   current = id;
   open();
   show();
@@ -162,7 +170,7 @@ function theme(dark) {
   localStorage.setItem(THEME, dark ? "dark" : "light");
 }
 
-// Gradio's own would copy the thinking and the figures too.
+// Gradio's own copying would take the thinking and the figures too.
 function copy(event) {
   const pressed = event.target.closest(".talk .message-buttons-left [title='Copy message']");
   const talk = pressed?.closest(".talk");
@@ -182,8 +190,30 @@ function answers(messages) {
   return said;
 }
 
-// A screen reader hears that an answer came, not each of its tokens; and which column it is in.
-function quiet() {
+// ---- keeping to the end of an answer that grows, unless the reader scrolled up ----
+
+const loose = new Set(); // the columns that were scrolled up
+const seen = new WeakMap();
+
+function scrolled({ target }) {
+  if (!target.matches?.(".talk [role=log]")) return;
+  if (target.scrollTop < (seen.get(target) ?? 0)) loose.add(target);
+  if (target.scrollHeight - target.clientHeight - target.scrollTop < 40) loose.delete(target);
+  seen.set(target, target.scrollTop);
+}
+
+function follow() {
+  for (const log of document.querySelectorAll(".talk [role=log]")) {
+    if (!loose.has(log)) log.scrollTop = log.scrollHeight;
+  }
+}
+
+// ---- what Gradio leaves out ----
+
+// For screen readers: names for buttons and columns, and quiet while each token comes.
+function describe() {
+  document.querySelector("#prompt .submit-button")?.setAttribute("aria-label", "Send");
+  stopButton()?.setAttribute("aria-label", "Stop");
   for (const talk of document.querySelectorAll(".talk")) {
     const log = talk.querySelector("[role=log]");
     log?.setAttribute("aria-live", "off");
@@ -206,7 +236,7 @@ function markdown(kept) {
     messages
       .filter((message) => !["thinking", "error"].includes(kind(message)))
       .map((message) => {
-        if (kind(message) === "figures") return `*${message.metadata.title.replaceAll("<span>$</span>", "$")}*`;
+        if (kind(message) === "figures") return `*${message.metadata.title}*`;
         return `**${kind(message) === "question" ? "You" : model}:**\n\n${text(message)}`;
       })
       .join("\n\n");
@@ -217,7 +247,7 @@ function markdown(kept) {
 async function take(file) {
   try {
     const conversations = JSON.parse(await file.text()).conversations.filter(whole);
-    for (const { id, ...kept } of conversations) write(id ?? crypto.randomUUID(), kept);
+    for (const { id, ...kept } of conversations) write(id ?? newId(), kept);
     show();
     say(`${conversations.length} added.`);
   } catch {
@@ -244,7 +274,9 @@ export function start(element, trigger) {
   find(".file").addEventListener("change", (event) => take(event.target.files[0]));
   document.addEventListener("keydown", keys);
   document.addEventListener("click", copy, true);
-  new MutationObserver(quiet).observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
+  document.addEventListener("scroll", scrolled, true);
+  addEventListener("storage", show); // another tab's doing
+  new MutationObserver(() => (describe(), follow())).observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
   current = read(location.hash.slice(1)) ? location.hash.slice(1) : null;
   if (current) setTimeout(open);
   show();
