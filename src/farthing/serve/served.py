@@ -22,6 +22,7 @@ from farthing.serve.tools import Form, described, form_of, told
 from farthing.weights.chat_template import DEFAULT
 from farthing.weights.tokenizer import read_optional
 
+PREFILL_TOKENS = 256  # prompt tokens between two tokens of running answers
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -153,7 +154,9 @@ class Served(Spoken):
         self, name: str, model: Model, *, max_batch: int = 32, cache_tokens: int = 32_768, speculate: int = 0
     ) -> None:
         self.model = model
-        self.engine = model.engine(max_batch, cache_tokens, speculate=speculate)
+        self.engine = model.engine(
+            max_batch, cache_tokens, speculate=speculate, reserve=False, prefill_tokens=PREFILL_TOKENS
+        )
         config = model.decoder.config
         context = min(self.engine.capacity, config.max_positions)
         super().__init__(name, model.folder, model.tokenizer, context, config.vocab_size)
