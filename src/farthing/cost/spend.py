@@ -200,7 +200,7 @@ def _lines(count: int) -> str:
 
 
 def serving(booked: Sequence[Booked]) -> Summary:
-    """What serving the models of all runs has cost. Nothing runs between two servers: there is no wall clock to cover."""
+    """What serving the models of all runs has cost; nothing runs between two servers, so no wall clock is covered."""
     return ledger.merge([ledger.summarise(run.served, wall_seconds=0.0) for run in booked])
 
 
