@@ -78,10 +78,12 @@ $(BIN)/python:
 	$(INSTALL) --no-deps reasoning-gym
 	@touch $@
 
-# llama.cpp's Python binding in a folder of its own: a peer to measure, and nothing that Farthing imports.
+# llama.cpp's Python binding, with its server, in a folder of its own: a peer to measure and a backend to test, and nothing
+# that Farthing imports.
 .venv/.llama: constraints.txt | $(BIN)/python
 	$(INSTALL) --upgrade --target .venv/llama --no-deps --no-binary llama-cpp-python \
-		llama-cpp-python diskcache jinja2 markupsafe typing-extensions
+		llama-cpp-python diskcache jinja2 markupsafe typing-extensions \
+		pydantic-settings python-dotenv sse-starlette starlette-context
 	@touch $@
 
 # .venv/.docs and .venv/.bench: the extras of pyproject.toml.
