@@ -99,16 +99,10 @@ class Remote(Spoken):
         """
         sampling = run.request.sampling
         usual = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-        usual |= dict.fromkeys(
-            ("repetition_penalty", "repeat_penalty"), sampling.repetition_penalty
-        )  # vLLM, llama.cpp
-        body = {
-            **usual,
-            **body,
-            "model": self.name,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        for penalty in ("repetition_penalty", "repeat_penalty"):  # vLLM's word, and llama.cpp's
+            usual[penalty] = sampling.repetition_penalty
+        wanted = {"model": self.name, "stream": True, "stream_options": {"include_usage": True}}
+        body = {**usual, **body, **wanted}
         until = asyncio.get_running_loop().time() + answers.most_seconds
         share, texts, counted = self.clock.begin(), dict[int, str](), False
         with answers.counted(run):
@@ -119,10 +113,11 @@ class Remote(Spoken):
                     chunk = await asyncio.wait_for(anext(events, None), max(0.0, left))
                     if chunk is None:
                         break
-                    answers.arrived(run)
                     counted = _count(run, chunk) or counted
                     for choice in chunk.get("choices") or ():
-                        texts[choice.get("index", 0)] = texts.get(choice.get("index", 0), "") + _text(choice)
+                        if text := _text(choice):
+                            answers.arrived(run)
+                            texts[choice.get("index", 0)] = texts.get(choice.get("index", 0), "") + text
                     self.clock.settle()
                     answers.charge(run, share)
                     yield chunk
