@@ -103,7 +103,11 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
     if settings.page:
         _mount(app, gateway, say)
     server = server_of(app)
-    server.run([listening])
+    try:
+        server.run([listening])
+    except KeyboardInterrupt:  # raised again once the answers have ended, which is how a server is told to end
+        if server.force_exit:
+            raise
     if failures:
         raise failures[0]
 

@@ -208,6 +208,8 @@ def _errors(app: FastAPI) -> None:
         return answer(from_validation(error.errors()))
 
     async def http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ApiError):  # of reading the body, which FastAPI does
+            return answer(error.__cause__)
         said = {404: f"there is no {request.url.path[:200]}", 405: f"{request.method} is not allowed here"}
         message = said.get(error.status_code, str(error.detail))
         return answer(ApiError(message, status=error.status_code, code=None))
