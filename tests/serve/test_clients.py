@@ -411,7 +411,12 @@ def chain(server: Any) -> Any:
     from langchain_openai import ChatOpenAI
 
     return ChatOpenAI(
-        model="tiny", base_url=f"{server.url}/v1", api_key="none", max_retries=0, max_tokens=512, temperature=0
+        model="tiny",
+        base_url=f"{server.url}/v1",
+        api_key="none",
+        max_retries=0,
+        max_tokens=512,
+        temperature=0,
     )
 
 

@@ -105,7 +105,9 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
     server = server_of(app)
     try:
         server.run([listening])
-    except KeyboardInterrupt:  # raised again once the answers have ended, which is how a server is told to end
+    except (
+        KeyboardInterrupt
+    ):  # raised again once the answers have ended, which is how a server is told to end
         if server.force_exit:
             raise
     if failures:

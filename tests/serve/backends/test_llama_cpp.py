@@ -1,4 +1,4 @@
-"""llama.cpp itself behind our server, where it is installed: `llama-server`, or the binding of `make bench-llama`."""
+"""llama.cpp itself behind our server, where it is installed: `make bench-llama` builds its server."""
 
 import importlib.util
 import json
@@ -13,21 +13,20 @@ from pathlib import Path
 import httpx
 import pytest
 
-BINDING = Path(sys.prefix) / "llama"
+BUILT = Path(sys.prefix) / "llama" / "build" / "bin"
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def client(smollm2_gguf):
-    built = (BINDING / "llama_cpp").is_dir() or importlib.util.find_spec("llama_cpp") is not None
-    if not built and shutil.which("llama-server") is None:
+    path = os.pathsep.join((str(BUILT), os.environ["PATH"]))
+    if shutil.which("llama-server", path=path) is None and importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("make bench-llama")
-    paths = [str(BINDING), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", "farthing", "serve", f"small={smollm2_gguf}", "--backend", "llama.cpp"]
     process = subprocess.Popen(
         [*command, "--port", "0", "--no-page", "--cache-tokens", "2048"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
