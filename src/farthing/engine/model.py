@@ -209,7 +209,7 @@ class Model:
         """Tokens that a prompt and its answer have room for: the model's positions, or fewer where memory is short."""
         positions = self.decoder.config.max_positions
         held = self._engine.capacity if self._engine is not None else 0
-        return min(positions, max(held, self._affordable(positions)))
+        return min(positions, max(held, self.affordable(positions)))
 
     def done(self) -> Work:
         """Return the work of `generate`, `chat` and `stream` since the last call."""
@@ -244,7 +244,7 @@ class Model:
         longest = max((len(one.ids) + one.sampling.max_new_tokens for one in requests), default=0)
         need = min(longest, self.decoder.config.max_positions)
         if self._engine is None or self._engine.capacity < need:
-            tokens = self._affordable(max(_CACHE, need))
+            tokens = self.affordable(max(_CACHE, need))
             if self._engine is None or tokens >= need:
                 self._engine = self.engine(cache_tokens=tokens)
         # weights may be changed in place at any time; each change increments the tensor's version counter
@@ -252,7 +252,7 @@ class Model:
         self._engine.take_weights(self.decoder, sum(versions))
         return self._engine
 
-    def _affordable(self, tokens: int) -> int:
+    def affordable(self, tokens: int) -> int:
         """Return `tokens`, or as many tokens of cache as fit in half of the free memory, but at least 1024."""
         weight = self.decoder.embed.weight
         per_token = cache_bytes_per_token(self.hf_config, "fp32" if weight.dtype == torch.float32 else "bf16")

@@ -177,7 +177,8 @@ def _load(settings: Settings) -> list[Served]:
     models, loaded = [], _loaded(settings)
     for name in settings.sources:
         model = loaded[name]
-        tokens = settings.cache_tokens or max(_CACHE, model.decoder.config.max_positions)
+        wanted = max(_CACHE, model.decoder.config.max_positions)
+        tokens = settings.cache_tokens or model.affordable(wanted)
         served = Served(
             name,
             model,
