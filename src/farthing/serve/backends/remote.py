@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from farthing.cost.meter import Span
 from farthing.data.tokenizer import Tokenizer
 from farthing.serve.answers import Answers, Run
 from farthing.serve.api.completions import Completions
+from farthing.serve.backends.engines import Engine
 from farthing.serve.backends.process import Process
 from farthing.serve.conversation import Conversation, Delta, Entry
 from farthing.serve.errors import ApiError
@@ -28,6 +30,8 @@ from farthing.serve.thinking import Splitter
 from farthing.serve.worker import Power, Share
 from farthing.weights.folder import read_config
 from farthing.weights.layouts import decoder_config
+
+log = logging.getLogger("farthing.serve")
 
 
 class Clock:
@@ -71,12 +75,12 @@ class Clock:
 class Remote(Spoken):
     """A model of a folder, run by the engine of `process`."""
 
-    def __init__(self, name: str, folder: Path, process: Process, clock: Clock, context: int | None) -> None:
+    def __init__(
+        self, name: str, folder: Path, process: Process, clock: Clock, context: int, engine: Engine
+    ) -> None:
         self._hf = read_config(folder)
-        config = decoder_config(self._hf)
-        most = min(config.max_positions, context or config.max_positions)
-        super().__init__(name, folder, Tokenizer(folder), most, config.vocab_size)
-        self.process, self.clock = process, clock
+        super().__init__(name, folder, Tokenizer(folder), context, decoder_config(self._hf).vocab_size)
+        self.process, self.clock, self.engine = process, clock, engine
         self._done = Span("serve", "generate", None, 0.0)
 
     def book(self, span: Span) -> None:
@@ -95,16 +99,10 @@ class Remote(Spoken):
         """
         sampling = run.request.sampling
         usual = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-        usual |= dict.fromkeys(
-            ("repetition_penalty", "repeat_penalty"), sampling.repetition_penalty
-        )  # vLLM, llama.cpp
-        body = {
-            **usual,
-            **body,
-            "model": self.name,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        for penalty in ("repetition_penalty", "repeat_penalty"):  # vLLM's word, and llama.cpp's
+            usual[penalty] = sampling.repetition_penalty
+        wanted = {"model": self.name, "stream": True, "stream_options": {"include_usage": True}}
+        body = {**usual, **body, **wanted}
         until = asyncio.get_running_loop().time() + answers.most_seconds
         share, texts, counted = self.clock.begin(), dict[int, str](), False
         with answers.counted(run):
@@ -115,10 +113,11 @@ class Remote(Spoken):
                     chunk = await asyncio.wait_for(anext(events, None), max(0.0, left))
                     if chunk is None:
                         break
-                    answers.arrived(run)
                     counted = _count(run, chunk) or counted
                     for choice in chunk.get("choices") or ():
-                        texts[choice.get("index", 0)] = texts.get(choice.get("index", 0), "") + _text(choice)
+                        if text := _text(choice):
+                            answers.arrived(run)
+                            texts[choice.get("index", 0)] = texts.get(choice.get("index", 0), "") + text
                     self.clock.settle()
                     answers.charge(run, share)
                     yield chunk
@@ -179,7 +178,7 @@ class RelayedConversation(Conversation):
                 yield Delta(index, finish_reason="length")
             return
         choices = [_Choice(index, self._prompt.opened) for index in range(self.choices)]
-        chunks = remote.answer(self.answers, run, "/v1/chat/completions", self._asked())
+        chunks = remote.answer(self.answers, run, "/v1/chat/completions", self._asked(remote))
         try:
             async for chunk in chunks:
                 for found in chunk.get("choices") or ():
@@ -198,11 +197,17 @@ class RelayedConversation(Conversation):
                 thoughts = (choice.thoughts for choice in choices)
                 run.usage.reasoning_tokens = sum(len(remote.tokenizer.raw_encode(text)) for text in thoughts)
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self, remote: Remote) -> dict[str, Any]:
         """The body as the engine reads it; the policy stands in it as in our own prompts."""
         given = self.body.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
         if self.answers.policy is not None:
             given["messages"] = self.answers.policy.before(given["messages"])
+        form = self.body.response_format
+        if remote.engine.reads_gguf and form is not None and form.schema_of_json is not None:
+            given["response_format"] = {
+                "type": "json_object",
+                "schema": form.schema_of_json,
+            }  # llama.cpp's way
         given.pop("max_completion_tokens", None)
         given["max_tokens"] = self.run.request.sampling.max_new_tokens
         return given
@@ -294,17 +299,19 @@ def _count(run: Run, chunk: dict[str, Any]) -> bool:
     return True
 
 
-def _refused(status: int, said: bytes, remote: Remote) -> ApiError:
+def _refused(status: int, answer: bytes, remote: Remote) -> ApiError:
     """An engine's error in OpenAI's form; a fault of the engine's own is 502."""
     try:
-        found = json.loads(said)
+        found = json.loads(answer)
     except ValueError:
         found = {}
     error = found.get("error", found) if isinstance(found, dict) else {}
     error = error if isinstance(error, dict) else {"message": str(error)}
     message = str(error.get("message") or error.get("detail") or "the engine says no more")[:1000]
     if status >= 500:
-        return ApiError(f"the engine of {remote.name} failed: {message}", status=502, kind="server_error")
+        log.warning("the engine of %s failed: %s", remote.name, message)
+        said = f"the engine of {remote.name} failed; the server's log says why"
+        return ApiError(said, status=502, kind="server_error")
     code = error.get("code")
     return ApiError(
         message, status=status, param=error.get("param"), code=code if isinstance(code, str) else None
