@@ -238,3 +238,31 @@ def test_a_model_that_has_generated_can_be_copied(decoder):
         before = model(torch.arange(8)[None])
         again = copy.deepcopy(model)(torch.arange(8)[None])
     torch.testing.assert_close(again, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("page_size", [4, 16])  # torch's path, and the compiled one
+def test_sampling_settings_reach_every_token(decoder, page_size):
+    request = Request([3, 1, 4], Sampling(max_new_tokens=12, temperature=0))
+    engine = Engine(decoder, stop_ids=frozenset(range(61)), page_size=page_size)
+
+    def ids(**settings):
+        sampling = Sampling(max_new_tokens=12, temperature=0, ignore_eos=True, **settings)
+        [[sample]] = engine.generate([Request([3, 1, 4], sampling)])
+        assert len(sample.top) == (12 if settings.get("top_logprobs") else 0)
+        torch.testing.assert_close(
+            sample.logprobs, score(decoder, request.ids, sample.ids), atol=1e-4, rtol=0
+        )
+        for token, logprob, top in zip(sample.ids, sample.logprobs, sample.top, strict=False):
+            assert top[0] == (token, pytest.approx(logprob, abs=1e-5))
+        return sample.ids
+
+    with torch.no_grad():
+        assert len(engine.generate([request])[0][0].ids) == 1  # stops at once
+        plain = ids()
+        assert plain == ids(top_logprobs=3) == greedy(decoder, request.ids, 12)
+        assert ids(logit_bias=((17, 100.0),)) == [17] * 12
+        assert len(set(ids(presence_penalty=2.0, frequency_penalty=2.0, repetition_penalty=9.0))) > len(
+            set(plain)
+        )
+    with pytest.raises(UserError, match="logit_bias has the token 61; the model's are 0 to 60"):
+        ids(logit_bias=((61, 1.0),))

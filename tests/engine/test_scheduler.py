@@ -69,10 +69,9 @@ def finish(engine: Engine) -> None:
     raise AssertionError("the engine does not come to an end")
 
 
-def alone(decoder: Decoder, job: Job) -> list[list[int]]:
-    request = job.request
-    engine = Engine(decoder, max_batch=1, cache_tokens=400, page_size=4)
-    return [sample.ids for sample in engine.generate([request])[0]]
+def alone(decoder: Decoder, job: Job, page_size: int = 4) -> list[list[int]]:
+    engine = Engine(decoder, max_batch=1, cache_tokens=400, page_size=page_size)
+    return [sample.ids for sample in engine.generate([job.request])[0]]
 
 
 BEGINNINGS = [[], [7] * 9, [7] * 9 + [3, 1, 4, 1], list(range(20, 33))]
@@ -118,7 +117,7 @@ def check_events(decoder: Decoder, engine: Engine, given_: list[tuple[Request, i
     for job in jobs:
         if job in cancelled:
             continue
-        assert [sample.ids for sample in job.samples] == alone(decoder, job)
+        assert [sample.ids for sample in job.samples] == alone(decoder, job, engine.cache.page_size)
         assert job.done
         if job.request.score_prompt:
             ids = torch.tensor([list(job.request.ids)])
@@ -145,6 +144,18 @@ def test_so_it_is_with_latent_attention_experts_and_guesses(
 ) -> None:
     decoder, _ = small_deepseek(num_nextn_predict_layers=2)
     check_events(decoder, serving(decoder, speculate=speculate, record_routing=True), given_)
+
+
+@settings(max_examples=20, deadline=None)
+@given(events)
+def test_so_it_is_where_prompts_ride_with_compiled_decoding(
+    decoder: Decoder, given_: list[tuple[Request, int, bool]]
+) -> None:
+    engine = serving(decoder, cache_tokens=160, page_size=16)
+    if engine.network is None:
+        pytest.skip(engine.why_not_compiled)
+    check_events(decoder, engine, given_)
+    assert engine.scheduler.riders == 6
 
 
 def test_samples_put_back_for_others_lose_nothing(decoder: Decoder) -> None:

@@ -14,7 +14,7 @@ from farthing.base.errors import UserError
 from farthing.engine import compiled
 from farthing.engine.cache import Decode, Layout, PagedCache, Prefill, Tiles
 from farthing.engine.compiled import CompiledNetwork
-from farthing.engine.sampling import Chosen, choose
+from farthing.engine.sampling import Chosen, Row, Sampling, choose
 from farthing.engine.scheduler import Scheduler
 from farthing.engine.scores import score_prompt
 from farthing.engine.sequence import Job, Prompt, Request, Running, Sample, Work
@@ -23,6 +23,9 @@ from farthing.model import Decoder
 from farthing.model.attention import mean_pairs
 from farthing.model.kernels.native.library import NoKernels
 from farthing.model.moe import Routing
+
+RIDERS = 24  # prompt tokens that a compiled decoding pass has room for
+GREEDY = Sampling(temperature=0)
 
 
 class Engine:
@@ -64,6 +67,7 @@ class Engine:
                 "up to that many"
             )
         weight = decoder.embed.weight
+        self.dtype = weight.dtype
         pages = -(-cache_tokens // page_size)
         self.capacity = pages * page_size
         self.why_not_compiled = compiled.lacks(decoder, page_size)
@@ -83,13 +87,14 @@ class Engine:
             )
 
         self.network: CompiledNetwork | None = None
+        riders = 0 if prefill_tokens is None or speculate else min(RIDERS, prefill_tokens)
         if not self.why_not_compiled:
             self.cache = cache(Tiles)
             try:
                 self.network = CompiledNetwork(
                     decoder,
                     self.cache,
-                    sequences=max_batch,
+                    sequences=max_batch + riders,
                     each=1 + speculate,
                     module_each=2 * speculate,
                     modules=speculate,
@@ -113,6 +118,7 @@ class Engine:
             self._decode,
             reserve=reserve,
             prefill_tokens=prefill_tokens,
+            riders=riders if self.network is not None else 0,
         )
 
     def generate(
@@ -237,18 +243,23 @@ class Engine:
         for prompt, rows in zip(prompts, parts, strict=True):
             if not prompt.job.scored:
                 self.work.scored_tokens += score_prompt(self.decoder, prompt, rows)
+        self._start_samples(prompts, parts)
+
+    def _start_samples(self, prompts: Sequence[Prompt], parts: Sequence[Tensor]) -> None:
+        """Choose the first token of each sample of the prompts that end, from what a pass has read of each, [tokens,
+        C]."""
         ended = [(p, rows[-1]) for p, rows in zip(prompts, parts, strict=True) if p.ends]
         if not ended:
             return
-        logits = self.decoder.logits(torch.stack([last for _, last in ended]))
+        logits = self.decoder.logits(torch.stack([last for _, last in ended]).to(self.dtype))
         self.work.scored_tokens += len(ended)
         self.work.prompt_tokens += sum(len(p.ids) * len(p.samples) for p, _ in ended)
         samples = [s for p, _ in ended for s in p.samples]
-        rows = torch.tensor([row for row, (p, _) in enumerate(ended) for _ in p.samples])
-        self._append(samples, choose(logits[rows], [s.row() for s in samples]))
+        of = torch.tensor([row for row, (p, _) in enumerate(ended) for _ in p.samples])
+        self._append(samples, choose(logits[of], [s.row() for s in samples]))
 
-    def _decode(self, running: Sequence[Running]) -> None:
-        """Run one pass over every sequence's next token and its guesses.
+    def _decode(self, running: Sequence[Running], prompts: Sequence[Prompt] = ()) -> None:
+        """Run one pass over every sequence's next token and its guesses, and over parts of prompts.
 
         Each sequence gets one new token and one more for each correct guess.
         """
@@ -258,6 +269,12 @@ class Engine:
         tables, positions = [s.pages for s in running], [range(s.length, s.length + each) for s in running]
         ids = [t for s in running for t in (s.next_id, *s.guesses)]
         draws = [s.row(ahead) for s in running for ahead in range(each)]
+        rows = len(ids)
+        for p in prompts:
+            tables += [p.samples[0].pages] * p.new
+            positions += [range(at, at + 1) for at in range(p.read, p.end)]
+            ids += p.ids[p.read : p.end]
+            draws += [Row(GREEDY, 0.0)] * p.new
         if self.network is not None:
             self.network.place(tables, positions)
             chosen, hidden = self.network.decode(ids, draws)
@@ -273,11 +290,16 @@ class Engine:
         self.work.decode_pairs += mean_pairs(
             [(at, at + 1) for row in positions for at in row], self.cache.windows
         )
-        counts = self._append(running, chosen)
-        for s, count, rows in zip(running, counts, hidden.split(each), strict=True):
+        counts = self._append(running, chosen.first(rows))
+        own, *parts = hidden.split([rows, *(p.new for p in prompts)])
+        for s, count, new in zip(running, counts, own.split(each), strict=True):
             s.length += count
             if self.guesser is not None:
-                self.guesser.remember(s, rows[:count])
+                self.guesser.remember(s, new[:count])
+        for p, new in zip(prompts, parts, strict=True):
+            if not p.job.scored:
+                score_prompt(self.decoder, p, new.to(self.dtype))
+        self._start_samples(prompts, parts)
 
     def _hidden(self, ids_N: Tensor, positions_N: Tensor, attend: Decode | Prefill) -> Tensor:
         routing = Routing() if self.cache.routes is not None else None

@@ -1,7 +1,8 @@
 """Continuous batching (Yu et al., Orca, OSDI 2022; Kwon et al., arXiv:2309.06180): which samples run, in which pages.
 
 Requests may arrive at any time. A sample joins the batch as soon as there is room and leaves it when it ends. A prompt
-is read once for all its samples; a long one in chunks (Agrawal et al., arXiv:2308.16369), in turns with decoding.
+is read once for all its samples; a long one in chunks, between decoding passes or with them (Agrawal et al.,
+arXiv:2308.16369).
 
 The owner who has had the fewest tokens comes first (Sheng et al., arXiv:2401.00588), and one who has nothing running
 gets a place from the one who has most. Requests of one owner start in order, except that a few may overtake one that
@@ -21,7 +22,7 @@ from farthing.engine.sampling import uniforms
 from farthing.engine.sequence import Job, Prompt, Request, Running
 
 PREFILL_TOKENS = 2048  # bound on new prompt tokens per pass, and thus on its memory; one prompt may exceed it
-PIECE = 32  # fewest tokens of a prompt in a pass, if it has as many
+PIECE = 32  # fewest tokens of a prompt in a pass, if it has as many and the pass has room for them
 OVERTAKEN = 16  # requests that may start before an earlier one without room
 TRIED = 8  # requests without room that are looked at in a step
 
@@ -32,11 +33,13 @@ class Scheduler:
     Args:
         guesses: number of guessed tokens by which a sample may extend past its end.
         prefill: reads the next part of prompts, and adds the first token to each sample of those that end.
-        decode: adds one or more tokens to every given sample.
+        decode: adds one or more tokens to every given sample, and reads the next part of the given prompts with them.
         reserve: a sample starts when there are pages for its last token, strictly in order; otherwise it takes them as
             it grows, and its pages are remembered for prompts that go on with it.
         prefill_tokens: the most prompt tokens in a pass, in turns with decoding; None: whole prompts, before decoding
             goes on.
+        riders: the most prompt tokens that `decode` can read; if any, prompts have no passes of their own while samples
+            are decoded.
 
     Attributes:
         preemptions: number of times that a sample was put back.
@@ -49,14 +52,15 @@ class Scheduler:
         max_batch: int,
         guesses: int,
         prefill: Callable[[Sequence[Prompt]], None],
-        decode: Callable[[Sequence[Running]], None],
+        decode: Callable[[Sequence[Running], Sequence[Prompt]], None],
         *,
         reserve: bool = True,
         prefill_tokens: int | None = None,
+        riders: int = 0,
     ) -> None:
         self.cache, self.max_batch, self.guesses = cache, max_batch, guesses
         self.prefill, self.decode = prefill, decode
-        self.reserve, self.prefill_tokens = reserve, prefill_tokens
+        self.reserve, self.prefill_tokens, self.riders = reserve, prefill_tokens, riders
         self.waiting: list[Job] = []
         self.prompts: list[Prompt] = []  # of running samples that are not ready
         self.running: list[Running] = []  # oldest first
@@ -94,8 +98,10 @@ class Scheduler:
         """
         self._admit()
         ready = [s for s in self.running if s.ready]
-        if self.prompts and not (ready and self._decode_next):
-            self._read()
+        if self.prompts and not (ready and (self._decode_next or self.riders)):
+            parts = self._parts(self.prefill_tokens)
+            self.prefill(parts)
+            self._advance(parts)
             self._decode_next = self.prefill_tokens is not None
         elif ready:
             self._decode(ready)
@@ -240,19 +246,36 @@ class Scheduler:
 
     # ---- passes ----
 
-    def _read(self) -> None:
-        """Read the next part of the prompts, in order of arrival; each gets an even share of the pass."""
-        budget, parts = self.prefill_tokens, list[Prompt]()
+    def _parts(self, budget: int | None) -> list[Prompt]:
+        """Say which part of the prompts a pass reads, in order of arrival; each gets an even share of the budget."""
+        parts: list[Prompt] = []
         for number, prompt in enumerate(self.prompts):
             new = prompt.left
             if budget is not None:
-                new = min(new, max(PIECE, budget // (len(self.prompts) - number)))
+                if budget <= 0:
+                    break
+                new = min(new, budget, max(PIECE, budget // (len(self.prompts) - number)))
                 budget -= new
             prompt.end = prompt.read + new
             parts.append(prompt)
-            if budget is not None and budget <= 0:
-                break
-        self.prefill(parts)
+        return parts
+
+    def _decode(self, ready: Sequence[Running]) -> None:
+        """Choose the next token of all samples that are ready; parts of prompts may ride along."""
+        self._grow(ready)
+        ready = [s for s in ready if s.ready]
+        if not ready:  # prompts that came earlier hold the pages
+            return
+        parts = self._parts(
+            min(self.riders, 7 + len(ready) // 2)
+        )  # keeps a pass below 3 times its usual length
+        self.decode(ready, parts)
+        self._advance(parts)
+        for s in ready:
+            self.served[s.owner] += 1
+
+    def _advance(self, parts: Sequence[Prompt]) -> None:
+        """Note what a pass has read of prompts."""
         for prompt in parts:
             prompt.read = prompt.end
             first, *others = prompt.samples
@@ -266,11 +289,3 @@ class Scheduler:
             for s in prompt.samples:
                 s.length = prompt.read
         self.prompts = [prompt for prompt in self.prompts if prompt.left]
-
-    def _decode(self, ready: Sequence[Running]) -> None:
-        """Choose the next token of all samples that are ready."""
-        self._grow(ready)
-        ready = [s for s in ready if s.ready]
-        self.decode(ready)
-        for s in ready:
-            self.served[s.owner] += 1
