@@ -1,6 +1,7 @@
 """Shared fixtures: the real SmolLM2-135M from PyPI, imported once, and .gguf files made to measure."""
 
 import importlib.metadata
+import json
 import os
 import random
 import shutil
@@ -355,3 +356,75 @@ def make_stage() -> Callable[..., Grpo]:
         return validate({"name": "test", "base": "none", "stages": [stage | settings]}).stages[0]
 
     return make
+
+
+# ---- lm-evaluation-harness on local data ----
+
+LM_TASKS = {
+    "capitals": """\
+        task: capitals
+        output_type: multiple_choice
+        doc_to_text: "The capital of {{land}} is"
+        doc_to_choice: "{{choices}}"
+        doc_to_target: "{{gold}}"
+        metric_list: [{metric: acc}, {metric: acc_norm}]
+        """,
+    "counting": """\
+        task: counting
+        output_type: generate_until
+        doc_to_text: "{{said}}"
+        doc_to_target: "{{wanted}}"
+        generation_kwargs: {until: ["\\n", "8"], max_gen_toks: 10}
+        metric_list: [{metric: exact_match}]
+        """,
+    "prose": """\
+        task: prose
+        output_type: loglikelihood_rolling
+        doc_to_text: ""
+        doc_to_target: "{{prose}}"
+        metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
+        """,
+}
+
+
+@pytest.fixture(scope="session")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Three small tasks in `.folder`, and `.scores(model, its arguments, ...)`: numbers by name, answers by task."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    folder = tmp_path_factory.mktemp("tasks")
+    places = {
+        "France": "Paris", "Italy": "Rome", "Norway": "Oslo", "Peru": "Lima", "Egypt": "Cairo", "Japan": "Tokyo"
+    }  # fmt: skip
+    rows = [
+        {
+            "land": land, "choices": [" " + choice for choice in places.values()], "gold": number,
+            "said": " ".join(map(str, range(1, number + 3))) + " ", "wanted": f"{number + 3} {number + 4}",
+            "prose": f"The road to {place} is long, " * (1 + number * 8) + f"and {land} is wide.",
+        }
+        for number, (land, place) in enumerate(places.items())
+    ]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in LM_TASKS.items():
+        body = "\n".join(line.strip() for line in text.splitlines())
+        data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'rows.jsonl'}}}}}\n"
+        (folder / f"{name}.yaml").write_text(body + data + "test_split: test\nnum_fewshot: 0\n")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+
+    def scores(
+        model: str, args: dict[str, Any], tasks: tuple[str, ...] = tuple(LM_TASKS), **options: Any
+    ) -> tuple[dict[str, float], dict[str, list[Any]]]:
+        done = simple_evaluate(
+            model, model_args=args, tasks=list(tasks), task_manager=manager, device="cpu", bootstrap_iters=0,
+            verbosity="ERROR", **options,
+        )  # fmt: skip
+        numbers = {
+            f"{task} {name.partition(',')[0]}": value
+            for task, found in done["results"].items()
+            for name, value in found.items()
+            if isinstance(value, float) and "stderr" not in name
+        }
+        return numbers, {task: [one["resps"] for one in lines] for task, lines in done["samples"].items()}
+
+    return SimpleNamespace(folder=folder, scores=scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,8 +70,11 @@ def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
         said = first.get("ctx", {}).get("error", "it cannot be parsed")
         return ApiError(f"the body is not JSON: {said} at character {first['loc'][-1]}")
     path = [str(part) for part in first["loc"] if part != "body" and not _branch(part)]
-    where = ".".join(path) or "body"
     said = str(first["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if named := re.match(r"(\w+): ", said):  # found in the whole of a table, of which it names a field
+        path.append(named[1])
+        said = said[named.end() :]
+    where = ".".join(path) or "body"
     return ApiError(f"{where}: {said[:1].lower()}{said[1:]}", param=where)
 
 

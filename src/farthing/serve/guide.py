@@ -55,8 +55,10 @@ class Grammars:
         if len(grammar) > MOST_GRAMMAR_BYTES:
             raise ApiError(f"{param}: is longer than {MOST_GRAMMAR_BYTES:,} characters", param=param)
         matcher = llguidance.LLMatcher(self.vocabulary, grammar, log_level=0)
-        if matcher.is_error():
-            said = " ".join(matcher.get_error().split())[:300]
+        first = matcher.deep_copy()
+        first.compute_bitmask()  # some grammars turn out too large here only: seconds, and not the engines'
+        if first.is_error():
+            said = " ".join(first.get_error().split())[:300]
             raise ApiError(f"{param}: cannot be followed: {said}", param=param)
         return matcher
 

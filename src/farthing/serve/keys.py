@@ -44,17 +44,18 @@ class _Entry(Limits):
 
 
 class _Bucket:
-    """A bucket of tokens that fills in `seconds` and may be overdrawn by the last taker."""
+    """A bucket that fills in `seconds`; whoever finds `least` in it may take, and may overdraw it."""
 
-    def __init__(self, size: float, seconds: float, now: float) -> None:
-        self.size, self.rate = size, size / seconds
+    def __init__(self, size: float, seconds: float, now: float, least: float = 0.0) -> None:
+        self.size, self.rate, self.least = size, size / seconds, min(least, size)
         self.level, self.at = size, now
 
     def wait(self, now: float) -> float:
         """Seconds until something may be taken again; 0 if it may now."""
         self.level = min(self.size, self.level + (now - self.at) * self.rate)
         self.at = now
-        return 0.0 if self.level > 0 else -self.level / self.rate + 1e-3
+        enough = self.level > 0 and self.level >= self.least
+        return 0.0 if enough else (self.least - self.level) / self.rate + 1e-3
 
     def take(self, amount: float) -> None:
         self.level -= amount
@@ -73,11 +74,11 @@ class Caller:
         self.name, self.digest, self._clock = name, digest, clock
         limits, now = limits or Limits(), clock()
         self._buckets = {
-            what: _Bucket(size, seconds, now)
-            for what, size, seconds in (
-                ("requests", limits.requests_per_minute, MINUTE),
-                ("tokens", limits.tokens_per_minute, MINUTE),
-                ("dollars", limits.usd_per_day, DAY),
+            what: _Bucket(size, seconds, now, least)
+            for what, size, seconds, least in (
+                ("requests", limits.requests_per_minute, MINUTE, 1.0),
+                ("tokens", limits.tokens_per_minute, MINUTE, 0.0),
+                ("dollars", limits.usd_per_day, DAY, 0.0),
             )
             if size is not None
         }

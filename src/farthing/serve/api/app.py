@@ -99,8 +99,7 @@ def _openai(gateway: Gateway) -> APIRouter:
 
     @router.post("/completions", summary="Continue a text.")
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
-        asked = completions.Completions(gateway.answers, gateway.model(body.model), body, _caller(request))
-        await unless_gone(request, asked.prepare())
+        asked = await unless_gone(request, gateway.completions(body, _caller(request)))
         if not body.stream:
             return Json(await unless_gone(request, completions.completion(asked)))
         options = body.stream_options
@@ -209,6 +208,8 @@ def _errors(app: FastAPI) -> None:
         return answer(from_validation(error.errors()))
 
     async def http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ApiError):  # of reading the body, which FastAPI does
+            return answer(error.__cause__)
         said = {404: f"there is no {request.url.path[:200]}", 405: f"{request.method} is not allowed here"}
         message = said.get(error.status_code, str(error.detail))
         return answer(ApiError(message, status=error.status_code, code=None))

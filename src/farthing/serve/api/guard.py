@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, quote, unquote
@@ -16,6 +17,8 @@ from farthing.serve.errors import ApiError, loading
 from farthing.serve.gateway import Gateway
 
 COOKIE = "farthing_key"
+DRAINED = 16  # a refused body is read on, up to so many of the largest bodies
+DRAIN_SECONDS = 5.0
 OPEN_PATHS = ("/health", "/v1/health")
 _ENGINE_PATHS = (
     "/v1/",
@@ -60,6 +63,8 @@ class Guard:
                 self._check_ready(scope["path"])
             self._check_length(headers)
         except ApiError as error:
+            if scope["type"] == "http":
+                await _drain(receive, self._gateway.bounds.body_bytes)
             await _refuse(error, scope, send)
             return
         bounded = _Body(receive, self._gateway.bounds.body_bytes, self._gateway.bounds.body_seconds)
@@ -109,6 +114,8 @@ class _Body:
             self._left -= len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self._left < 0:
+                if not self._whole:
+                    await _drain(self._receive, self._most)
                 raise _too_large(self._most)
         return message
 
@@ -125,6 +132,17 @@ def key_of(headers: Mapping[str, str]) -> str | None:
     except Exception:
         return None
     return unquote(cookie.value) if cookie is not None else None
+
+
+async def _drain(receive: Receive, most_bytes: int) -> None:
+    """Read on for a while: who still sends when the connection is closed does not get to read why."""
+    left, more = DRAINED * most_bytes, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
 
 
 def _too_large(most: int) -> ApiError:
