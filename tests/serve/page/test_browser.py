@@ -213,7 +213,8 @@ def test_conversations_are_exported_deleted_and_imported(page: Page, tmp_path: P
     page.locator("#conversations .file").set_input_files(tmp_path / "all.json")
     expect(page.locator("#conversations .status")).to_contain_text("0 of 1 added")
     expect(page.locator("#conversations li")).to_have_text(["hello×"])
-    (tmp_path / "other.json").write_text('{"conversations": 3}')
+    wrong = {"left": [{"role": "user", "content": [{"type": "component"}]}], "right": []}
+    (tmp_path / "other.json").write_text(json.dumps({"conversations": [wrong]}))
     page.locator("#conversations .file").set_input_files(tmp_path / "other.json")
     expect(page.locator("#conversations .status")).to_contain_text("holds no conversations")
 

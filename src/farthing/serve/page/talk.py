@@ -13,7 +13,8 @@ from farthing.serve.errors import ApiError
 from farthing.serve.page import answers
 from farthing.serve.page.answers import Answer, Message
 
-_SECONDS_BETWEEN_UPDATES = 0.05  # each costs the browser a rendering of the answer
+# Between two updates of the page, each of which the browser draws: the longer the conversation, the longer that takes.
+_SECONDS, _SECONDS_A_MESSAGE = 0.05, 0.001
 
 
 class Gateway(Protocol):
@@ -53,6 +54,7 @@ async def replies(
         if answers.unanswered(column.shown)
     }
     changed = asyncio.Event()
+    pause = _SECONDS + _SECONDS_A_MESSAGE * sum(len(column.shown) for column in columns)
 
     def now() -> list[list[Message]]:
         said = [answering[index].messages() if index in answering else [] for index in range(len(columns))]
@@ -70,7 +72,7 @@ async def replies(
             await changed.wait()
             changed.clear()
             yield now()
-            await asyncio.sleep(_SECONDS_BETWEEN_UPDATES)
+            await asyncio.sleep(pause)
         await _cancel(tasks)
         yield now()
     finally:

@@ -29,8 +29,8 @@ const say = (words) => (find(".status").textContent = words);
 
 // ---- the store ----
 
-const plain = ({ content }) => typeof content === "string" || content?.every?.((part) => part.type === "text");
-const spoken = (messages) => Array.isArray(messages) && messages.every(plain);
+const plain = (part) => part?.type === "text" && typeof part.text === "string";
+const spoken = (messages) => Array.isArray(messages) && messages.every((message) => message?.content?.every?.(plain));
 const whole = (kept) => spoken(kept?.left) && spoken(kept?.right) && kept.left.length > 0;
 
 function read(id) {
@@ -61,7 +61,7 @@ function all() {
 
 // The server's `answers.drawn` writes $x$ as \({}x\).
 function text({ content }) {
-  const said = typeof content === "string" ? content : content.map((part) => part.text ?? "").join("");
+  const said = content.map((part) => part.text).join("");
   return said.replace(/\\\(\{\}(.*?)\\\)/g, "$$$1$$");
 }
 
@@ -251,6 +251,7 @@ function markdown(kept) {
 async function take(file) {
   try {
     const conversations = JSON.parse(await file.text()).conversations.filter(whole);
+    if (!conversations.length) throw new Error("nothing to take");
     const newer = conversations.filter(({ id, when }) => !(read(id)?.when >= when));
     for (const { id, ...kept } of newer) write(id ?? newId(), kept);
     show();
@@ -284,7 +285,7 @@ export function start(element, trigger) {
   document.addEventListener("click", copy, true);
   document.addEventListener("scroll", scrolled, true);
   addEventListener("storage", show); // another tab's doing
-  const drawn = new MutationObserver(() => (describe(), follow()));
+  const drawn = new MutationObserver(() => requestAnimationFrame(() => (describe(), follow())));
   drawn.observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
   current = read(location.hash.slice(1)) ? location.hash.slice(1) : null;
   if (current) setTimeout(open);
