@@ -134,6 +134,7 @@ def test_log_probabilities(client: OpenAI) -> None:
     assert made.choices[0].logprobs is not None
     entries = made.choices[0].logprobs.content
     assert entries
+    assert "".join(entry.token for entry in entries) == made.choices[0].message.content
     for entry in entries:
         best = entry.top_logprobs
         assert len(best) == 3
@@ -411,7 +412,12 @@ def chain(server: Any) -> Any:
     from langchain_openai import ChatOpenAI
 
     return ChatOpenAI(
-        model="tiny", base_url=f"{server.url}/v1", api_key="none", max_retries=0, max_tokens=512, temperature=0
+        model="tiny",
+        base_url=f"{server.url}/v1",
+        api_key="none",
+        max_retries=0,
+        max_tokens=512,
+        temperature=0,
     )
 
 
