@@ -18,7 +18,7 @@ from farthing.serve.conversation import Delta, Outgoing
 from farthing.serve.errors import ApiError
 from farthing.serve.guide import Guide
 from farthing.serve.keys import Caller
-from farthing.serve.protocol import CompletionRequest
+from farthing.serve.protocol import FINGERPRINT, CompletionRequest
 from farthing.serve.reader import Reader
 from farthing.serve.served import Served
 from farthing.serve.worker import Update
@@ -252,5 +252,5 @@ def _head(model: str) -> dict[str, Any]:
         "object": "text_completion",
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": None,
+        "system_fingerprint": FINGERPRINT,
     }
