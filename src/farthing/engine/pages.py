@@ -23,7 +23,8 @@ class Pages:
         self.page_size, self.epoch = page_size, 0
         self.users = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
-        # Names are never reused, so a chain cannot lead through an evicted page.
+        # A page's name stands for all tokens up to its end and is never reused, so no chain leads through an evicted
+        # page.
         self._known: dict[Key, tuple[int, int]] = {}  # key -> (page, its name)
         self._keys: dict[int, Key] = {}  # of the known pages
         self._idle: dict[int, None] = {}  # known pages that nobody uses, least recently used first
@@ -89,7 +90,10 @@ class Pages:
         name = 0
         for chunk, page in zip(self._chunks(ids), pages, strict=False):
             if (name, chunk) not in self._known:
-                self._known[name, chunk] = (page, next(self._names))
+                if page in self._keys:  # known after a page that was evicted since
+                    self._known[name, chunk] = self._known.pop(self._keys[page])
+                else:
+                    self._known[name, chunk] = (page, next(self._names))
                 self._keys[page] = (name, chunk)
             name = self._known[name, chunk][1]
 

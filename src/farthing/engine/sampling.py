@@ -3,7 +3,8 @@
 The uniform numbers of a sample come from a counter-based generator keyed by (seed, sample), so a sample does not depend
 on the rest of the batch or on interruptions of the run.
 
-Shapes: B sequences, V vocabulary, R of the B rows, K candidates.
+Shapes: B sequences, V vocabulary, R of the B rows, K likeliest entries, N rows cut by
+top-p.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from torch import Tensor
 from farthing.base.errors import UserError
 
 BLOCK = 512  # the cumulative sum is searched in two steps, blocks then entries, instead of over V at once
-CANDIDATES = 128  # likeliest entries in which top-p is looked for first; a full sort takes many times longer
 MOST_TOP_LOGPROBS = 20
 
 
@@ -230,36 +230,39 @@ def truncate(weights_RV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=weights_RV.device, dtype=torch.float64)[:, None]
 
-    wanted = [s.top_k or size for s in samplings]
-    count = min(size, max([CANDIDATES, *(k for k in wanted if k < size)]))
-    likeliest_RK = weights_RV.topk(count).values
-    least_R1 = likeliest_RK[:, :1] * column([s.min_p for s in samplings]).to(weights_RV.dtype)
-    if any(k < size for k in wanted):
-        place_R1 = column([min(k, count) - 1 for k in wanted]).long()
-        kth_R1 = likeliest_RK.gather(1, place_R1).masked_fill_(column(wanted) >= size, 0)
+    least_R1 = weights_RV.amax(-1, keepdim=True) * column([s.min_p for s in samplings]).float()
+    wanted = [min(s.top_k or size, size) for s in samplings]
+    if cut := [k for k in wanted if k < size]:
+        likeliest_RK = weights_RV.topk(max(cut)).values
+        kth_R1 = likeliest_RK.gather(1, column([min(k, max(cut)) - 1 for k in wanted]).long())
+        kth_R1.masked_fill_(column(wanted) == size, 0)
         weights_RV.masked_fill_(weights_RV < kth_R1, 0)
-        likeliest_RK = likeliest_RK.masked_fill(likeliest_RK < kth_R1, 0)
-    if any(s.top_p < 1 for s in samplings):
-        mass_R1 = column([s.top_p for s in samplings]) * weights_RV.sum(-1, keepdim=True, dtype=torch.float64)
-        last_R1, enough_R = _last_within(likeliest_RK, mass_R1)
-        short = [
-            number
-            for number, found in enumerate(enough_R.tolist())
-            if not found and samplings[number].top_p < 1
-        ]
-        if short and count < size:
-            ordered = weights_RV[short].sort(descending=True).values
-            last_R1[short] = _last_within(ordered, mass_R1[short])[0]
-        last_R1.masked_fill_(column([s.top_p for s in samplings]) >= 1, 0)
-        least_R1 = torch.maximum(least_R1, last_R1)
+    if nuclear := [number for number, s in enumerate(samplings) if s.top_p < 1]:
+        shares_N1 = column([samplings[number].top_p for number in nuclear])
+        last_N1 = _last_within(weights_RV[nuclear], shares_N1)
+        least_R1[nuclear] = torch.maximum(least_R1[nuclear], last_N1)
     return weights_RV.masked_fill_(weights_RV < least_R1, 0)
 
 
-def _last_within(ordered_RK: Tensor, mass_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """The last of the ordered weights before which less than `mass` lies, [R, 1], and whether they suffice to tell."""
-    before_RK = ordered_RK.double().cumsum(-1) - ordered_RK
-    kept_R1 = (before_RK < mass_R1).sum(-1, keepdim=True).clamp_(min=1)
-    return ordered_RK.gather(1, kept_R1 - 1), kept_R1[:, 0] < ordered_RK.shape[1]
+def _last_within(weights_RV: Tensor, shares_R1: Tensor) -> Tensor:
+    """The smallest weight, [R, 1], such that all larger ones together have less than a share of the row's mass.
+
+    A sort of V entries would take many times longer, so only those are sorted whose first 16 bits are the answer's.
+    """
+    bits_RV = weights_RV.view(torch.int32) >> 16  # rises with the weight, of which none is negative
+    most = int(bits_RV.max())
+    mass = torch.zeros(len(weights_RV), most + 1, dtype=torch.float64, device=weights_RV.device)
+    mass = mass.scatter_add_(1, bits_RV.long(), weights_RV.double()).flip(-1)  # largest weights first
+    upto = mass.cumsum(-1)
+    target_R1 = shares_R1 * upto[:, -1:]
+    place_R1 = (upto < target_R1).sum(-1, keepdim=True)
+    left_R1 = target_R1 - (upto - mass).gather(1, place_R1)
+    found = []
+    for weights, same, left in zip(weights_RV, bits_RV == most - place_R1, left_R1, strict=True):
+        ordered = weights[same].sort(descending=True).values
+        before = ordered.double().cumsum(0) - ordered
+        found.append(ordered[(before < left).sum().clamp(min=1) - 1])
+    return torch.stack(found)[:, None]
 
 
 def _inverse_cdf(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:

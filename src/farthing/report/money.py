@@ -92,8 +92,19 @@ def cost_page(run_dir: Path, results: Json) -> CostPage | None:
         prices=[_offered(offer) for offer in spend.other_prices(booked.lines)],
         hardware=[_offered(offer) for offer in hardware[:MOST_OFFERS]],
         assumption=hardware[0].assumption if hardware else "",
-        notes=[text(note) for note in booked.notes],
+        notes=[*map(text, booked.notes), *_served(booked)],
     )  # fmt: skip
+
+
+def _served(booked: spend.Booked) -> list[str]:
+    """What serving has cost since, in a sentence; none if the model was never served."""
+    total = spend.serving([booked]).total
+    if not total.seconds:
+        return []
+    return [
+        f"Serving the model since then has cost {figures.money(total.usd)} in {figures.duration(total.seconds)}, which "
+        "is not in this bill."
+    ]
 
 
 def _cents(booked: spend.Booked, usd: float) -> list[Cent]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,8 @@ from farthing.serve.errors import ApiError, too_long
 from farthing.serve.keys import Caller
 from farthing.serve.protocol import SamplingFields
 from farthing.serve.safety import Moderation, Policy
-from farthing.serve.served import Served
-from farthing.serve.worker import EngineFailed, Generation, Update
+from farthing.serve.served import Served, Spoken
+from farthing.serve.worker import EngineFailed, Generation, Share, Update
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Usage:
         }
 
 
-def sampling_of(body: SamplingFields, served: Served, tokens: int, top: int) -> Sampling:
+def sampling_of(body: SamplingFields, served: Spoken, tokens: int, top: int) -> Sampling:
     """Sampling parameters of a request: its own, else the model's recommended ones, else OpenAI's.
 
     Args:
@@ -91,7 +92,7 @@ def sampling_of(body: SamplingFields, served: Served, tokens: int, top: int) -> 
         raise ApiError(str(error), param=str(error).split()[0]) from None
 
 
-def _bias(given: dict[str, float], served: Served) -> tuple[tuple[int, float], ...]:
+def _bias(given: dict[str, float], served: Spoken) -> tuple[tuple[int, float], ...]:
     """Biases by token; a key that is no number is a text, whose tokens are meant (as llama.cpp's server has it)."""
     found: dict[int, float] = {}
     for key, bias in given.items():
@@ -116,7 +117,7 @@ class Run:
         prompt_logprobs, prompt_top: of the prompt's tokens, if the request asks for them.
     """
 
-    served: Served
+    served: Spoken
     request: Request
     caller: Caller
     usage: Usage = field(init=False)
@@ -157,7 +158,7 @@ class Answers:
         lenient: bool = False,
     ) -> None:
         self._submit, self._cancel = submit, cancel
-        self._most_waiting, self._most_seconds = most_waiting, most_seconds
+        self._most_waiting, self.most_seconds = most_waiting, most_seconds
         self._usd_per_second, self._told, self.lenient = usd_per_second, told, lenient
         self.moderation, self.policy = moderation or Moderation(), policy
         self.unanswered = 0  # requests without a first token
@@ -175,7 +176,7 @@ class Answers:
             )
         caller.admit()
 
-    async def check_prompt(self, text: str, served: Served, caller: Caller) -> None:
+    async def check_prompt(self, text: str, served: Spoken, caller: Caller) -> None:
         """Have a prompt judged. Raises ApiError if it is blocked."""
         verdict = await self.moderation.check(text, "prompt", key=caller.name, model=served.name)
         if verdict.blocked:
@@ -187,25 +188,37 @@ class Answers:
         Raises:
             ApiError: if the engine refuses or fails, and 504 after `most_seconds`.
         """
+        assert isinstance(run.served, Served)
         generation = self._submit(run.served.engine, run.request)
+        with self.counted(run):
+            try:
+                async for found in generation.updates(self.most_seconds):
+                    self._note(run, generation, found)
+                    yield found
+            except UserError as error:
+                raise too_long(str(error), "max_tokens") from None
+            except EngineFailed:
+                raise ApiError(
+                    "the engine failed; the server's log says why",
+                    status=500,
+                    kind="server_error",
+                    code="engine_failed",
+                ) from None
+            finally:
+                if len(run.reasons) < run.request.samples:
+                    self._cancel(generation)
+                self._account(run, generation)
+
+    @contextlib.contextmanager
+    def counted(self, run: Run) -> Iterator[None]:
+        """Count a request while it runs; then its caller is charged. Raises ApiError 504 for a TimeoutError."""
         self.unanswered += 1
         self.open += 1
         try:
-            async for found in generation.updates(self._most_seconds):
-                self._note(run, generation, found)
-                yield found
-        except UserError as error:
-            raise too_long(str(error), "max_tokens") from None
-        except EngineFailed:
-            raise ApiError(
-                "the engine failed; the server's log says why",
-                status=500,
-                kind="server_error",
-                code="engine_failed",
-            ) from None
+            yield
         except TimeoutError:
             raise ApiError(
-                f"the answer took longer than {self._most_seconds:.0f} s; ask for fewer tokens",
+                f"the answer took longer than {self.most_seconds:.0f} s; ask for fewer tokens",
                 status=504,
                 kind="timeout_error",
                 code="timeout",
@@ -213,17 +226,29 @@ class Answers:
         finally:
             self.unanswered -= run.first is None
             self.open -= 1
-            if len(run.reasons) < run.request.samples:
-                self._cancel(generation)
-            self._account(run, generation)
             run.caller.spend(run.usage.prompt_tokens + run.usage.completion_tokens, run.usage.usd)
             self._told(run)
 
-    def _note(self, run: Run, generation: Generation, found: Sequence[Update]) -> None:
+    def arrived(self, run: Run) -> None:
+        """Note that a piece of the answer has come."""
         run.last = time.perf_counter()
         if run.first is None:
             run.first = run.last
             self.unanswered -= 1
+
+    def charge(self, run: Run, share: Share) -> None:
+        """Note a request's share of the machine so far."""
+        usage = run.usage
+        usage.seconds, usage.joules, usage.usd = (
+            share.seconds,
+            share.joules,
+            share.seconds * self._usd_per_second,
+        )
+
+    def _note(self, run: Run, generation: Generation, found: Sequence[Update]) -> None:
+        fresh = run.first is None
+        self.arrived(run)
+        if fresh:
             assert generation.job is not None
             run.prompt_logprobs, run.prompt_top = generation.job.prompt_logprobs, generation.job.prompt_top
         run.usage.completion_tokens += sum(len(update.ids) for update in found)
@@ -231,14 +256,9 @@ class Answers:
         self._account(run, generation)
 
     def _account(self, run: Run, generation: Generation) -> None:
-        usage, share = run.usage, generation.share
-        usage.seconds, usage.joules, usage.usd = (
-            share.seconds,
-            share.joules,
-            share.seconds * self._usd_per_second,
-        )
+        self.charge(run, generation.share)
         if generation.job is not None:
-            usage.cached_tokens = generation.job.cached
+            run.usage.cached_tokens = generation.job.cached
 
 
 def blocked(policy: Policy | None) -> ApiError:

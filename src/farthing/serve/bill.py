@@ -16,8 +16,8 @@ from farthing.base.files import append_lines
 from farthing.cost.devices import Device, rate
 from farthing.cost.energy import EnergyMeter
 from farthing.cost.ledger import Line
-from farthing.cost.meter import Span, book_sampling
-from farthing.serve.served import Served
+from farthing.cost.meter import Span
+from farthing.serve.served import Spoken
 
 LINE_SECONDS = 60.0
 
@@ -52,7 +52,7 @@ class Bill:
         """Whether a line should be written."""
         return self._path is not None and time.monotonic() - self._booked >= LINE_SECONDS
 
-    def book(self, models: Sequence[Served], busy_seconds: float) -> None:
+    def book(self, models: Sequence[Spoken], busy_seconds: float) -> None:
         """Write what has been done since the last call, of which the engines ran `busy_seconds`. Call it where the
         engines run."""
         now, (joules, joules_are) = time.monotonic(), self._energy.joules()
@@ -63,7 +63,7 @@ class Bill:
         busy = min(busy_seconds, seconds)
         span = Span("serve", "generate", None, time.time() - seconds, seconds=busy)
         for served in models:
-            book_sampling(span, served.engine.done(), served.model.hf_config)
+            served.book(span)
         span.joules = spent * busy / seconds
         idle = Span(
             "serve", "idle", None, span.started + busy, seconds=seconds - busy, joules=spent - span.joules

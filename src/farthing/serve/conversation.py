@@ -15,7 +15,7 @@ from farthing.serve.keys import Caller
 from farthing.serve.protocol import ChatRequest
 from farthing.serve.reader import Read, Reader
 from farthing.serve.safety import Blocked, Screen
-from farthing.serve.served import Served
+from farthing.serve.served import Served, Spoken
 from farthing.serve.worker import Update
 
 Entry = dict[str, Any]  # a token with its log-probability, in OpenAI's form
@@ -44,7 +44,7 @@ class Conversation:
     `prepare` comes first.
     """
 
-    def __init__(self, answers: Answers, served: Served, body: ChatRequest, caller: Caller) -> None:
+    def __init__(self, answers: Answers, served: Spoken, body: ChatRequest, caller: Caller) -> None:
         self.answers, self.served, self.body, self.caller = answers, served, body, caller
         self.choices = body.n or 1
         self._called = [0] * self.choices
@@ -81,6 +81,7 @@ class Conversation:
     def _guided(self) -> Callable[[], Guide] | None:
         """What makes a guide for each choice; None if every answer is free."""
         served, body = self.served, self.body
+        assert isinstance(served, Served)
         tools, grammar, call = body.callable_tools, None, None
         if tools:
             named = body.must_call
@@ -177,7 +178,7 @@ class Outgoing:
         blocked: nothing more may be sent.
     """
 
-    def __init__(self, answers: Answers, served: Served, caller: Caller) -> None:
+    def __init__(self, answers: Answers, served: Spoken, caller: Caller) -> None:
         self._answers, self._who = answers, {"key": caller.name, "model": served.name}
         self._thinking, self._text = (Screen(answers.moderation, **self._who) for _ in range(2))
         self._logprobs: list[Entry] = []  # they spell the text, so they wait for its verdict
@@ -216,7 +217,7 @@ class Outgoing:
         return Delta(delta.index, thinking, text, delta.calls, entries, delta.finish_reason)
 
 
-def token_entry(served: Served, token: int, logprob: float) -> Entry:
+def token_entry(served: Spoken, token: int, logprob: float) -> Entry:
     """A token's text, bytes and log-probability, in OpenAI's form."""
     text = served.tokenizer.token_text(token)
     return {

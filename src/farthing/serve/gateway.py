@@ -12,14 +12,16 @@ from pydantic import ValidationError
 
 from farthing.serve.answers import Answers
 from farthing.serve.api import chat
+from farthing.serve.api.completions import Completions
+from farthing.serve.backends.remote import RelayedCompletions, RelayedConversation, Remote
 from farthing.serve.bill import Bill
 from farthing.serve.conversation import Conversation
 from farthing.serve.errors import ApiError, from_validation, loading, unknown_model
 from farthing.serve.keys import Caller, Keys
 from farthing.serve.metrics import Metrics
-from farthing.serve.protocol import ChatRequest
+from farthing.serve.protocol import ChatRequest, CompletionRequest
 from farthing.serve.safety import Moderation, Policy
-from farthing.serve.served import Served
+from farthing.serve.served import Served, Spoken
 from farthing.serve.worker import Worker
 
 
@@ -57,7 +59,7 @@ class Gateway:
         policy: Policy | None = None,
     ) -> None:
         self.models = list(names)
-        self.served: dict[str, Served] = {}
+        self.served: dict[str, Spoken] = {}
         self.keys, self.bill, self.bounds, self.lenient = keys, bill, bounds, lenient
         self.moderation, self.policy = moderation or Moderation(), policy
         self._worker: Worker | None = None
@@ -66,12 +68,20 @@ class Gateway:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return self._worker is not None and self._worker.alive
+        if self._worker is None or not self._worker.alive:
+            return False
+        return all(served.process.ready for served in self._remotes)
 
-    def start(self, models: Sequence[Served]) -> None:
+    @property
+    def _remotes(self) -> list[Remote]:
+        return [served for served in self.served.values() if isinstance(served, Remote)]
+
+    def start(self, models: Sequence[Spoken]) -> None:
         """Begin to answer, with these models by the names given before. Call it in the event loop."""
         self.served = {served.name: served for served in models}
-        self._worker = Worker([served.engine for served in models], self.bill.joules)
+        self._worker = Worker(
+            [served.engine for served in models if isinstance(served, Served)], self.bill.joules
+        )
         self.metrics = Metrics(models)
         self.answers = Answers(
             self._worker.submit,
@@ -96,9 +106,10 @@ class Gateway:
             await self._booking
         await self.moderation.close()
         await asyncio.to_thread(self._worker.stop)
-        self.bill.book(list(self.served.values()), self._worker.take_busy_seconds())
+        self._write_books(self._worker)
+        await asyncio.gather(*(served.process.stop() for served in self._remotes))
 
-    def model(self, name: str | None) -> Served:
+    def model(self, name: str | None) -> Spoken:
         """The model of a request. Raises ApiError 404 for one that is not served."""
         if name is None or (self.lenient and name not in self.served):
             return next(iter(self.served.values()))
@@ -120,7 +131,17 @@ class Gateway:
 
     async def conversation(self, body: ChatRequest, caller: Caller) -> Conversation:
         """A conversation that is ready to be answered. Raises ApiError for what cannot be answered."""
-        made = Conversation(self.answers, self.model(body.model), body, caller)
+        served = self.model(body.model)
+        kind = RelayedConversation if isinstance(served, Remote) else Conversation
+        made = kind(self.answers, served, body, caller)
+        await made.prepare()
+        return made
+
+    async def completions(self, body: CompletionRequest, caller: Caller) -> Completions:
+        """Texts that are ready to be continued. Raises ApiError for what cannot be continued."""
+        served = self.model(body.model)
+        kind = RelayedCompletions if isinstance(served, Remote) else Completions
+        made = kind(self.answers, served, body, caller)
         await made.prepare()
         return made
 
@@ -149,5 +170,12 @@ class Gateway:
     async def _book(self, worker: Worker) -> None:
         while True:
             await asyncio.sleep(1.0)
-            if self.bill.due():
-                worker.order(lambda: self.bill.book(list(self.served.values()), worker.take_busy_seconds()))
+            if self.bill.due() and self._remotes:
+                self._write_books(worker)
+            elif self.bill.due():
+                worker.order(lambda: self._write_books(worker))
+
+    def _write_books(self, worker: Worker) -> None:
+        clocks = {served.clock for served in self._remotes}
+        busy = worker.take_busy_seconds() + sum(clock.take_busy_seconds() for clock in clocks)
+        self.bill.book(list(self.served.values()), busy)

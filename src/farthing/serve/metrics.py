@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from farthing.serve.answers import Run
-from farthing.serve.served import Served
+from farthing.serve.served import Served, Spoken
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = [
@@ -43,7 +43,7 @@ _TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000,
 class Metrics:
     """What the models of a server have done."""
 
-    def __init__(self, models: Sequence[Served]) -> None:
+    def __init__(self, models: Sequence[Spoken]) -> None:
         self.registry = CollectorRegistry()
 
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
@@ -64,7 +64,7 @@ class Metrics:
         self._ended = counter("vllm:request_success", "Answers that ended, by reason.", "finished_reason")
         self._usd = counter("farthing:cost_usd", "Dollars of the machine's time in answers.")
         self._joules = counter("farthing:energy_joules", "Joules in answers.")
-        self.registry.register(_Engines(models))
+        self.registry.register(_Engines([served for served in models if isinstance(served, Served)]))
 
     def ended(self, run: Run) -> None:
         """Count a request that has ended."""

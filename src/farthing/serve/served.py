@@ -1,4 +1,4 @@
-"""A model that is served: its network and engine, and what its answers need to know of its tokenizer and template."""
+"""A model that is served: what its answers need to know of its tokenizer and template, and its network and engine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from farthing.base.errors import UserError
+from farthing.cost.meter import Span, book_sampling
+from farthing.data.tokenizer import Tokenizer
 from farthing.engine.model import Model
 from farthing.serve.errors import ApiError, too_long
 from farthing.serve.guide import Grammars, thinking_token
@@ -35,30 +38,24 @@ class Prompt:
     opened: bool = False
 
 
-class Served:
-    """One model of a server.
+class Spoken:
+    """One model of a server by its tokenizer and chat template, whatever runs it.
 
     Args:
         name: by which clients ask for it.
-        max_batch: the most samples at a time.
-        cache_tokens: tokens of all samples and prefixes together.
+        context: the most tokens of prompt and answer.
     """
 
-    def __init__(
-        self, name: str, model: Model, *, max_batch: int = 32, cache_tokens: int = 32_768, speculate: int = 0
-    ) -> None:
-        self.name, self.model, self.created = name, model, int(time.time())
-        self.tokenizer = model.tokenizer
-        self.engine = model.engine(
-            max_batch, cache_tokens, speculate=speculate, reserve=False, prefill_tokens=PREFILL_TOKENS
-        )
-        self.context = min(self.engine.capacity, model.decoder.config.max_positions)
-        self.vocab_size = model.decoder.config.vocab_size
-        self.template = self.tokenizer.templates.get(DEFAULT, "")
+    def __init__(self, name: str, folder: Path, tokenizer: Tokenizer, context: int, vocab_size: int) -> None:
+        self.name, self.created = name, int(time.time())
+        self._folder, self.tokenizer, self.context, self.vocab_size = folder, tokenizer, context, vocab_size
+        self.template = tokenizer.templates.get(DEFAULT, "")
         self.form: Form = form_of(self.template)
-        self.grammars = Grammars(self.tokenizer, self.vocab_size)
-        self.thinks = thinking_token(self.tokenizer, self.template)
-        self.defaults = _defaults(model)
+        self.defaults = _defaults(folder)
+
+    def book(self, span: Span) -> None:
+        """Add what has been done since the last call to a span. Call it where the engine runs."""
+        raise NotImplementedError
 
     @cached_property
     def special(self) -> dict[str, int]:
@@ -145,6 +142,31 @@ class Served:
         return left if wanted is None else wanted
 
 
+class Served(Spoken):
+    """A model with its engine.
+
+    Args:
+        max_batch: the most samples at a time.
+        cache_tokens: tokens of all samples and prefixes together.
+    """
+
+    def __init__(
+        self, name: str, model: Model, *, max_batch: int = 32, cache_tokens: int = 32_768, speculate: int = 0
+    ) -> None:
+        self.model = model
+        self.engine = model.engine(
+            max_batch, cache_tokens, speculate=speculate, reserve=False, prefill_tokens=PREFILL_TOKENS
+        )
+        config = model.decoder.config
+        context = min(self.engine.capacity, config.max_positions)
+        super().__init__(name, model.folder, model.tokenizer, context, config.vocab_size)
+        self.grammars = Grammars(self.tokenizer, self.vocab_size)
+        self.thinks = thinking_token(self.tokenizer, self.template)
+
+    def book(self, span: Span) -> None:
+        book_sampling(span, self.engine.done(), self.model.hf_config)
+
+
 def _turn(message: Message) -> dict[str, Any]:
     """A message as chat templates want it. Earlier thoughts are not read again, as DeepSeek-R1 and Qwen3 ask."""
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
@@ -175,9 +197,9 @@ def _with_tools(messages: list[dict[str, Any]], functions: Sequence[Function]) -
     return [{"role": "system", "content": said}, *plain]
 
 
-def _defaults(model: Model) -> dict[str, float]:
+def _defaults(folder: Path) -> dict[str, float]:
     """Sampling parameters that the model's makers recommend; out of range, they are left out."""
-    given = read_optional(model.folder / "generation_config.json")
+    given = read_optional(folder / "generation_config.json")
     return {
         name: given[name]
         for name in _DEFAULTS
@@ -185,6 +207,6 @@ def _defaults(model: Model) -> dict[str, float]:
     }
 
 
-def _without_folder(said: str, served: Served) -> str:
+def _without_folder(said: str, served: Spoken) -> str:
     """A message without a path of this machine."""
-    return said.replace(str(served.model.folder), served.name)
+    return said.replace(str(served._folder), served.name)

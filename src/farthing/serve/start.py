@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
+import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,21 @@ from fastapi import FastAPI
 
 from farthing.base.device import choose
 from farthing.cost.devices import detect
-from farthing.engine.model import load
+from farthing.cost.spend import SERVING
+from farthing.engine.model import Model, load
 from farthing.serve.api.app import create_app
+from farthing.serve.backends.engines import Engine, check_options, find, model_for
+from farthing.serve.backends.process import Process, free_port
+from farthing.serve.backends.remote import Clock, Remote
 from farthing.serve.bill import Bill
 from farthing.serve.gateway import Bounds, Gateway
 from farthing.serve.keys import Keys, read_keys, single
 from farthing.serve.safety import moderation, read_policy
 from farthing.serve.served import Served
 from farthing.serve.server import server_of
+from farthing.weights.adapter import base_of
+from farthing.weights.sources import adapter_folder, model_folder, resolve
 
-SERVING = "serving.jsonl"  # in a run's folder: what serving it has cost
 _CACHE = 32_768
 
 
@@ -46,6 +51,8 @@ class Settings:
     usd_per_hour: float | None = None
     lenient: bool = False
     page: bool = True
+    backend: str = "farthing"
+    backend_args: str = ""
     moderation: str = "off"
     moderation_log: Path | None = None
     policy: Path | None = None
@@ -62,6 +69,7 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
         UserError: if a source cannot be loaded, or the keys cannot be read.
     """
     keys = _keys(settings)
+    engine = _engine(settings)
     place = choose(settings.device, settings.dtype)
     bill = Bill(detect(place.device), _ledger(settings), settings.usd_per_hour)
     bounds = Bounds(answer_seconds=settings.max_seconds, waiting=settings.max_waiting)
@@ -78,7 +86,12 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
 
     async def load_models() -> None:
         try:
-            gateway.start(await asyncio.to_thread(_load, settings))
+            if engine is None:
+                gateway.start(await asyncio.to_thread(_load, settings))
+            else:
+                remotes = await asyncio.to_thread(_remotes, settings, engine, Clock(bill.joules))
+                await _start_all(remotes)
+                gateway.start(remotes)
             say(_where(listening, settings, made))
         except Exception as error:
             failures.append(error)
@@ -88,8 +101,13 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
     if settings.page:
         _mount(app, gateway, say)
     server = server_of(app)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal that ended it once more
+    try:
         server.run([listening])
+    except (
+        KeyboardInterrupt
+    ):  # raised again once the answers have ended, which is how a server is told to end
+        if server.force_exit:
+            raise
     if failures:
         raise failures[0]
 
@@ -110,11 +128,52 @@ def _ledger(settings: Settings) -> Path | None:
     return None
 
 
+def _engine(settings: Settings) -> Engine | None:
+    """The other engine that is to run the models; None for our own. Raises UserError if it is not installed."""
+    if settings.backend == "farthing":
+        return None
+    vllm = settings.backend == "vllm"
+    check_options(
+        settings.backend,
+        [
+            ("--speculate", settings.speculate > 0),
+            ("--device", settings.device != "auto"),
+            ("--quantize", vllm and settings.quantize != "exact"),
+            ("--cache-tokens", vllm and settings.cache_tokens is not None),
+        ],
+    )
+    return find(settings.backend, settings.max_batch, settings.cache_tokens or _CACHE, settings.dtype)
+
+
+def _remotes(settings: Settings, engine: Engine, clock: Clock) -> list[Remote]:
+    """The models behind another engine, which has not been started yet."""
+    made = []
+    for name, given in settings.sources.items():
+        source = resolve(given)
+        model = model_for(engine, source, settings.dtype, settings.quantize)
+        port, key = free_port(), secrets.token_urlsafe(24)
+        command = engine.command(model, name, port, settings.backend_args)
+        process = Process(name, command, port, engine.health, {engine.key: key}, key)
+        context = (settings.cache_tokens or _CACHE) if engine.reads_gguf else None
+        made.append(Remote(name, model_folder(source), process, clock, context))
+    return made
+
+
+async def _start_all(remotes: Sequence[Remote]) -> None:
+    """Start the engines; if one does not start, end the others."""
+    try:
+        await asyncio.gather(*(remote.process.start() for remote in remotes))
+    except BaseException:
+        await asyncio.gather(*(remote.process.stop() for remote in remotes), return_exceptions=True)
+        raise
+
+
 def _load(settings: Settings) -> list[Served]:
-    models = []
-    for name, source in settings.sources.items():
-        model = load(source, settings.dtype, settings.device, settings.quantize)
-        tokens = settings.cache_tokens or max(_CACHE, model.decoder.config.max_positions)
+    models, loaded = [], _loaded(settings)
+    for name in settings.sources:
+        model = loaded[name]
+        wanted = max(_CACHE, model.decoder.config.max_positions)
+        tokens = settings.cache_tokens or model.affordable(wanted)
         served = Served(
             name,
             model,
@@ -124,6 +183,39 @@ def _load(settings: Settings) -> list[Served]:
         )
         models.append(served)
     return models
+
+
+def _loaded(settings: Settings) -> dict[str, Model]:
+    """The models by name; adapters of a model that is served share the tensors that they leave alone with it."""
+    given = (settings.dtype, settings.device, settings.quantize)
+    adapters = {
+        name: folder for name, source in settings.sources.items() if (folder := adapter_folder(source))
+    }
+    loaded = {name: load(source, *given) for name, source in settings.sources.items() if name not in adapters}
+    bases = dict(loaded)
+    for name, folder in adapters.items():
+        served = [
+            base for base in bases if _is_served(base_of(folder), base, settings.sources[base], bases[base])
+        ]
+        if not served:
+            loaded[name] = load(folder, *given)
+        elif settings.quantize == "exact":
+            loaded[name] = bases[served[0]].adapted(folder)
+        else:  # rounded weights take no update
+            exact = load(settings.sources[served[0]], settings.dtype, settings.device)
+            loaded[name] = exact.adapted(folder).rounded(settings.quantize)
+    return loaded
+
+
+def _is_served(base: str, name: str, source: str, model: Model) -> bool:
+    """Whether a model is an adapter's base: the same folder or, of a hub's OWNER/NAME, one called so."""
+    if Path(base).exists():
+        return Path(base).resolve() == model.folder.resolve()
+    base = base.removeprefix("hf:").partition("@")[0]
+    return base == source.removeprefix("hf:").partition("@")[0] or Path(base).name in (
+        name,
+        Path(source).name,
+    )
 
 
 def _where(listening: socket.socket, settings: Settings, made: bool) -> str:

@@ -115,7 +115,7 @@ class Worker:
         self.active: dict[Engine, list[Generation]] = {engine: [] for engine in engines}
         self._busy_seconds = 0.0
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._power = _Power(joules)
+        self._power = Power(joules)
         self._thread = threading.Thread(target=self._run, name="farthing-engines", daemon=True)
 
     def start(self) -> None:
@@ -228,7 +228,7 @@ class Worker:
             found[0][0].loop.call_soon_threadsafe(deliver)
 
 
-class _Power:
+class Power:
     """Watts over the last second or so; reading the energy takes a while."""
 
     def __init__(self, joules: Callable[[], float]) -> None:

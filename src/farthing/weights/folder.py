@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER, ADAPTER_WEIGHTS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)  # of a LoRA folder, see `weights.adapter`
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -81,7 +85,7 @@ def tensor_headers(folder: Path) -> dict[str, Stored]:
     for name in (SINGLE, INDEX):
         require_file(folder / name, "download it again")
     if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE)
+        return file_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise UserError(_no_weights(folder))
     weight_map = read_json(folder / INDEX).get("weight_map")
@@ -96,7 +100,7 @@ def tensor_headers(folder: Path) -> dict[str, Stored]:
         require_file(folder / shard, "download it again")
         if not (folder / shard).is_file():
             raise UserError(f"{folder / shard} is missing, though the index names it; download it again")
-        for name, stored in _header(folder / shard).items():
+        for name, stored in file_header(folder / shard).items():
             if weight_map.get(name) != shard:
                 elsewhere = f"says is in {weight_map[name]}" if name in weight_map else "does not list"
                 raise UserError(
@@ -125,6 +129,11 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
     for name, path in tensor_files(folder).items():
         names_of.setdefault(path, []).append(name)
     return _stream(names_of)
+
+
+def read_file(path: Path) -> Iterator[tuple[str, "Tensor"]]:
+    """Each (name, tensor) of one safetensors file on the CPU. Raises UserError for a damaged file."""
+    return _stream({path: list(file_header(path))})
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -157,7 +166,7 @@ def _stream(names_of: dict[Path, list[str]]) -> Iterator[tuple[str, "Tensor"]]:
             raise UserError(f"{path} is damaged ({error}); download it again") from None
 
 
-def _header(path: Path) -> dict[str, Stored]:
+def file_header(path: Path) -> dict[str, Stored]:
     """The tensors in a safetensors file's header, after checking that they fill the file and nothing more."""
     size = path.stat().st_size
     broken = UserError(f"{path} is cut short or damaged; download it again")
@@ -194,10 +203,10 @@ def _header(path: Path) -> dict[str, Stored]:
 
 def _no_weights(folder: Path) -> str:
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER).is_file():
         return (
-            f"{folder} holds a LoRA adapter, not a whole model; merge it into its base first (peft's "
-            "merge_and_unload, then save_pretrained), and give the merged folder"
+            f"{folder} holds a LoRA adapter, not a whole model; merge it into its base first "
+            f"(farthing.load({str(folder)!r}).save(FOLDER)), and give the merged folder"
         )
     if shards := sorted(folder.glob("*.safetensors")):
         return (
@@ -315,9 +324,14 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     tokenizer.finish_copy(source, target)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a tokenizer."""
+    return any((Path(folder) / name).is_file() for name in _VOCABULARIES)
+
+
 def require_tokenizer(folder: Path) -> None:
     """Raise UserError unless the folder holds a tokenizer."""
-    if not any((Path(folder) / name).is_file() for name in _VOCABULARIES):
+    if not has_tokenizer(folder):
         raise UserError(
             f"{folder} has no tokenizer.json; copy the tokenizer files of the model it came from into it"
         )

@@ -24,7 +24,7 @@ from farthing.base.files import cache_folder, locked, new_file, require_file, sh
 from farthing.base.limits import unwritable
 from farthing.base.sources import FORMS, HUB_ID, local_path
 from farthing.weights import hub, package
-from farthing.weights.folder import PICKLED, read_config, tensor_files
+from farthing.weights.folder import ADAPTER, PICKLED, read_config, tensor_files
 
 _IMPORTER = (
     "1"  # raised when import_gguf starts to write something else, so that cached imports are made anew
@@ -116,6 +116,13 @@ def model_folder(source: "str | Path | Source", cache: Path | None = None) -> Pa
         return folder if _is_whole(folder) else import_gguf(path, folder)  # another process may have made it
 
 
+def adapter_folder(source: str | Path) -> Path | None:
+    """The folder of a source that is a local LoRA folder; None for anything else."""
+    folder = local_path(str(source).strip())
+    found = folder is not None and (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+    return folder if found else None
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether a cached import is there, with every file of its weights."""
     try:
@@ -167,6 +174,8 @@ def _local(text: str, path: Path) -> Source:
     if (path / "config.json").is_file():
         tensor_files(path)
         return Source("folder", text, path)
+    if (path / ADAPTER).is_file():
+        tensor_files(path)  # says what to do with it
     if (path / "recipe.yaml").is_file() or (path / "run.json").is_file():
         return Source("run", text, _last_model(path))
     for name in ("recipe.yaml", "run.json"):

@@ -1,6 +1,7 @@
 """The page in a real browser: headless Chromium, driven by Playwright. Skipped where there is no Chromium."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def local(address: str) -> tuple[str, ...]:
 def visit(page: Page, address: str) -> None:
     page.goto(address)
     expect(page.locator("#prompt textarea")).to_be_visible()
-    expect(page.locator("#conversations .new")).to_be_visible()
+    expect(page.locator("#conversations .new")).to_be_attached()
 
 
 def ask(page: Page, text: str) -> None:
@@ -208,6 +209,9 @@ def test_conversations_are_exported_deleted_and_imported(page: Page, tmp_path: P
     expect(page.locator("#conversations li")).to_have_count(0)
     expect(page.locator("#left .user-row")).to_have_count(0)
     page.locator("#conversations .file").set_input_files(tmp_path / "all.json")
+    expect(page.locator("#conversations .status")).to_contain_text("1 of 1 added")
+    page.locator("#conversations .file").set_input_files(tmp_path / "all.json")
+    expect(page.locator("#conversations .status")).to_contain_text("0 of 1 added")
     expect(page.locator("#conversations li")).to_have_text(["hello×"])
     (tmp_path / "other.json").write_text('{"conversations": 3}')
     page.locator("#conversations .file").set_input_files(tmp_path / "other.json")
@@ -298,7 +302,7 @@ def test_light_and_dark(page: Page) -> None:
 def test_a_phone(page: Page, address: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     visit(page, address)
-    page.locator(".sidebar .toggle-button").click()
+    expect(page.locator("#side")).not_to_have_class(re.compile(r"\bopen\b"))
     ask(page, "show me code")
     answered(page, "tokens/s")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -18,7 +18,9 @@ from farthing.model.kernels.attention import FULL, Rule, attention
 from farthing.model.kernels.probe import Kernel, anywhere, numbers
 from farthing.model.kernels.window import causal
 
-DENSE_LENGTH = 1024  # up to here, one masked product for a prompt and its samples saves more than it wastes
+DENSE_LENGTH = (
+    1024  # up to here, one masked product for a prompt and uneven samples saves more than it wastes
+)
 JOIN_LENGTH = 256  # total length of short documents computed together
 
 Segment = tuple[int, list[int]]
@@ -45,7 +47,7 @@ class Plan:
         return self.together(q_NHD, k_NGD, v_NGE, rule)
 
     def together(self, q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, rule: Rule = FULL) -> Tensor:
-        """The fast path: equal lengths as one batch, short documents and samples joined under a mask."""
+        """The fast path: equal lengths and a prompt's samples as a batch, short documents joined under a mask."""
         if self._rectangle:
             rows, length = self._rectangle
             q, k, v = (t.view(rows, length, *t.shape[1:]).transpose(1, 2) for t in (q_NHD, k_NGD, v_NGE))
@@ -110,18 +112,32 @@ def _samples(
     q_NHD: Tensor, k_NGD: Tensor, v_NGE: Tensor, prefix: int, suffixes: list[int], rule: Rule
 ) -> list[Tensor]:
     """The prefix, then its suffixes as one batch, each behind the prefix and padded at its end, where no token of its
-    own sees the padding."""
+    own sees the padding. The backward pass lays them out again instead of keeping the copies."""
 
-    def rows(t_NHD: Tensor) -> Tensor:
+    def padded(t_NHD: Tensor) -> Tensor:
         if min(suffixes) == max(suffixes):
-            return t_NHD[prefix:].unflatten(0, (len(suffixes), -1))
-        return pad_sequence(t_NHD[prefix:].split(suffixes), batch_first=True)
+            return t_NHD[prefix:].unflatten(0, (len(suffixes), -1)).transpose(1, 2)
+        return pad_sequence(t_NHD[prefix:].split(suffixes), batch_first=True).transpose(1, 2)
 
     def behind_prefix(t_NGD: Tensor) -> Tensor:
-        return torch.cat([t_NGD[:prefix].expand(len(suffixes), -1, -1, -1), rows(t_NGD)], 1)
+        before = t_NGD[:prefix].transpose(0, 1).expand(len(suffixes), -1, -1, -1)
+        return torch.cat([before, padded(t_NGD)], 2)
 
-    q, k, v = (t.transpose(1, 2) for t in (rows(q_NHD), behind_prefix(k_NGD), behind_prefix(v_NGE)))
-    outs = causal(q, k, v, rule).transpose(1, 2)
+    laid_out = [(padded, q_NHD), (behind_prefix, k_NGD), (behind_prefix, v_NGE)]
+    q, k, v = (layout(flat) for layout, flat in laid_out)
+    copies = {
+        (copy.data_ptr(), copy.shape): (layout, flat.detach())
+        for copy, (layout, flat) in zip((q, k, v), laid_out, strict=True)
+    }
+
+    def kept(tensor: Tensor) -> Any:
+        return copies.get((tensor.data_ptr(), tensor.shape), tensor)
+
+    def made_again(kept: Any) -> Tensor:
+        return kept if isinstance(kept, Tensor) else kept[0](kept[1])
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, made_again):
+        outs = causal(q, k, v, rule).transpose(1, 2)
     own = [out[:length] for out, length in zip(outs, suffixes, strict=True)]
     return [_sequence(q_NHD[:prefix], k_NGD[:prefix], v_NGE[:prefix], rule), *own]
 
@@ -162,8 +178,8 @@ def _examples() -> list[tuple[Any, ...]]:
         q, k = numbers(tokens, 4, 16).requires_grad_(), numbers(tokens, 2, 16, seed=1).requires_grad_()
         return q, k, numbers(tokens, 2, 16, seed=2).requires_grad_()
 
-    short = [(6, [3, 4]), (5, []), (4, []), (2, [])]
-    return [(*inputs(24), short), (*inputs(18), [(9, []), (9, [])]), (*inputs(24), short, Rule(window=4))]
+    short = [(6, [3, 4]), (2, [1, 1, 9]), (5, []), (4, []), (2, [])]
+    return [(*inputs(37), short), (*inputs(18), [(9, []), (9, [])]), (*inputs(37), short, Rule(window=4))]
 
 
 KERNEL = Kernel(

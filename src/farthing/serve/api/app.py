@@ -99,8 +99,7 @@ def _openai(gateway: Gateway) -> APIRouter:
 
     @router.post("/completions", summary="Continue a text.")
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
-        asked = completions.Completions(gateway.answers, gateway.model(body.model), body, _caller(request))
-        await unless_gone(request, asked.prepare())
+        asked = await unless_gone(request, gateway.completions(body, _caller(request)))
         if not body.stream:
             return Json(await unless_gone(request, completions.completion(asked)))
         options = body.stream_options

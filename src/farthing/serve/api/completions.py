@@ -20,7 +20,7 @@ from farthing.serve.guide import Guide
 from farthing.serve.keys import Caller
 from farthing.serve.protocol import FINGERPRINT, CompletionRequest
 from farthing.serve.reader import Reader
-from farthing.serve.served import Served
+from farthing.serve.served import Served, Spoken
 from farthing.serve.worker import Update
 
 MOST_PROMPTS = 128
@@ -34,7 +34,7 @@ class Choice:
         fresh: text that no change has told yet; at first the echoed prompt.
     """
 
-    def __init__(self, served: Served, stops: Sequence[str], fresh: str) -> None:
+    def __init__(self, served: Spoken, stops: Sequence[str], fresh: str) -> None:
         self.fresh, self._served = fresh, served
         self._reader = Reader(served.tokenizer, stops, splits=False)
         self._end = 0  # characters of the tokens so far
@@ -81,7 +81,7 @@ def _no_scores() -> dict[str, list[Any]]:
 class Completions:
     """One request for completions: its prompts run side by side. `prepare` comes first."""
 
-    def __init__(self, answers: Answers, served: Served, body: CompletionRequest, caller: Caller) -> None:
+    def __init__(self, answers: Answers, served: Spoken, body: CompletionRequest, caller: Caller) -> None:
         self.answers, self.served, self.body, self.caller = answers, served, body, caller
         self.each = body.n or 1
 
@@ -148,6 +148,7 @@ class Completions:
 
     def _guided(self) -> Callable[[], Guide] | None:
         served = self.served
+        assert isinstance(served, Served)
         grammar = served.grammars.of_format(self.body.response_format)
         return (
             None if grammar is None else lambda: Guide(served.tokenizer, served.vocab_size, grammar=grammar)
@@ -170,10 +171,8 @@ class Completions:
 
         async def read(number: int) -> None:
             try:
-                updates = self.answers.updates(self.runs[number])
-                async for batch in updates:
-                    for update in batch:
-                        found.put_nowait(await self._screened(self._change(number, update)))
+                async for change in self._continued(number):
+                    found.put_nowait(await self._screened(change))
                 found.put_nowait(None)
             except Exception as error:
                 found.put_nowait(error)
@@ -192,6 +191,12 @@ class Completions:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _continued(self, number: int) -> AsyncGenerator[dict[str, Any], None]:
+        """Run one prompt."""
+        async for batch in self.answers.updates(self.runs[number]):
+            for update in batch:
+                yield self._change(number, update)
 
     async def _screened(self, change: dict[str, Any]) -> dict[str, Any]:
         """The part of a change that may be sent now; what is blocked ends the choice."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import gradio as gr
     from fastapi import FastAPI
 
     from farthing.serve.page.talk import Gateway
@@ -42,10 +43,10 @@ def mount(app: FastAPI, gateway: Gateway) -> None:
     page.app = Guard(page.app)
 
 
-def _theme():  # type: ignore[no-untyped-def]  # Gradio is imported by `mount` alone
-    import gradio as gr
+def _theme() -> gr.themes.Base:
+    from gradio.themes import Soft
 
-    return gr.themes.Soft(
+    return Soft(
         primary_hue="amber",
         neutral_hue="stone",
         font=["system-ui", "sans-serif"],

@@ -143,6 +143,8 @@ def _wire(parts: Parts, gateway: Gateway) -> None:
 
     async def reply(values: Values, columns: list[Column], request: gr.Request) -> AsyncIterator[Values]:
         tab, key = request.session_hash or "", key_of(request.headers)
+        if tab in answering:
+            return
         stop = answering[tab] = asyncio.Event()
         yield {prompt: gr.Textbox(value="", submit_btn=False, stop_btn=True)}
         try:
@@ -158,7 +160,7 @@ def _wire(parts: Parts, gateway: Gateway) -> None:
             answering[request.session_hash].set()
 
     async def ask(values: Values, text: str, request: gr.Request) -> AsyncIterator[Values]:
-        if text.strip() and request.session_hash not in answering:
+        if text.strip():
             columns = parts.columns(values)
             for column in columns:
                 column.shown = [*column.shown, answers.question(text.strip())]
@@ -184,6 +186,8 @@ def _wire(parts: Parts, gateway: Gateway) -> None:
 
     def edit(side: int) -> Callable[[Values, gr.EditData, gr.Request], AsyncIterator[Values]]:
         async def edited(values: Values, change: gr.EditData, request: gr.Request) -> AsyncIterator[Values]:
+            if not change.value.strip():
+                return
             columns = parts.columns(values)
             assert isinstance(change.index, int)  # pairs are of another form of messages
             turns = answers.turns(columns[side].shown[: change.index])

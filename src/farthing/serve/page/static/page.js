@@ -29,7 +29,9 @@ const say = (words) => (find(".status").textContent = words);
 
 // ---- the store ----
 
-const whole = (kept) => Array.isArray(kept?.left) && Array.isArray(kept?.right) && kept.left.length > 0;
+const plain = ({ content }) => typeof content === "string" || content?.every?.((part) => part.type === "text");
+const spoken = (messages) => Array.isArray(messages) && messages.every(plain);
+const whole = (kept) => spoken(kept?.left) && spoken(kept?.right) && kept.left.length > 0;
 
 function read(id) {
   try {
@@ -138,7 +140,7 @@ function button(name, words, press) {
 
 const stopButton = () => document.querySelector("#prompt .stop-button");
 const narrow = () => matchMedia("(max-width: 768px)").matches;
-const sidebar = () => document.querySelector("#side, .sidebar");
+const sidebar = () => document.querySelector("#side");
 
 async function go(id) {
   stopButton()?.click(); // an answer still coming belongs to the conversation that is left
@@ -174,16 +176,18 @@ function theme(dark) {
 function copy(event) {
   const pressed = event.target.closest(".talk .message-buttons-left [title='Copy message']");
   const talk = pressed?.closest(".talk");
-  const turn = [...(talk?.querySelectorAll(".message-buttons-left") ?? [])].findIndex((row) => row.contains(pressed));
-  const answer = answers(read(current)?.[talk?.id])[turn];
-  if (!answer || !navigator.clipboard) return;
+  if (!talk || !navigator.clipboard) return;
+  const before = (question) => question.compareDocumentPosition(pressed) & Node.DOCUMENT_POSITION_FOLLOWING;
+  const turn = [...talk.querySelectorAll("[data-testid=user]")].filter(before).length - 1;
+  const answer = answers(read(current)?.[talk.id] ?? [])[turn];
+  if (!answer) return;
   event.stopPropagation();
   navigator.clipboard.writeText(answer).then(() => say("Copied."));
 }
 
 function answers(messages) {
   const said = [];
-  for (const message of messages ?? []) {
+  for (const message of messages) {
     if (kind(message) === "question") said.push("");
     else if (kind(message) === "answer") said[said.length - 1] += text(message);
   }
@@ -247,9 +251,10 @@ function markdown(kept) {
 async function take(file) {
   try {
     const conversations = JSON.parse(await file.text()).conversations.filter(whole);
-    for (const { id, ...kept } of conversations) write(id ?? newId(), kept);
+    const newer = conversations.filter(({ id, when }) => !(read(id)?.when >= when));
+    for (const { id, ...kept } of newer) write(id ?? newId(), kept);
     show();
-    say(`${conversations.length} added.`);
+    say(`${newer.length} of ${conversations.length} added; the others are here.`);
   } catch {
     say(`${file.name} holds no conversations: choose a file that this page exported.`);
   }
@@ -271,13 +276,18 @@ export function start(element, trigger) {
     download("conversations.json", "application/json", JSON.stringify({ conversations: all() }, null, 1)),
   );
   find(".import").addEventListener("click", () => find(".file").click());
-  find(".file").addEventListener("change", (event) => take(event.target.files[0]));
+  find(".file").addEventListener("change", async ({ target }) => {
+    await take(target.files[0]);
+    target.value = ""; // so that the same file can be chosen again
+  });
   document.addEventListener("keydown", keys);
   document.addEventListener("click", copy, true);
   document.addEventListener("scroll", scrolled, true);
   addEventListener("storage", show); // another tab's doing
-  new MutationObserver(() => (describe(), follow())).observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
+  const drawn = new MutationObserver(() => (describe(), follow()));
+  drawn.observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
   current = read(location.hash.slice(1)) ? location.hash.slice(1) : null;
   if (current) setTimeout(open);
+  if (narrow()) setTimeout(() => toggle(false));
   show();
 }
