@@ -134,6 +134,7 @@ def test_log_probabilities(client: OpenAI) -> None:
     assert made.choices[0].logprobs is not None
     entries = made.choices[0].logprobs.content
     assert entries
+    assert "".join(entry.token for entry in entries) == made.choices[0].message.content
     for entry in entries:
         best = entry.top_logprobs
         assert len(best) == 3

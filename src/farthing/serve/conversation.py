@@ -133,11 +133,18 @@ class Conversation:
         for read in reads:
             self._add(delta, read)
         if self.body.logprobs:
-            delta.logprobs = [self._entry(update, place) for place in range(len(update.ids))]
+            delta.logprobs = [
+                self._entry(update, place) for place in range(len(update.ids) - self._ends(update))
+            ]
         if update.finish_reason is not None:
             called = self._called[update.sample] and update.finish_reason == "stop"
             delta.finish_reason = "tool_calls" if called else update.finish_reason
         return delta
+
+    def _ends(self, update: Update) -> bool:
+        """Whether the last token only ends the answer, and is no part of its text."""
+        stops = self.served.tokenizer.stop_ids | self.run.request.sampling.stop_ids
+        return update.finish_reason == "stop" and update.ids[-1:] != [] and update.ids[-1] in stops
 
     def _add(self, delta: Delta, read: Read) -> None:
         delta.thinking += read.thinking

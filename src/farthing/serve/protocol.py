@@ -7,10 +7,12 @@ changing an answer (`store`, `user`, `service_tier`, ...) are taken and ignored;
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+FINGERPRINT = f"farthing-{version('farthing')}"  # what a seed's answer depends on beside the model
 MOST_CHOICES = 128
 MOST_TOOLS = 128
 

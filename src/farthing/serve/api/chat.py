@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from farthing.serve.conversation import Conversation, Delta
+from farthing.serve.protocol import FINGERPRINT
 
 
 def _head(kind: str, model: str) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def _head(kind: str, model: str) -> dict[str, Any]:
         "object": kind,
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": None,
+        "system_fingerprint": FINGERPRINT,
     }
 
 

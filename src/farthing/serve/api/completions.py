@@ -18,7 +18,7 @@ from farthing.serve.conversation import Delta, Outgoing
 from farthing.serve.errors import ApiError
 from farthing.serve.guide import Guide
 from farthing.serve.keys import Caller
-from farthing.serve.protocol import CompletionRequest
+from farthing.serve.protocol import FINGERPRINT, CompletionRequest
 from farthing.serve.reader import Reader
 from farthing.serve.served import Served, Spoken
 from farthing.serve.worker import Update
@@ -212,7 +212,9 @@ class Completions:
         index, run = number * self.each + update.sample, self.runs[number]
         choice = self.choices[index]
         if run.request.score_prompt and not choice.tokens:
-            choice.score(run.request.ids, run.prompt_logprobs, run.prompt_top)
+            # OpenAI's types have no word for the first token, which nothing foretells; strict clients break on null.
+            first = [0.0] if self.answers.lenient else run.prompt_logprobs[:1]
+            choice.score(run.request.ids, [*first, *run.prompt_logprobs[1:]], run.prompt_top)
         ids = () if self._silent else update.ids
         choice.score(ids, update.logprobs[: len(ids)], update.top[: len(ids)])
         return choice.take(index, ids, update.finish_reason, self.body.logprobs is not None)
@@ -255,5 +257,5 @@ def _head(model: str) -> dict[str, Any]:
         "object": "text_completion",
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": None,
+        "system_fingerprint": FINGERPRINT,
     }
