@@ -37,6 +37,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) ->
         ".css",
         ".jinja",
         ".jsonl",
+        ".js",
+        ".png",
     }
     for name in ("recipes/quickstart.yaml", "claims/deepseek-v3.yaml", "cost/published_runs.csv"):
         assert f"farthing/{name}" in held

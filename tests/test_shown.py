@@ -266,6 +266,8 @@ def is_source(source: str) -> bool:
         return source.count("/") == 1
     if re.fullmatch(r"runs/dense-or-moe/(dense|moe|mla|mtp)-(adamw|muon)-[1-9]", source):  # the study's
         return True
+    if source.startswith("adapters/"):  # peft's, which readers bring
+        return True
     names = {name for name, _ in recipe.builtin()} | {yaml.safe_load(shown.text)["name"] for shown in RECIPES}
     folders = {f"runs/{name}" for name in names}
     folders |= set(re.findall(r"--run-dir[ =](\S+)", "\n".join(shown.command for shown in SHOWN)))

@@ -164,7 +164,7 @@ class Worker:
     def _drop(self, generation: Generation) -> None:
         if generation in self.active[generation.engine]:
             assert generation.job is not None
-            generation.engine.scheduler.cancel(generation.job)
+            generation.engine.cancel(generation.job)
             self.active[generation.engine].remove(generation)
 
     def _run(self) -> None:
@@ -184,7 +184,7 @@ class Worker:
     def _step(self, engine: Engine, generations: list[Generation]) -> None:
         started = time.perf_counter()
         try:
-            engine.scheduler.step()
+            engine.step()
         except Exception as error:
             log.exception("a step of the engine failed; its requests are dropped")
             for generation in list(generations):
