@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from farthing.base.errors import UserError
+from farthing.base.heap import Heap
 from farthing.engine.engine import Engine
 from farthing.engine.sequence import Job, Request, Sample
+
+SETTLE_SECONDS = 1.0
 
 log = logging.getLogger("farthing.serve")
 
@@ -191,8 +194,12 @@ class Worker:
                 self._drop(generation)
                 self._tell([(generation, EngineFailed(str(error)))])
             return
-        seconds = time.perf_counter() - started
+        now = time.perf_counter()
+        seconds = now - started
         self._busy_seconds += seconds
+        if now - self._settled >= SETTLE_SECONDS:  # prompts of every length leave gaps in the heap
+            self._heap.settle()
+            self._settled = now
         found = [(generation, generation.fresh()) for generation in generations]
         self._charge([generation for generation, updates in found if updates] or generations, seconds)
         generations[:] = [generation for generation in generations if not all(generation.ended)]
