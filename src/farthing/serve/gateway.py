@@ -73,6 +73,11 @@ class Gateway:
         return all(served.process.ready for served in self._remotes)
 
     @property
+    def busy(self) -> bool:
+        """Whether answers are being written."""
+        return self._worker is not None and self.answers.open > 0
+
+    @property
     def _remotes(self) -> list[Remote]:
         return [served for served in self.served.values() if isinstance(served, Remote)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from farthing.base.errors import UserError
 
 HEADER_SECONDS = 15.0  # to send the first line and headers
+IDLE_TICKS = 5  # tenths of a second without an answer, in which the page shows the last one's end
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -52,8 +54,38 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def server_of(app: FastAPI) -> uvicorn.Server:
-    """The server of an application; `run([socket])` answers until SIGTERM or Ctrl-C and lets running answers end."""
+class _Server(uvicorn.Server):
+    """uvicorn's server, which waits for every connection when it is told to end: for those that the page keeps open
+    too, as long as a browser shows it."""
+
+    def __init__(
+        self, config: uvicorn.Config, busy: Callable[[], bool], end_page: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._busy, self._end_page = busy, end_page
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_page_when_idle())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_page_when_idle(self) -> None:
+        idle = 0
+        while idle < IDLE_TICKS:
+            await asyncio.sleep(0.1)
+            idle = 0 if self._busy() else idle + 1
+        self._end_page()
+
+
+def server_of(
+    app: FastAPI, busy: Callable[[], bool] = lambda: False, end_page: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """The server of an application; `run([socket])` answers until SIGTERM or Ctrl-C and lets running answers end.
+
+    Args:
+        busy: whether answers are being written.
+        end_page: closes what the page keeps open; called once they have ended.
+    """
     config = uvicorn.Config(
         app,
         http=_Prompt,
@@ -66,4 +98,4 @@ def server_of(app: FastAPI) -> uvicorn.Server:
         backlog=2048,
         lifespan="on",
     )
-    return uvicorn.Server(config)
+    return _Server(config, busy, end_page)

@@ -100,9 +100,8 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
             server.should_exit = True
 
     app = create_app(gateway, load_models)
-    if settings.page:
-        _mount(app, gateway, say)
-    server = server_of(app)
+    end_page = _mount(app, gateway, say) if settings.page else _nothing
+    server = server_of(app, lambda: gateway.busy, end_page)
     try:
         server.run([listening])
     except (
@@ -233,11 +232,15 @@ def _where(listening: socket.socket, settings: Settings, made: bool) -> str:
     return said
 
 
-def _mount(app: FastAPI, gateway: Gateway, say: Callable[[str], None]) -> None:
-    """The page at /, where its library is installed."""
+def _mount(app: FastAPI, gateway: Gateway, say: Callable[[str], None]) -> Callable[[], None]:
+    """The page at /, where its library is installed. Returns what closes the page's connections."""
     if importlib.util.find_spec("gradio") is None:
         say("no page: pip install 'farthing[serve]' brings what it is made with")
-        return
+        return _nothing
     from farthing.serve.page import mount
 
-    mount(app, gateway)
+    return mount(app, gateway)
+
+
+def _nothing() -> None:
+    """There is no page to close."""

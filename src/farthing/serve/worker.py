@@ -160,6 +160,10 @@ class Worker:
         except UserError as error:
             self._tell([(generation, error)])
             return
+        except Exception as error:  # or the thread would end, and with it every answer
+            log.exception("a request could not be queued")
+            self._tell([(generation, EngineFailed(str(error)))])
+            return
         generation.sent = [0] * generation.request.samples
         generation.ended = [False] * generation.request.samples
         self.active[generation.engine].append(generation)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from http.cookies import SimpleCookie
-from urllib.parse import parse_qs, quote, unquote
+from ipaddress import ip_address
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import RedirectResponse
@@ -19,7 +20,8 @@ from farthing.serve.gateway import Gateway
 COOKIE = "farthing_key"
 DRAINED = 16  # a refused body is read on, up to so many of the largest bodies
 DRAIN_SECONDS = 5.0
-OPEN_PATHS = ("/health", "/v1/health")
+OPEN_PATHS = ("/health",)
+_KEY_HEADERS = {"authorization", "x-api-key"}
 _ENGINE_PATHS = (
     "/v1/",
     "/chat/",
@@ -53,13 +55,18 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        key = key_of(headers)
-        if key is None and scope["type"] == "http" and scope["method"] == "GET" and "key" in query:
-            await self._enter(query["key"][0], scope, receive, send)
+        if (
+            scope["type"] == "http"
+            and scope["method"] == "GET"
+            and "key" in query
+            and not _KEY_HEADERS & set(headers)
+        ):
+            await self._enter(query["key"][0], scope, receive, send)  # whatever key an older cookie holds
             return
         try:
             if scope["path"] not in OPEN_PATHS:
-                scope.setdefault("state", {})["caller"] = self._gateway.caller(key)
+                self._check_host(headers)
+                scope.setdefault("state", {})["caller"] = self._gateway.caller(key_of(headers))
                 self._check_ready(scope["path"])
             self._check_length(headers)
         except ApiError as error:
@@ -80,9 +87,21 @@ class Guard:
         except ApiError as error:
             await _refuse(error, scope, send)
             return
-        answer = RedirectResponse(scope["path"] or "/", 303)
+        answer = RedirectResponse("/" + scope["path"].lstrip("/"), 303)  # "//host" would lead to another host
         answer.set_cookie(COOKIE, quote(key), httponly=True, samesite="strict", max_age=30 * 86_400)
         await answer(scope, receive, send)
+
+    def _check_host(self, headers: Mapping[str, str]) -> None:
+        """Without keys, a name of this machine is demanded: any other may be a web page's own, pointed at this machine
+        so that its scripts may read what is answered (DNS rebinding)."""
+        host = headers.get("host", "")
+        if not self._gateway.keys.demanded and not _is_local(host):
+            raise ApiError(
+                f"without keys this server answers to addresses and to localhost, not to {host[:200]!r}; start it "
+                "with --api-key",
+                status=403,
+                code="unknown_host",
+            )
 
     def _check_ready(self, path: str) -> None:
         if not self._gateway.ready and path.startswith(_ENGINE_PATHS):
@@ -132,6 +151,17 @@ def key_of(headers: Mapping[str, str]) -> str | None:
     except Exception:
         return None
     return unquote(cookie.value) if cookie is not None else None
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header holds an address, localhost or nothing."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name not in ("", "localhost") and not name.endswith(".localhost"):
+            ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 async def _drain(receive: Receive, most_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,12 @@ if TYPE_CHECKING:
 _FILES = Path(__file__).parent / "static"
 
 
-def mount(app: FastAPI, gateway: Gateway) -> None:
-    """Serve the page at `/` of `app`. Called last: paths that no earlier route of `app` has are the page's."""
+def mount(app: FastAPI, gateway: Gateway) -> Callable[[], None]:
+    """Serve the page at `/` of `app`. Called last: paths that no earlier route of `app` has are the page's.
+
+    Returns:
+        What closes the connections that open pages hold as long as they are shown.
+    """
     import gradio as gr
     from fastapi.staticfiles import StaticFiles
     from starlette.routing import Mount
@@ -40,7 +45,9 @@ def mount(app: FastAPI, gateway: Gateway) -> None:
     )
     page = app.routes[-1]
     assert isinstance(page, Mount)
+    end: Callable[[], None] = page.app.stop_event.set  # type: ignore[attr-defined]
     page.app = Guard(page.app)
+    return end
 
 
 def _theme() -> gr.themes.Base:
