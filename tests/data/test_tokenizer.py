@@ -130,6 +130,11 @@ def test_a_template_with_everything_as_transformers(made: Path, extra: dict[str,
     assert 256 not in ours.raw_encode("x")
 
 
+def test_a_keyword_that_no_template_can_have(made: Path) -> None:
+    with pytest.raises(UserError, match="'self'"):
+        Tokenizer(made).render(CHAT, **{"self": 1})
+
+
 def test_an_older_folder_without_tokenizer_json(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({"<|endoftext|>": 0, "h": 1, "i": 2, "hi": 3}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nh i\n")

@@ -150,7 +150,7 @@ class Tokenizer:
         return self._tokens.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **template_kwargs: Any
+        self, messages: Sequence[Message], /, add_generation_prompt: bool = True, **template_kwargs: Any
     ) -> str:
         """Render a conversation by the folder's chat template, as the model was trained to read it.
 
@@ -161,7 +161,7 @@ class Tokenizer:
         return self.render_marked(messages, add_generation_prompt, **template_kwargs)[0]
 
     def render_marked(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **template_kwargs: Any
+        self, messages: Sequence[Message], /, add_generation_prompt: bool = True, **template_kwargs: Any
     ) -> tuple[str, list[tuple[int, int]] | None]:
         """`render`, and the ranges that the template marks as generated; None if it has no such marks."""
         for message in messages:

@@ -58,8 +58,7 @@ class Conversation:
         """
         body, served = self.body, self.served
         self.answers.admit(self.caller)
-        said = "\n".join(message.text for message in body.messages if message.role != "assistant")
-        await self.answers.check_prompt(said, served, self.caller)
+        await self.answers.check_prompt(body.said, served, self.caller)
         self._prompt = await asyncio.to_thread(served.chat_prompt, body, self.answers.policy)
         most = served.room(self._prompt.ids, body.most_tokens, "messages")
         self._silent = most == 0

@@ -244,6 +244,15 @@ class ChatRequest(SamplingFields):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
+    def said(self) -> str:
+        """All that a client says to the model, whoever it says has said it: an earlier answer may be made up."""
+        calls = [call.function for message in self.messages for call in message.tool_calls or ()]
+        tools = [function.model_dump_json(exclude_none=True) for function in self.callable_tools]
+        return "\n".join(
+            [*(message.text for message in self.messages), *(call.arguments for call in calls), *tools]
+        )
+
+    @property
     def callable_tools(self) -> list[Function]:
         """The functions that may be called in this answer."""
         if self.tools and self.tool_choice != "none":
