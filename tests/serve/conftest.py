@@ -30,7 +30,9 @@ class Server:
 
     def __init__(self, given: list[str], log: Path, port: int = 0, key: str | None = None) -> None:
         self.log, self.key = log, key
-        command = [sys.executable, "-m", "farthing", "serve", *given, "--port", str(port), "--no-page"]
+        if "--page" not in given:
+            given = [*given, "--no-page"]
+        command = [sys.executable, "-m", "farthing", "serve", *given, "--port", str(port)]
         environment = {**os.environ, "COLUMNS": "500", "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment)

@@ -40,6 +40,18 @@ def test_no_running_answer_is_cut_by_sigterm(start_server: Callable[..., Any], r
         httpx.get(f"{server.url}/health")
 
 
+def test_an_open_page_keeps_no_server_from_its_end(
+    start_server: Callable[..., Any], tiny_model: Path
+) -> None:
+    pytest.importorskip("gradio")
+    server = start_server(f"tiny={tiny_model}", "--page")
+    with httpx.stream("GET", f"{server.url}/gradio_api/heartbeat/a-browser", timeout=60) as alive:
+        lines = alive.iter_lines()
+        assert next(lines) == "data: ALIVE"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
+
+
 def test_clients_outlive_a_server_that_is_killed(start_server: Callable[..., Any], roomy_model: Path) -> None:
     server = start_server(f"tiny={roomy_model}")
     client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=40)
