@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -119,6 +119,7 @@ class Worker:
         self._busy_seconds = 0.0
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._power = Power(joules)
+        self._heap, self._settled = Heap(), time.perf_counter()
         self._thread = threading.Thread(target=self._run, name="farthing-engines", daemon=True)
 
     def start(self) -> None:
@@ -182,22 +183,22 @@ class Worker:
                     order = self._orders.get(block=not busy)
                     if order is None:
                         return
-                    order()
+                    with _logged("an order failed"):
+                        order()
                     busy = True  # take what else is there, and go on
             for engine, generations in self.active.items():
-                if generations:
+                if not generations:
+                    continue
+                with _logged("a step of the engine failed; its requests are dropped"):
                     self._step(engine, generations)
+                    continue
+                for generation in list(generations):
+                    self._drop(generation)
+                    self._tell([(generation, EngineFailed("a step failed"))])
 
     def _step(self, engine: Engine, generations: list[Generation]) -> None:
         started = time.perf_counter()
-        try:
-            engine.step()
-        except Exception as error:
-            log.exception("a step of the engine failed; its requests are dropped")
-            for generation in list(generations):
-                self._drop(generation)
-                self._tell([(generation, EngineFailed(str(error)))])
-            return
+        engine.step()
         now = time.perf_counter()
         seconds = now - started
         self._busy_seconds += seconds
@@ -254,3 +255,12 @@ class Power:
                 self._watts = max(0.0, read - self._read) / (now - self._at)
             self._at, self._read = now, read
         return self._watts
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """A fault of ours ends what it happened in, and not the thread on which all answers wait."""
+    try:
+        yield
+    except Exception:
+        log.exception(what)
