@@ -266,7 +266,7 @@ class Scheduler:
         ready = [s for s in ready if s.ready]
         if not ready:  # prompts that came earlier hold the pages
             return
-        riders = min(self.riders, 7 + len(ready) // 2)  # keeps a pass below 3 times its usual length
+        riders = min(self.riders, 6 + len(ready) // 2)  # keeps a pass below 3 times its usual length
         parts = self._parts(riders)
         self.decode(ready, parts)
         self._advance(parts)
