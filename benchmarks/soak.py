@@ -1,7 +1,7 @@
 """A server at saturation, minute after minute: streams of mixed length, a third of which hang up somewhere.
 
 Prints one JSON line: requests that ended, hung up and failed, pages of the cache in use at the end, and the server's
-memory over time. It succeeds if nothing failed, no page is left, and memory grew by less than a tenth after the first fifth.
+memory over time. It succeeds if nothing failed, no page is left, and memory grew by less than a tenth.
 """
 
 from __future__ import annotations

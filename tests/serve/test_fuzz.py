@@ -214,6 +214,7 @@ def test_numbers_out_of_range_and_of_no_kind(http: httpx.Client, path: str, fiel
         (CHAT, {"messages": MESSAGES, "response_format": {"type": "regex", "regex": HALF}}),
         (CHAT, {"messages": MESSAGES, "response_format": {"type": "regex", "regex": "(" * 5000}}),
         (CHAT, {"messages": MESSAGES, "response_format": {"type": "regex", "regex": "(a{999}){999}"}}),
+        (CHAT, {"messages": MESSAGES, "response_format": {"type": "regex", "regex": "(a{1000}){1000}"}}),
         (CHAT, {"messages": MESSAGES, "response_format": {
             "type": "json_schema", "json_schema": {"name": "a", "schema": {"const": HALF}}}}),
         (CHAT, {"messages": MESSAGES, "response_format": {

@@ -181,3 +181,11 @@ def test_a_regular_expression_that_is_none(grammars: Grammars) -> None:
 def test_a_grammar_that_is_too_long(grammars: Grammars) -> None:
     with pytest.raises(ApiError, match="longer than"):
         grammars.of_regex("a" * 300_000, "regex")
+
+
+def test_a_grammar_that_fails_on_the_way_says_so(tokenizer: Tokenizer, grammars: Grammars) -> None:
+    guide = Guide(tokenizer, tokenizer.vocab_size, grammar=grammars.of_regex("a+b", "regex"))
+    guide.mask()
+    guide.take(tokenizer.raw_encode("?")[0])  # what the mask forbids; a lexer out of room ends the same way
+    assert guide.done
+    assert guide.failed

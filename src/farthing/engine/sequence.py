@@ -39,12 +39,12 @@ class Sample:
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    top: list[list[tuple[int, float]]] = field(default_factory=list)
     entropy: float = 0.0
     finish_reason: str = "length"  # or "stop"
     # Chosen experts, [tokens, layers with experts, experts per token] uint8 or int16, if recorded: for the prompt, then
     # for all new tokens except the last, which never went through the network.
     routes: Tensor | None = None
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 @dataclass

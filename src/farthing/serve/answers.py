@@ -13,6 +13,7 @@ from farthing.base.errors import UserError
 from farthing.engine.sampling import Sampling
 from farthing.engine.sequence import Request
 from farthing.serve.errors import ApiError, too_long
+from farthing.serve.guide import Guide
 from farthing.serve.keys import Caller
 from farthing.serve.protocol import SamplingFields
 from farthing.serve.safety import Moderation, Policy
@@ -186,7 +187,8 @@ class Answers:
         """Yield what the engine adds to a request's samples, and note it in `run`; closing the iterator cancels it.
 
         Raises:
-            ApiError: if the engine refuses or fails, and 504 after `most_seconds`.
+            ApiError: if the engine refuses or fails, if a grammar does in the middle of an answer, and 504 after
+                `most_seconds`.
         """
         assert isinstance(run.served, Served)
         generation = self._submit(run.served.engine, run.request)
@@ -194,6 +196,7 @@ class Answers:
             try:
                 async for found in generation.updates(self.most_seconds):
                     self._note(run, generation, found)
+                    _check_guides(generation)
                     yield found
             except UserError as error:
                 raise too_long(str(error), "max_tokens") from None
@@ -265,3 +268,14 @@ def blocked(policy: Policy | None) -> ApiError:
     """What is said of a prompt that moderation blocks."""
     refusal = policy.refusal if policy is not None else None
     return ApiError(refusal or "the prompt was blocked by this server's moderation", code="content_filter")
+
+
+def _check_guides(generation: Generation) -> None:
+    """Raise ApiError if a grammar could not be followed to its end: half of an answer is none."""
+    guides = generation.job.constraints if generation.job is not None else ()
+    if any(isinstance(guide, Guide) and guide.failed for guide in guides):
+        raise ApiError(
+            "the grammar grew too complex in the middle of the answer; give a simpler schema, expression or tool",
+            param="response_format",
+            code="grammar_failed",
+        )

@@ -98,6 +98,9 @@ class Guide:
         budget: the most tokens of thinking; then the thought is closed. None: no bound.
         grammar: of the answer, after the thinking; None for any text.
         call: a mark in free text, and the grammar of what follows it.
+
+    Attributes:
+        failed: a grammar grew too complex to be followed; the sample ends.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Guide:
         self._thinking, self._thought = False, 0
         self._forced: list[int] = []
         self._tail: list[int] = []  # last tokens, in which a mark is looked for
-        self.done = False
+        self.done = self.failed = False
         if opened:
             self._think()
 
@@ -132,6 +135,9 @@ class Guide:
 
         found = np.zeros((1, self._words), np.int32)
         masks.fill_next_token_bitmask(self._matcher, found)
+        if self._matcher.is_error():
+            self.done = self.failed = True
+            return _allow(np.zeros(self._words, np.int32), min(self._tokenizer.stop_ids, default=0))
         return found[0] if self._thinks is None else _allow(found[0], self._thinks)
 
     def take(self, token: int) -> None:
@@ -162,8 +168,8 @@ class Guide:
         assert self._matcher is not None
         self._matcher.consume_token(token)
         if self._matcher.is_stopped():
-            failed = self._matcher.is_error()
-            self.done = failed or self._call is None
+            self.failed = self._matcher.is_error()
+            self.done = self.failed or self._call is None
             self._matcher = None  # after a call, the answer is free again
 
     def _closing(self) -> list[int]:

@@ -7,10 +7,13 @@ changing an answer (`store`, `user`, `service_tier`, ...) are taken and ignored;
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from farthing.serve.errors import ApiError
 
 FINGERPRINT = f"farthing-{version('farthing')}"  # what a seed's answer depends on beside the model
 MOST_CHOICES = 128
@@ -201,6 +204,13 @@ class SamplingFields(Body):
         return tuple(self.stop or ())
 
 
+def _json(schema: dict[str, Any] | None) -> str:
+    try:
+        return json.dumps(schema, ensure_ascii=False)
+    except (RecursionError, ValueError):
+        raise ApiError("tools: a schema is nested too deeply", param="tools") from None
+
+
 class ChatRequest(SamplingFields):
     """The body of /v1/chat/completions."""
 
@@ -245,9 +255,16 @@ class ChatRequest(SamplingFields):
 
     @property
     def said(self) -> str:
-        """All that a client says to the model, whoever it says has said it: an earlier answer may be made up."""
+        """All that a client says to the model, whoever it says has said it: an earlier answer may be made up.
+
+        Raises:
+            ApiError: for a schema of a tool that is nested too deeply.
+        """
         calls = [call.function for message in self.messages for call in message.tool_calls or ()]
-        tools = [function.model_dump_json(exclude_none=True) for function in self.callable_tools]
+        tools = [
+            f"{function.name}\n{function.description or ''}\n{_json(function.parameters)}"
+            for function in self.callable_tools
+        ]
         return "\n".join(
             [*(message.text for message in self.messages), *(call.arguments for call in calls), *tools]
         )
