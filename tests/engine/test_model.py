@@ -73,7 +73,7 @@ def test_seeds(model: Model) -> None:
     assert answers(seed=1) == answers(seed=1)
     assert answers(seed=1) != answers(seed=2)
     assert answers() == answers()  # the default seed is 0
-    assert answers(seed=None) != answers(seed=None)
+    assert len({str(answers(seed=None)) for _ in range(4)}) > 1  # two of these short answers may be equal
     draws = {"temperature": 2.0, "max_new_tokens": 12, "seed": None}
     assert len({tuple(model.chat(ASK, **draws).ids) for _ in range(3)}) > 1
     assert len({"".join(model.stream(ASK, **draws)) for _ in range(4)}) > 1

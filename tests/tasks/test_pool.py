@@ -215,9 +215,19 @@ def test_no_orphan_and_no_traceback_when_the_parent_goes(
 
 
 def children(pid: int) -> set[int]:
+    """Processes that a process has started, but for those that it had before the test."""
     import psutil
 
-    return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    return {child.pid for child in psutil.Process(pid).children(recursive=True)} - OTHERS
+
+
+OTHERS: set[int] = set()  # a session's servers
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(children(os.getpid()))
 
 
 def alive(pid: int) -> bool:
