@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from farthing.serve.errors import ApiError
+from farthing.serve.keys import single
 
 CODE = (
     "Here it is:\n\n```python\ndef reverse(items):\n    return items[::-1]\n```\n\n"
@@ -27,12 +28,13 @@ class FakeGateway:
         self.models = models or ["trained", "base"]
         self.pause = pause
         self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
+        self.asked_by: list[str | None] = []
+        self.keys = single("sk-secret")
         self.running = 0
 
     async def chat(self, body: dict[str, Any], key: str | None) -> AsyncGenerator[dict[str, Any], None]:
         self.asked.append(body)
-        self.keys.append(key)
+        self.asked_by.append(key)
         said = body["messages"][-1]["content"]
         if "too long" in said:
             raise ApiError("the conversation is longer than the 2,048 tokens that this model reads.")

@@ -366,7 +366,7 @@ def test_the_page_is_behind_the_key(browser: Browser, locked: tuple[str, Any]) -
     assert "sk-secret" not in page.url
     ask(page, "hello")
     answered(page, "you said: hello")
-    assert gateway.keys == ["sk-secret"]
+    assert gateway.asked_by == ["sk-secret"]
 
 
 def test_no_file_is_taken_or_given(address: str) -> None:

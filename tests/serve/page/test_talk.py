@@ -31,7 +31,7 @@ def test_both_columns_answer_one_prompt(gateway: Any) -> None:
         "I am trained, and you said: hello",
         "I am base, and you said: hello",
     ]
-    assert gateway.keys == ["secret", "secret"]
+    assert gateway.asked_by == ["secret", "secret"]
 
 
 def test_settings_reach_the_gateway(gateway: Any) -> None:
