@@ -57,6 +57,38 @@ class Span:
     """To others, as a judge's server."""
 
 
+def line_of(
+    span: Span,
+    device: Device,
+    rate: tuple[float, str],
+    devices: int = 1,
+    status: _Status = "ok",
+    attempt: int = 1,
+) -> Line:
+    """The ledger's line of a span; `rate` is dollars a device-hour and their source."""
+    seconds = round(span.seconds, 6)
+    return Line(
+        stage=span.stage,
+        activity=span.activity,
+        started=max(0.0, span.started),
+        seconds=seconds,
+        device=device.name,
+        devices=devices,
+        # int(), because these may come as numpy's or torch's
+        tokens_in=int(span.tokens_in),
+        tokens_out=int(span.tokens_out),
+        flops=int(span.flops),
+        joules=round(span.joules, 6),
+        joules_are=span.joules_are,
+        usd=seconds * devices * rate[0] / 3600 + span.usd_paid,
+        usd_rate=rate[0],
+        rate_source=rate[1],
+        status=status,
+        attempt=attempt,
+        step=span.step,
+    )
+
+
 class Sampled(Protocol):
     """A generator's work (`engine.sequence.Work`): tokens, and (query, key) pairs attended."""
 
@@ -263,27 +295,7 @@ class Meter:
         return Span(self._stage, "idle", None, self._wall(), self._monotonic())
 
     def _line(self, span: Span, status: _Status) -> Line:
-        usd_rate, source = self._rate
-        line = Line(
-            stage=span.stage,
-            activity=span.activity,
-            started=max(0.0, span.started),
-            seconds=round(span.seconds, 6),
-            device=self._device.name,
-            devices=self._devices,
-            # int(), because these may come as numpy's or torch's
-            tokens_in=int(span.tokens_in),
-            tokens_out=int(span.tokens_out),
-            flops=int(span.flops),
-            joules=round(span.joules, 6),
-            joules_are=span.joules_are,
-            usd=self._usd_for(round(span.seconds, 6)) + span.usd_paid,
-            usd_rate=usd_rate,
-            rate_source=source,
-            status=status,
-            attempt=self.attempt,
-            step=span.step,
-        )
+        line = line_of(span, self._device, self._rate, self._devices, status, self.attempt)
         if span.usd_paid:
             line["usd_paid"] = span.usd_paid
         if span.opened is not None:

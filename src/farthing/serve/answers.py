@@ -69,9 +69,7 @@ def sampling_of(body: SamplingFields, served: Spoken, tokens: int, top: int) -> 
         return served.defaults.get(name, otherwise) if own is None else own
 
     stops = body.stop_token_ids or []
-    for token in stops:
-        if token >= served.vocab_size:
-            raise ApiError(f"stop_token_ids: {token} is not a token of {served.name}", param="stop_token_ids")
+    served.check_tokens(stops, "stop_token_ids")
     try:
         return Sampling(
             max_new_tokens=tokens,

@@ -15,8 +15,7 @@ from farthing.base.errors import UserError
 from farthing.base.files import append_lines
 from farthing.cost.devices import Device, rate
 from farthing.cost.energy import EnergyMeter
-from farthing.cost.ledger import Line
-from farthing.cost.meter import Span
+from farthing.cost.meter import Span, line_of
 from farthing.serve.served import Spoken
 
 LINE_SECONDS = 60.0
@@ -68,28 +67,7 @@ class Bill:
         idle = Span(
             "serve", "idle", None, span.started + busy, seconds=seconds - busy, joules=spent - span.joules
         )
-        lines = [self._line(one, joules_are) for one in (span, idle) if one.seconds > 0]
+        span.joules_are = idle.joules_are = joules_are
+        lines = [line_of(one, self._device, self.rate) for one in (span, idle) if one.seconds > 0]
         with contextlib.suppress(OSError):  # a full disk must not end the service
             append_lines(self._path, map(dict, lines))
-
-    def _line(self, span: Span, joules_are: str) -> Line:
-        seconds = round(span.seconds, 6)
-        return Line(
-            stage=span.stage,
-            activity=span.activity,
-            started=span.started,
-            seconds=seconds,
-            device=self._device.name,
-            devices=1,
-            tokens_in=span.tokens_in,
-            tokens_out=span.tokens_out,
-            flops=span.flops,
-            joules=round(span.joules, 6),
-            joules_are=joules_are,  # type: ignore[typeddict-item]
-            usd=seconds * self.usd_per_second,
-            usd_rate=self.rate[0],
-            rate_source=self.rate[1],
-            status="ok",
-            attempt=1,
-            step=None,
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,8 +107,7 @@ class Conversation:
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Yield the answer's pieces; closing the iterator cancels the answer."""
-        updates = self.answers.updates(self.run)
-        try:
+        async with aclosing(self.answers.updates(self.run)) as updates:
             async for found in updates:
                 for update in found:
                     delta = await self._outgoing[update.sample].screened(self._delta(update))
@@ -115,8 +115,6 @@ class Conversation:
                         yield delta
                 if all(one.blocked for one in self._outgoing):
                     return
-        finally:
-            await updates.aclose()
 
     def _delta(self, update: Update) -> Delta:
         if self._silent:

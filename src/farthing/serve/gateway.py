@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -36,6 +37,7 @@ class Bounds:
 
 
 _BOUNDS = Bounds()
+_Asked = TypeVar("_Asked", Conversation, Completions)
 
 
 class Gateway:
@@ -136,17 +138,15 @@ class Gateway:
 
     async def conversation(self, body: ChatRequest, caller: Caller) -> Conversation:
         """A conversation that is ready to be answered. Raises ApiError for what cannot be answered."""
-        served = self.model(body.model)
-        kind = RelayedConversation if isinstance(served, Remote) else Conversation
-        made = kind(self.answers, served, body, caller)
-        await made.prepare()
-        return made
+        return await self._prepared(Conversation, RelayedConversation, body, caller)
 
     async def completions(self, body: CompletionRequest, caller: Caller) -> Completions:
         """Texts that are ready to be continued. Raises ApiError for what cannot be continued."""
+        return await self._prepared(Completions, RelayedCompletions, body, caller)
+
+    async def _prepared(self, ours: type[_Asked], relayed: type[_Asked], body: Any, caller: Caller) -> _Asked:
         served = self.model(body.model)
-        kind = RelayedCompletions if isinstance(served, Remote) else Completions
-        made = kind(self.answers, served, body, caller)
+        made = (relayed if isinstance(served, Remote) else ours)(self.answers, served, body, caller)
         await made.prepare()
         return made
 
@@ -163,14 +163,15 @@ class Gateway:
             request = ChatRequest.model_validate(body)
         except ValidationError as error:
             raise from_validation(error.errors()) from None
-        options = request.stream_options
-        each = bool(options and options.continuous_usage_stats)
-        chunks = chat.chunks(await self.conversation(request, caller), include_usage=True, each_usage=each)
-        try:
+        async with aclosing(
+            chat.chunks(
+                await self.conversation(request, caller),
+                include_usage=True,
+                each_usage=request.says_each_usage,
+            )
+        ) as chunks:
             async for chunk in chunks:
                 yield chunk
-        finally:
-            await chunks.aclose()
 
     async def _book(self, worker: Worker) -> None:
         while True:

@@ -199,6 +199,16 @@ class SamplingFields(Body):
         return stops
 
     @property
+    def says_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def says_each_usage(self) -> bool:
+        """Whether each chunk of a stream holds the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """Texts that end an answer."""
         return tuple(self.stop or ())

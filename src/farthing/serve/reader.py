@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from farthing.data.tokenizer import StreamDecoder, Tokenizer
-from farthing.serve.thinking import CLOSE, OPEN, Splitter
-from farthing.serve.tools import Calls, Form, overlap
+from farthing.serve.thinking import CLOSE, OPEN, Splitter, overlap
+from farthing.serve.tools import Calls, Form
 
 
 class Read(NamedTuple):

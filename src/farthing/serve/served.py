@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,7 +90,7 @@ class Spoken:
         messages = [_turn(message) for message in body.messages]
         if policy is not None:
             messages = policy.before(messages)
-        if functions and "tools" in self._variables:
+        if functions and self._knows_tools:
             extra["tools"] = [described(function) for function in functions]
         elif functions:
             messages = _with_tools(messages, functions)
@@ -113,13 +113,16 @@ class Spoken:
             return self.tokenizer.render(messages[:-1], add_generation_prompt=True, **extra) + last
         return text[: at + len(last.rstrip())]
 
+    def check_tokens(self, tokens: Iterable[int], param: str) -> None:
+        """Raise ApiError for a token that the model does not have."""
+        for token in tokens:
+            if token >= self.vocab_size:
+                raise ApiError(f"{param}: {token} is not a token of {self.name}", param=param)
+
     @property
-    def _variables(self) -> frozenset[str]:
-        return (
-            frozenset(("tools",))
-            if "tools" in self.template or len(self.tokenizer.templates) > 1
-            else frozenset()
-        )
+    def _knows_tools(self) -> bool:
+        """Whether a chat template has a place for tools."""
+        return "tools" in self.template or len(self.tokenizer.templates) > 1
 
     def room(self, prompt: Sequence[int], wanted: int | None, param: str) -> int:
         """Tokens that an answer may have: as many as wanted, or as the context leaves.

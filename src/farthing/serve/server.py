@@ -77,9 +77,7 @@ class _Server(uvicorn.Server):
         self._end_page()
 
 
-def server_of(
-    app: FastAPI, busy: Callable[[], bool] = lambda: False, end_page: Callable[[], None] = lambda: None
-) -> uvicorn.Server:
+def server_of(app: FastAPI, busy: Callable[[], bool], end_page: Callable[[], None]) -> uvicorn.Server:
     """The server of an application; `run([socket])` answers until SIGTERM or Ctrl-C and lets running answers end.
 
     Args:

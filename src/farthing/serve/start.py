@@ -104,10 +104,8 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
     server = server_of(app, lambda: gateway.busy, end_page)
     try:
         server.run([listening])
-    except (
-        KeyboardInterrupt
-    ):  # raised again once the answers have ended, which is how a server is told to end
-        if server.force_exit:
+    except KeyboardInterrupt:
+        if server.force_exit:  # otherwise the answers have ended, and uvicorn raises what told it to end
             raise
     if failures:
         raise failures[0]

@@ -39,7 +39,7 @@ class Splitter:
                 break
             known.append((self.thinking, before))
             self.thinking, held = not self.thinking, after
-        keep = next((n for n in range(len(mark) - 1, 0, -1) if held.endswith(mark[:n])), 0)
+        keep = overlap(held, mark)
         known.append((self.thinking, held[: len(held) - keep]))
         self._held = held[len(held) - keep :]
         return [(thinking, text) for thinking, text in known if text]
@@ -48,6 +48,11 @@ class Splitter:
         """What was held back, at the end of the text."""
         held, self._held = self._held, ""
         return [(self.thinking, held)] if held else []
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the end of a text that may be the beginning of a mark."""
+    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def split_thinking(pieces: Iterable[str], opened: bool = False) -> Iterator[tuple[bool, str]]:

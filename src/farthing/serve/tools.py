@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farthing.serve.protocol import Function
+from farthing.serve.thinking import overlap
 
 # One space after a comma or colon and no other: where any whitespace may stand, a small model writes it without end.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -206,11 +207,6 @@ class Calls:
         if text and not (self._found and not text.strip()):  # not the newlines between calls
             known.append(text)
             self._said = self._said or bool(text.strip())
-
-
-def overlap(text: str, mark: str) -> int:
-    """Length of the end of a text that may be the beginning of a mark."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def _mark(text: str, special: Mapping[str, int]) -> str:

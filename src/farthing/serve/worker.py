@@ -19,7 +19,7 @@ from typing import NamedTuple
 from farthing.base.errors import UserError
 from farthing.base.heap import Heap
 from farthing.engine.engine import Engine
-from farthing.engine.sequence import Job, Request, Sample
+from farthing.engine.sequence import Job, Request, ended
 
 SETTLE_SECONDS = 1.0
 
@@ -82,7 +82,7 @@ class Generation:
             if self.ended[number]:
                 continue
             start, end = self.sent[number], len(sample.ids)
-            over = sample_ended(sample, self.request)
+            over = ended(sample, self.request.sampling)
             if end > start or over:
                 found.append(
                     Update(
@@ -97,11 +97,6 @@ class Generation:
         return found
 
 
-def sample_ended(sample: Sample, request: Request) -> bool:
-    """Whether a sample will not grow any more."""
-    return sample.finish_reason == "stop" or len(sample.ids) >= request.sampling.max_new_tokens
-
-
 class EngineFailed(Exception):
     """A step failed: a fault of ours, or no memory."""
 
@@ -114,7 +109,6 @@ class Worker:
     """
 
     def __init__(self, engines: Sequence[Engine], joules: Callable[[], float] = lambda: 0.0) -> None:
-        self.engines = list(engines)
         self.active: dict[Engine, list[Generation]] = {engine: [] for engine in engines}
         self._busy_seconds = 0.0
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

@@ -102,13 +102,14 @@ def ask(page: Page, text: str) -> None:
 
 
 def answered(page: Page, text: str, side: str = "left") -> None:
-    """Wait until the last answer of a side says `text` and has its figures."""
+    """Wait until the last answer of a side says `text`, has its figures and is kept."""
     expect(page.locator(f"#{side} .bot-row").last).to_contain_text(text)
     idle(page)
 
 
 def idle(page: Page) -> None:
     expect(page.locator("#prompt .submit-button")).to_be_visible()
+    expect(page.locator("#conversations .heard")).to_have_text("The answer is complete.")
 
 
 def kept(page: Page) -> list[dict[str, Any]]:
@@ -189,6 +190,28 @@ def test_conversations_outlive_the_page_and_are_found(page: Page, address: str) 
     assert sorted(len(one["left"]) for one in kept(page)) == [3, 6]
     page.locator("#conversations .search").fill("no such thing")
     expect(page.locator("#conversations .status")).to_contain_text("Nothing says")
+
+
+@pytest.mark.parametrize(
+    "leave",
+    ["document.querySelector('#conversations .new').click()", "setTimeout(() => location.reload(), 5)"],
+)
+def test_an_answer_is_kept_by_who_leaves_as_it_ends(page: Page, leave: str) -> None:
+    page.evaluate(
+        """leave => new MutationObserver((_, observer) => {
+            if (!document.querySelector("#left .bot-row")?.innerText.includes("tokens/s")) return;
+            observer.disconnect();
+            sessionStorage.left = "yes";
+            eval(leave);
+        }).observe(document.querySelector("gradio-app"), {childList: true, subtree: true, characterData: true})""",
+        leave,
+    )
+    ask(page, "hello")
+    page.wait_for_function("sessionStorage.left")
+    expect(page.locator("#prompt .submit-button")).to_be_visible()
+    visit(page, page.url)
+    page.locator("#conversations li .open").click()
+    expect(page.locator("#left .bot-row").last).to_contain_text("you said: hello")
 
 
 def test_conversations_are_exported_deleted_and_imported(page: Page, tmp_path: Path) -> None:

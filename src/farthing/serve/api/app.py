@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from importlib.metadata import version
 from typing import Any
 
@@ -69,7 +70,6 @@ def create_app(gateway: Gateway, load: Callable[[], Awaitable[None]]) -> FastAPI
         redoc_url=None,
         default_response_class=Json,
     )
-    app.state.gateway = gateway
     routes = _openai(gateway)
     app.include_router(routes, prefix="/v1")
     app.include_router(routes, include_in_schema=False)
@@ -93,17 +93,14 @@ def _openai(gateway: Gateway) -> APIRouter:
         conversation = await unless_gone(request, gateway.conversation(body, _caller(request)))
         if not body.stream:
             return Json(await unless_gone(request, chat.completion(conversation)))
-        options = body.stream_options
-        each = bool(options and options.continuous_usage_stats)
-        return EventStream(_unnamed(chat.chunks(conversation, bool(options and options.include_usage), each)))
+        return EventStream(_unnamed(chat.chunks(conversation, body.says_usage, body.says_each_usage)))
 
     @router.post("/completions", summary="Continue a text.")
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         asked = await unless_gone(request, gateway.completions(body, _caller(request)))
         if not body.stream:
             return Json(await unless_gone(request, completions.completion(asked)))
-        options = body.stream_options
-        return EventStream(_unnamed(completions.chunks(asked, bool(options and options.include_usage))))
+        return EventStream(_unnamed(completions.chunks(asked, body.says_usage)))
 
     @router.post("/responses", summary="Answer a conversation, in the newer form.")
     async def create_response(body: responses.ResponsesRequest, request: Request) -> Response:
@@ -149,8 +146,7 @@ def _tokens(gateway: Gateway) -> APIRouter:
     @router.post("/detokenize", summary="The text of tokens.")
     def detokenize(body: DetokenizeRequest) -> Response:
         served = gateway.model(body.model)
-        if wrong := [token for token in body.tokens if token >= served.vocab_size]:
-            raise ApiError(f"tokens: {wrong[0]} is not a token of {served.name}", param="tokens")
+        served.check_tokens(body.tokens, "tokens")
         text = served.tokenizer.text_of(body.tokens)
         return Json({"prompt": text, "content": text})
 
@@ -183,11 +179,9 @@ def _caller(request: Request) -> Caller:
 
 
 async def _unnamed(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[tuple[str, Any], None]:
-    try:
+    async with aclosing(chunks):
         async for chunk in chunks:
             yield "", chunk
-    finally:
-        await chunks.aclose()
 
 
 def _errors(app: FastAPI) -> None:

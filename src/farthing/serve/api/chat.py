@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
+from farthing.serve.api import head
 from farthing.serve.conversation import Conversation, Delta
-from farthing.serve.protocol import FINGERPRINT
-
-
-def _head(kind: str, model: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": FINGERPRINT,
-    }
 
 
 async def chunks(
@@ -30,10 +19,10 @@ async def chunks(
         include_usage: end with a chunk that holds the usage.
         each_usage: every chunk holds the usage so far.
     """
-    head = _head("chat.completion.chunk", conversation.served.name)
+    start = head("chatcmpl", "chat.completion.chunk", conversation.served.name)
 
     def chunk(choices: list[dict[str, Any]]) -> dict[str, Any]:
-        made = {**head, "choices": choices}
+        made = {**start, "choices": choices}
         if each_usage:
             made["usage"] = conversation.usage.body
         elif include_usage:
@@ -42,14 +31,11 @@ async def chunks(
 
     for index in range(conversation.choices):
         yield chunk([_choice(index, {"role": "assistant", "content": "", "refusal": None})])
-    deltas = conversation.deltas()
-    try:
+    async with aclosing(conversation.deltas()) as deltas:
         async for delta in deltas:
             yield chunk([_choice(delta.index, _said(delta), delta)])
-    finally:
-        await deltas.aclose()
     if include_usage:
-        yield {**head, "choices": [], "usage": conversation.usage.body}
+        yield {**start, "choices": [], "usage": conversation.usage.body}
 
 
 def _choice(index: int, said: dict[str, Any], delta: Delta | None = None) -> dict[str, Any]:
@@ -76,8 +62,7 @@ def _said(delta: Delta) -> dict[str, Any]:
 async def completion(conversation: Conversation) -> dict[str, Any]:
     """The whole `chat.completion`."""
     whole = [Delta(index) for index in range(conversation.choices)]
-    deltas = conversation.deltas()
-    try:
+    async with aclosing(conversation.deltas()) as deltas:
         async for delta in deltas:
             mine = whole[delta.index]
             mine.thinking += delta.thinking
@@ -85,10 +70,8 @@ async def completion(conversation: Conversation) -> dict[str, Any]:
             mine.calls += delta.calls
             mine.logprobs += delta.logprobs
             mine.finish_reason = delta.finish_reason
-    finally:
-        await deltas.aclose()
     return {
-        **_head("chat.completion", conversation.served.name),
+        **head("chatcmpl", "chat.completion", conversation.served.name),
         "choices": [_whole(mine, bool(conversation.body.logprobs)) for mine in whole],
         "usage": conversation.usage.body,
     }

@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from farthing.base.errors import UserError
 from farthing.engine.sequence import Request
 from farthing.serve.answers import Answers, Run, Usage, sampling_of
+from farthing.serve.api import head
 from farthing.serve.conversation import Delta, Outgoing
 from farthing.serve.errors import ApiError
 from farthing.serve.guide import Guide
 from farthing.serve.keys import Caller
-from farthing.serve.protocol import FINGERPRINT, CompletionRequest
+from farthing.serve.protocol import CompletionRequest
 from farthing.serve.reader import Reader
 from farthing.serve.served import Served, Spoken
 from farthing.serve.worker import Update
@@ -139,9 +139,7 @@ class Completions:
                 raise ApiError(f"prompt: {error}", param="prompt") from None
             start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
             return ids or ([start] if start is not None else [])
-        for token in prompt:
-            if token >= self.served.vocab_size:
-                raise ApiError(f"prompt: {token} is not a token of {self.served.name}", param="prompt")
+        self.served.check_tokens(prompt, "prompt")
         if not prompt:
             raise ApiError("prompt: is an empty list; give at least one token", param="prompt")
         return prompt
@@ -222,22 +220,18 @@ class Completions:
 
 async def chunks(completions: Completions, include_usage: bool) -> AsyncGenerator[dict[str, Any], None]:
     """Yield `text_completion` objects of a stream."""
-    head = _head(completions.served.name)
-    changes = completions.changes()
-    try:
+    start = head("cmpl", "text_completion", completions.served.name)
+    async with aclosing(completions.changes()) as changes:
         async for change in changes:
-            yield {**head, "choices": [change], **({"usage": None} if include_usage else {})}
-    finally:
-        await changes.aclose()
+            yield {**start, "choices": [change], **({"usage": None} if include_usage else {})}
     if include_usage:
-        yield {**head, "choices": [], "usage": completions.usage.body}
+        yield {**start, "choices": [], "usage": completions.usage.body}
 
 
 async def completion(completions: Completions) -> dict[str, Any]:
     """The whole `text_completion`."""
     whole: dict[int, dict[str, Any]] = {}
-    changes = completions.changes()
-    try:
+    async with aclosing(completions.changes()) as changes:
         async for change in changes:
             mine = whole.setdefault(change["index"], change)
             if mine is not change:
@@ -245,17 +239,9 @@ async def completion(completions: Completions) -> dict[str, Any]:
                 mine["finish_reason"] = change["finish_reason"]
                 for name, scores in (mine["logprobs"] or {}).items():
                     scores += change["logprobs"][name]
-    finally:
-        await changes.aclose()
     choices = [whole[index] for index in sorted(whole)]
-    return {**_head(completions.served.name), "choices": choices, "usage": completions.usage.body}
-
-
-def _head(model: str) -> dict[str, Any]:
     return {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": FINGERPRINT,
+        **head("cmpl", "text_completion", completions.served.name),
+        "choices": choices,
+        "usage": completions.usage.body,
     }

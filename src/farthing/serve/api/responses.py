@@ -9,6 +9,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -283,13 +284,10 @@ async def events(conversation: Conversation, body: ResponsesRequest) -> AsyncGen
 
     yield event("response.created", response=response.body("in_progress"))
     yield event("response.in_progress", response=response.body("in_progress"))
-    deltas = conversation.deltas()
-    try:
+    async with aclosing(conversation.deltas()) as deltas:
         async for delta in deltas:
             for kind, values in _changes(response, delta):
                 yield event(kind, **values)
-    finally:
-        await deltas.aclose()
     for kind, values in _ended(response):
         yield event(kind, **values)
     yield event(f"response.{response.status}", response=response.body(response.status))
@@ -298,13 +296,10 @@ async def events(conversation: Conversation, body: ResponsesRequest) -> AsyncGen
 async def whole(conversation: Conversation, body: ResponsesRequest) -> dict[str, Any]:
     """The whole response."""
     response = _Response(conversation, body)
-    deltas = conversation.deltas()
-    try:
+    async with aclosing(conversation.deltas()) as deltas:
         async for delta in deltas:
             for _ in _changes(response, delta):
                 pass
-    finally:
-        await deltas.aclose()
     if not response.items:
         response.items.append(_Item("message", 0))
     return response.body(response.status)

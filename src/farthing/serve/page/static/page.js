@@ -20,6 +20,7 @@ const FRAME = `
   <input class="file" type="file" accept="application/json" hidden>`;
 
 let current = null; // the id of the conversation on the page; null is a new one
+let unkept = null; // what is on the page, where that is more than what is kept
 let frame; // the element of the list and its buttons
 let open; // has Gradio ask for what `opened` returns
 
@@ -78,21 +79,32 @@ function found(query) {
 
 // ---- what Gradio's listeners call; the order of values is that of `Parts.kept` ----
 
-export function save(left, right, leftModel, rightModel, compare, system, temperature, length) {
+export function save(...values) {
+  unkept = null;
+  keep(...values);
+  find(".heard").textContent = stopButton() ? "" : "The answer is complete.";
+}
+
+// While an answer comes: a question is kept at once, what is said of its answer each second, its end by `save`.
+export function changed(left, ...values) {
+  const kept = read(current);
+  const said = (messages) => JSON.stringify(messages.map(text));
+  if (!left.length || (kept && said(left) === said(kept.left))) return;
+  unkept = [left, ...values];
+  const fresh = !kept || answers(left).length !== answers(kept.left).length;
+  if (fresh) {
+    loose.clear();
+    find(".heard").textContent = "";
+  }
+  if (fresh || Date.now() - new Date(kept.when) > 1000) keep(...unkept);
+}
+
+function keep(left, right, leftModel, rightModel, compare, system, temperature, length) {
   if (!left.length) return;
   current ??= newId();
   const models = [leftModel, rightModel];
   write(current, { when: new Date().toISOString(), models, compare, system, temperature, length, left, right });
   show();
-  find(".heard").textContent = stopButton() ? "" : "The answer is complete.";
-}
-
-// While an answer comes: a question is kept at once, what is said of its answer each second.
-export function changed(left, ...values) {
-  const kept = read(current);
-  const fresh = !kept || answers(left).length !== answers(kept.left).length;
-  if (fresh) loose.clear();
-  if (fresh || Date.now() - new Date(kept.when) > 1000) save(left, ...values);
 }
 
 export function opened(models, ...values) {
@@ -144,7 +156,8 @@ const sidebar = () => document.querySelector("#side");
 
 async function go(id) {
   stopButton()?.click(); // an answer still coming belongs to the conversation that is left
-  for (let tries = 0; stopButton() && tries < 100; tries++) await new Promise((resolve) => setTimeout(resolve, 50));
+  for (let tries = 0; (stopButton() || unkept) && tries < 100; tries++)
+    await new Promise((resolve) => setTimeout(resolve, 50));
   current = id;
   open();
   show();
@@ -285,6 +298,7 @@ export function start(element, trigger) {
   document.addEventListener("click", copy, true);
   document.addEventListener("scroll", scrolled, true);
   addEventListener("storage", show); // another tab's doing
+  addEventListener("pagehide", () => unkept && keep(...unkept));
   const drawn = new MutationObserver(() => requestAnimationFrame(() => (describe(), follow())));
   drawn.observe(document.querySelector("gradio-app"), { childList: true, subtree: true });
   current = read(location.hash.slice(1)) ? location.hash.slice(1) : null;
