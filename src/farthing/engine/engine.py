@@ -109,6 +109,7 @@ class Engine:
         self.speculate = speculate
         self.guesser = Guesser(decoder, self.cache, speculate, self.network) if speculate else None
         self.work = Work()
+        self.guessed = self.accepted = 0  # as in `work`, of all the engine's life
         self.version = 0
         self.scheduler = Scheduler(
             self.cache,
@@ -216,16 +217,6 @@ class Engine:
         """Stop a job and free its pages; see `Scheduler.cancel`."""
         self.scheduler.cancel(job)
 
-    @property
-    def guessed(self) -> int:
-        """Number of guessed tokens that were compared with the network's choice; see `Work`."""
-        return sum(self.work.guessed.values())
-
-    @property
-    def accepted(self) -> int:
-        """Number of them that were right."""
-        return sum(self.work.accepted.values())
-
     def _prefill(self, prompts: Sequence[Prompt]) -> None:
         """Run one pass over parts of prompts, and choose the first token of each sample of those that end."""
         if self.network is not None:
@@ -324,9 +315,11 @@ class Engine:
                 if s.done or s.one_by_one or depth == each - 1:
                     break
                 self.work.guessed[depth] += 1
+                self.guessed += 1
                 if row[0] != s.guesses[depth]:
                     break
                 self.work.accepted[depth] += 1
+                self.accepted += 1
             counts.append(len(s.sample.ids) - before)
         self.work.new_tokens += sum(counts)
         return counts
