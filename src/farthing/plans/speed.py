@@ -22,6 +22,7 @@ LAUNCHES = 14  # operations that one layer launches, forward
 LAUNCH = 8e-6  # seconds each from Python; assumed, not measured
 READ = 0.7  # of a GPU's bandwidth that decoding reaches; assumed
 ENOUGH = 400  # tokens of a pass that was timed, to tell what larger ones take; assumed
+LENGTH = 1024  # tokens of a sequence that a catalogued device's rate is that of; assumed
 DISK = 1e9  # bytes a second, where no disk was measured; assumed
 
 
@@ -120,8 +121,9 @@ class Catalogued:
         return size / DISK
 
     def _rate(self, config: Config) -> float:
-        per_token = flops_per_token(config, 1024)
-        rate = efficiency(conditions(config, per_token, self.device, 1)).likely * peak(self.device)
+        per_token = flops_per_token(config, LENGTH)
+        reached = efficiency(conditions(config, per_token, self.device, 1, seq_len=LENGTH))
+        rate = reached.likely * peak(self.device)
         if self.dtype == "float32":
             rate *= min(1.0, self.device.peak_flops.get("float32", peak(self.device) / 2) / peak(self.device))
         return rate
