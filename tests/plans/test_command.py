@@ -91,4 +91,4 @@ def test_a_budget_is_answered_by_every_law():
 
 def test_the_examination_is_printed():
     data = json.loads(farthing("--validate", "--json").stdout)
-    assert data["summary"]["model"]["runs"] == len(data["rows"]) == 44
+    assert data["summary"]["model"]["runs"] == len(data["rows"]) == 50

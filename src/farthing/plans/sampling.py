@@ -21,6 +21,9 @@ from farthing.recipe.work import EVALUATED_AT_ONCE, Answers, Config, Guess, Stag
 JUDGE = 5e-5  # seconds an answer, with three runs of the quickstart recipe, 2026-11-23
 START = 2.3  # seconds of starting and of making the verifiers, in the same runs
 LOADED = 80e6  # bytes a second of reading, hashing and building a model, in the same runs
+LESSON = (
+    1.7e-4  # a worked solution: drawn, written and made into tokens; 60,000 of tiny-deepseek's, 2026-11-27
+)
 _JUDGED = 8192  # tokens of a pass of a model that judges answers
 LORA_SHARE = 2 / 3  # of training's time under LoRA: no gradient of the weights
 
@@ -53,7 +56,7 @@ def plan_stages(
 
     Raises UserError for data whose size is not known, and as `check_latent` and the dial.
     """
-    plans = [_start(base)] if base else []
+    plans = [_start(base)]
     config = base
     works: list[StageWork] = []
     for number, stage in enumerate(recipe.stages, 1):
@@ -105,8 +108,8 @@ def decoding_steps(answers: int, at_once: int, mean: float, longest: int) -> flo
 # ---- stages ----
 
 
-def _start(config: Config) -> StagePlan:
-    seconds = START + 2 * parameters(config).total / LOADED
+def _start(base: Config | None) -> StagePlan:
+    seconds = START + (2 * parameters(base).total / LOADED if base else 0.0)
     return StagePlan("00-base", {"load": seconds}, 0.0, 0.0, Memory())
 
 
@@ -115,9 +118,12 @@ def _stage(name: str, work: StageWork, speed: Speed, device: Device) -> StagePla
     steps = work.steps * work.training_steps
     # The passes of a step share its fixed costs, so a step is timed whole.
     one = speed.train(work.config, work.tokens, work.pairs, work.scored) * work.forwards / 3
-    one = one * (LORA_SHARE if work.lora else 1) + work.updates * speed.optimizer(work.trained)
+    one = one * (LORA_SHARE if work.lora else 1)
+    one += work.updates * speed.optimizer(work.trained, work.muon_flops)
     forward = forward_flops(work.config, round(work.tokens), round(work.pairs), round(work.scored))
     seconds = {"train": steps * one, "checkpoint": _saves(work, speed)}
+    if work.lessons:
+        seconds["load"] = work.lessons * LESSON
     flops = steps * work.forwards * forward
     if work.sampling is not None:
         rounds = work.steps * work.sampling.rounds

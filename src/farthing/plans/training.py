@@ -210,7 +210,8 @@ def plan_training(
         seq_len=seq_len,
         parameters=parameters(config),
         work=work,
-        efficiency=reached or efficiency(conditions(config, per_token, device, start, precision=precision)),
+        efficiency=reached
+        or efficiency(conditions(config, per_token, device, start, seq_len=seq_len, precision=precision)),
         measured=reached is not None,
         price=paid,
         price_source=source,

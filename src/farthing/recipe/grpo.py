@@ -212,6 +212,7 @@ class Grpo(StageSpec):
             training_steps=training,
             updates=self.updates,
             lora=self.lora_rank,
+            muon=self.optimizer == "muon",
             reference=bool(self.kl),
             sampling=Answers(
                 questions=self.prompts,
