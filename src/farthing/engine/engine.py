@@ -14,7 +14,7 @@ from farthing.base.errors import UserError
 from farthing.engine import compiled
 from farthing.engine.cache import Decode, Layout, PagedCache, Prefill, Tiles
 from farthing.engine.compiled import CompiledNetwork
-from farthing.engine.sampling import Chosen, Row, Sampling, choose
+from farthing.engine.sampling import Chosen, choose
 from farthing.engine.scheduler import Scheduler
 from farthing.engine.scores import score_prompt
 from farthing.engine.sequence import Job, Prompt, Request, Running, Sample, Work
@@ -24,8 +24,7 @@ from farthing.model.attention import mean_pairs
 from farthing.model.kernels.native.library import NoKernels
 from farthing.model.moe import Routing
 
-RIDERS = 24  # prompt tokens that a compiled decoding pass has room for
-GREEDY = Sampling(temperature=0)
+RIDERS = 24  # prompt tokens that a compiled decoding pass has room for; twice as many where they take half the time
 
 
 class Engine:
@@ -87,7 +86,8 @@ class Engine:
             )
 
         self.network: CompiledNetwork | None = None
-        riders = 0 if prefill_tokens is None or speculate else min(RIDERS, prefill_tokens)
+        at_a_time = 2 if compiled.rounds_prompts(decoder, quantize) else 1
+        riders = 0 if prefill_tokens is None or speculate else min(at_a_time * RIDERS, prefill_tokens)
         if not self.why_not_compiled:
             self.cache = cache(Tiles)
             try:
@@ -120,6 +120,7 @@ class Engine:
             reserve=reserve,
             prefill_tokens=prefill_tokens,
             riders=riders if self.network is not None else 0,
+            at_a_time=at_a_time,
         )
 
     def generate(
@@ -265,7 +266,6 @@ class Engine:
             tables += [p.samples[0].pages] * p.new
             positions += [range(at, at + 1) for at in range(p.read, p.end)]
             ids += p.ids[p.read : p.end]
-            draws += [Row(GREEDY, 0.0)] * p.new
         if self.network is not None:
             self.network.place(tables, positions)
             chosen, hidden = self.network.decode(ids, draws)
@@ -277,11 +277,11 @@ class Engine:
             hidden = self._hidden(torch.tensor(ids, device=attend.slots.device), attend.positions, attend)
             chosen = choose(self.decoder.logits(hidden), draws)
         self.work.computed_tokens += len(ids)
-        self.work.scored_tokens += len(ids)
+        self.work.scored_tokens += rows
         self.work.decode_pairs += mean_pairs(
             [(at, at + 1) for row in positions for at in row], self.cache.windows
         )
-        counts = self._append(running, chosen.first(rows))
+        counts = self._append(running, chosen)
         own, *parts = hidden.split([rows, *(p.new for p in prompts)])
         for s, count, new in zip(running, counts, own.split(each), strict=True):
             s.length += count
