@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 
 WIDE, NARROW = 576, 128  # widths of the network that is timed in full, and of the small one
 TOKENS, DOCUMENT = 2048, 32  # of a pass, and of a document in it
-KINDS = {
-    "one dense": (1, 1),
-    "two dense": (2, 2),
-    "dense and sparse": (2, 1),
-}  # layers, and how many are dense
+KINDS = {"one dense": (1, 1), "two dense": (2, 2), "dense and sparse": (2, 1)}
+"""Networks that are timed: their layers, and how many of them are dense."""
 
 
 def config(layers: int, dense: int) -> dict[str, Any]:
