@@ -47,7 +47,7 @@ UPDATE = 100  # FLOPs that take about as long as what is done to a parameter: ma
 # Seconds of a FLOP over those in a large product, at least and at most: in a probe of `ENOUGH` tokens and in a smaller
 # one, where noise is as large as the difference of two passes. The latter as seen in float32 on AVX2, 2026-11-26.
 BOUNDS, USUAL = (0.8, 10.0), (1.5, 3.5)
-SHARE = 0.15  # of the time that is left, at most, for narrow layers
+SHARE = 0.25  # of the time that is left, at most, for narrow layers
 SLOWER = 1.5  # a larger probe may take this many times its expected seconds
 
 

@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from farthing.data.packing import PackedBatch
 
 WIDE, NARROW = 576, 128  # widths of the network that is timed in full, and of the small one
-TOKENS, DOCUMENT = 2048, 32  # of a pass, and of a document in it
-KINDS = {
-    "one dense": (1, 1),
-    "two dense": (2, 2),
-    "dense and sparse": (2, 1),
-}  # layers, and how many are dense
+DOCUMENTS = [24 + 29 * number % 97 for number in range(60)]
+"""Tokens of each in a pass: of many lengths, as texts are, since equal ones are attended to as one batch."""
+TOKENS = sum(DOCUMENTS)  # more than fit in a core's cache, as in a run's passes
+KINDS = {"one dense": (1, 1), "two dense": (2, 2), "dense and sparse": (2, 1)}
+"""Networks that are timed: their layers, and how many of them are dense."""
 
 
 def config(layers: int, dense: int) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def config(layers: int, dense: int) -> dict[str, Any]:
 
 def flops(kind: str) -> float:
     """FLOPs of a pass of training through the layers of one of `KINDS`."""
-    pairs = TOKENS // DOCUMENT * causal_pairs(DOCUMENT)
+    pairs = sum(causal_pairs(length) for length in DOCUMENTS)
     return 3.0 * forward_flops(config(*KINDS[kind]), TOKENS, pairs, 0)
 
 
@@ -98,12 +97,10 @@ def _batch() -> PackedBatch:
     from farthing.data.packing import NO_LOSS, PackedBatch
 
     ids = torch.randint(320, (TOKENS,), generator=torch.Generator().manual_seed(0))
-    targets = ids.roll(-1)
-    targets[DOCUMENT - 1 :: DOCUMENT] = NO_LOSS
-    documents = torch.arange(TOKENS) // DOCUMENT
-    return PackedBatch(
-        ids, targets, documents, [DOCUMENT] * (TOKENS // DOCUMENT), [256] * (TOKENS // 256), 256
-    )
+    documents = torch.arange(len(DOCUMENTS)).repeat_interleave(torch.tensor(DOCUMENTS))
+    ends = torch.tensor(DOCUMENTS).cumsum(0) - 1
+    targets = ids.roll(-1).index_fill(0, ends, NO_LOSS)
+    return PackedBatch(ids, targets, documents, DOCUMENTS, DOCUMENTS, max(DOCUMENTS))
 
 
 def _training(kind: str, place: Place, batch: PackedBatch) -> Callable[[], float]:

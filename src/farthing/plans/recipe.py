@@ -290,7 +290,7 @@ def _assumptions(
             "scope",
         )
     yield Assumption(f"{hourly(price)} a device", source)
-    yield Assumption("downloading, preparing data and interruptions are not in it", "scope")
+    yield Assumption("downloading, reading texts and interruptions are not in it", "scope")
 
 
 def _sum(stages: Iterable[StagePlan]) -> dict[str, float]:
