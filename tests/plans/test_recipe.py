@@ -16,7 +16,7 @@ from farthing.plans.calibrate import instructions
 from farthing.plans.measured import Calibration, Pace, save
 from farthing.plans.measured import load as calibration_of
 from farthing.plans.recipe import beside_text, known_pass_rate, plan_beside_actual, plan_recipe, recipe_text
-from farthing.plans.sampling import decoding_steps, survival
+from farthing.plans.sampling import decoding_steps, published_guess, survival
 from farthing.recipe import load, validate
 from farthing.recipe.work import Guess
 
@@ -132,6 +132,55 @@ def test_data_of_unknown_size_is_said():
     data = {"name": "talk", "base": "x", "stages": [{"kind": "sft", "data": ["not-here.jsonl"]}]}
     with pytest.raises(UserError, match=r"not-here.jsonl"):
         planned(validate(data))
+
+
+def test_devices_share_the_work_and_the_states():
+    h100 = devices.find("h100")
+    one, eight = (planned(device=h100, calibration=None, count=count) for count in (1, 8))
+    assert eight.count == eight.as_json()["count"] == eight.layout.data == 8
+    assert eight.wall_seconds.likely < one.wall_seconds.likely
+    assert eight.device_hours.likely > one.device_hours.likely / 3600, "and it is never cheaper"
+    assert eight.usd.likely == pytest.approx(eight.device_hours.likely * 2.95)
+    assert eight.memory_bytes < one.memory_bytes
+    assert "Farthing trains on one device" in recipe_text(eight)
+    assert "Farthing trains on one device" not in recipe_text(one)
+    [_, whole, _], [_, share, _] = one.stages, eight.stages
+    assert share.flops == pytest.approx(whole.flops, rel=0.01)
+
+
+def test_states_are_sharded_and_experts_split_where_they_must_be():
+    h100 = devices.find("h100")
+    whole = planned(device=h100, calibration=None, count=8)
+    assert whole.layout.zero == 1
+    small = dataclasses.replace(h100, memory_bytes=whole.memory_bytes - 1)
+    sharded = planned(device=small, calibration=None, count=8)
+    assert sharded.layout.zero == 3
+    assert sharded.memory_bytes < whole.memory_bytes
+    mixture = SMOLLM | {
+        "model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 512,
+        "head_dim": 64,
+    }  # fmt: skip
+    tiny = dataclasses.replace(small, memory_bytes=int(1e9))
+    split = planned(base=mixture, device=tiny, calibration=None, count=8)
+    assert split.layout.expert == 8
+
+
+def test_what_is_known_of_the_answers_is_used():
+    base = planned().likely
+    long, short = (planned(answer_length=tokens).likely["generate"] for tokens in (30, 5))
+    assert long > base["generate"] > short, "12.8 of 32 tokens"
+    assert planned(kept=1.0).likely["train"] > base["train"]
+    assert "answers are 20 tokens long" in recipe_text(planned(answer_length=20))
+    for bad in ({"answer_length": 0.0}, {"kept": 0.0}, {"kept": 1.5}, {"count": 0}):
+        with pytest.raises(UserError, match="--"):
+            planned(**bad)
+
+
+def test_larger_models_are_guessed_from_what_was_published():
+    assert published_guess(SMOLLM).answer == 0.40
+    large = SMOLLM | {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+    assert published_guess(large).answer == 0.55
+    assert "DeepScaleR" in published_guess(large).source
 
 
 # ---- what it refuses ----

@@ -29,6 +29,7 @@ from farthing.cost.flops import Recompute, flops_per_token, parameters
 from farthing.cost.memory import (
     WIDTH,
     Bits,
+    Code,
     Layout,
     Memory,
     Optimizer,
@@ -53,6 +54,8 @@ Limit = Literal["compute", "memory", "network"]
 class Training:
     """What is trained and how, as far as a layout does not choose it; most are arguments of `cost.memory.memory`."""
 
+    code: Code = "usual"
+    """Whose trainer; Farthing's own computes no layer again."""
     precision: Precision = "bf16"
     optimizer: Optimizer = "adamw"
     lora_rank: int = 0
@@ -87,6 +90,7 @@ class Training:
             optimizer=self.optimizer,
             recompute=recompute,
             layout=layout,
+            code=self.code,
             lora_rank=self.lora_rank,
             base_bits=self.base_bits,
             reference=self.reference,
@@ -205,7 +209,8 @@ def candidates(
     """Every layout that divides `count` devices, the model and the batch."""
     s = shapes(config)
     rows = max(1, round(batch_tokens / seq_len / training.rows))
-    work = {policy: flops_per_token(config, seq_len, recompute=policy).hardware for policy in _RECOMPUTE}
+    policies = _RECOMPUTE if training.code == "usual" else _RECOMPUTE[:1]
+    work = {policy: flops_per_token(config, seq_len, recompute=policy).hardware for policy in policies}
     experts = sum(layer.weights("expert") for layer in s.layers)
     rest = sum(layer.parameters for layer in s.layers) - experts + 2 * s.vocab * s.embed
     pipelines = (1, 2, 4, 8, 16, 32) if training.from_nothing else (1,)
@@ -217,7 +222,7 @@ def candidates(
         data = count // (tensor * pipeline)
         # With a pipeline, ZeRO 3 would all-gather the parameters for every micro-batch.
         for expert, zero, recompute in itertools.product(
-            _expert_ways(s, data), (1, 3) if data > 1 and pipeline == 1 else (1,), _RECOMPUTE
+            _expert_ways(s, data), (1, 3) if data > 1 and pipeline == 1 else (1,), policies
         ):
             layout = Layout(data=data, expert=expert, tensor=tensor, pipeline=pipeline, zero=zero)
             for micro in (1, 2, 4):
