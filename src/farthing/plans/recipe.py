@@ -17,7 +17,14 @@ from farthing.cost.flops import parameters
 from farthing.cost.memory import WIDTH, Layout, precision_of
 from farthing.cost.shapes import shapes
 from farthing.plans.measured import Calibration
-from farthing.plans.sampling import ALONE, StagePlan, halved_and_doubled, plan_stages, published_guess
+from farthing.plans.sampling import (
+    ALONE,
+    Sharing,
+    StagePlan,
+    halved_and_doubled,
+    plan_stages,
+    published_guess,
+)
 from farthing.plans.speed import HOST, LAUNCH, LAUNCHES, READ, Catalogued, Measured, Speed
 from farthing.plans.training import Assumption, check_count
 from farthing.recipe import Recipe
@@ -36,7 +43,7 @@ class RecipePlan:
     dtype: str
     """Dtype of its products: `bfloat16` or `float32`."""
     config: Config
-    layout: Layout
+    sharing: Sharing
     price: float
     price_source: str
     stages: tuple[StagePlan, ...]
@@ -65,7 +72,7 @@ class RecipePlan:
 
     @property
     def count(self) -> int:
-        return self.layout.devices
+        return self.sharing.devices
 
     @property
     def device_hours(self) -> Range:
@@ -94,6 +101,7 @@ class RecipePlan:
 
     def as_json(self) -> dict[str, Any]:
         counted, flops = parameters(self.config), sum(stage.flops for stage in self.stages)
+        layout = self.sharing.layout
         return {
             "name": self.recipe.name,
             "device": self.device.name,
@@ -113,8 +121,9 @@ class RecipePlan:
             "memory_bytes_of_device": self.device.memory_bytes,
             "fits": self.fits,
             "layout": {
-                "data": self.layout.data, "expert": self.layout.expert, "tensor": self.layout.tensor,
-                "pipeline": self.layout.pipeline, "zero": self.layout.zero,
+                **{name: getattr(layout, name) for name in ("data", "expert", "tensor", "pipeline", "zero")},
+                "recompute": self.sharing.recompute,
+                "fused_loss": self.sharing.fused_loss,
             },
             "limited_by": self.limited_by,
             "by_activity": {name: seconds.as_json() for name, seconds in self.by_activity().items()},
@@ -149,7 +158,8 @@ def plan_recipe(
     """Plan a recipe on one device, or several; with a calibration on the machine that was measured.
 
     Several devices work on different data, in the first of these ways that fits: the optimizer's states sharded,
-    everything sharded, routed experts split besides.
+    everything sharded, routed experts split besides; and of each, all activations kept, layers computed again, and the
+    loss in one kernel besides.
 
     Args:
         base: config.json of the recipe's base; None if it starts from nothing.
@@ -171,12 +181,12 @@ def plan_recipe(
         else Catalogued(device, dtype or ("float32" if recipe.dtype == "float32" else "bfloat16"))
     )
     guess = _guess(base, answer_length, kept)
-    for layout in _layouts(base, count):
-        stages, config = plan_stages(recipe, base, speed, device, guess, asked, layout)
+    for sharing in _ways(base, count):
+        stages, config = plan_stages(recipe, base, speed, device, guess, asked, sharing)
         if max(stage.memory.total for stage in stages) <= device.memory_bytes:
             break
     ends = [
-        _sum(plan_stages(recipe, base, speed, device, end, asked, layout)[0])
+        _sum(plan_stages(recipe, base, speed, device, end, asked, sharing)[0])
         for end in halved_and_doubled(guess)
     ]
     if price is not None and not 0 < price < float("inf"):
@@ -187,7 +197,7 @@ def plan_recipe(
         device=device,
         dtype=speed.dtype,
         config=config,
-        layout=layout,
+        sharing=sharing,
         price=paid,
         price_source=source,
         stages=stages,
@@ -195,7 +205,7 @@ def plan_recipe(
         high=ends[1],
         uncertainty=speed.uncertainty,
         assumptions=tuple(
-            _assumptions(recipe, device, calibration, speed.dtype, paid, source, guess, layout)
+            _assumptions(recipe, device, calibration, speed.dtype, paid, source, guess, sharing)
         ),
     )
 
@@ -214,16 +224,19 @@ def _guess(base: Config | None, answer_length: float | None, kept: float | None)
     return guess
 
 
-def _layouts(base: Config | None, count: int) -> Iterator[Layout]:
+def _ways(base: Config | None, count: int) -> Iterator[Sharing]:
     """Ways to share a recipe's work, the plainest first."""
     if count == 1:
         yield ALONE
         return
-    yield Layout(data=count, zero=1)
-    yield Layout(data=count, zero=3)
-    ways = math.gcd(count, shapes(base).experts) if base else 1
-    if ways > 1:
-        yield Layout(data=count, zero=3, expert=ways)
+    layouts = [Layout(data=count, zero=1), Layout(data=count, zero=3)]
+    experts = shapes(base).experts if base else 0
+    if experts and (ways := math.gcd(count, experts)) > 1:
+        layouts.append(Layout(data=count, zero=3, expert=ways))
+    for layout in layouts:
+        yield Sharing(layout)
+        yield Sharing(layout, "full")
+        yield Sharing(layout, "full", fused_loss=True)
 
 
 def check_pass_rate(recipe: Recipe, pass_rate: float | None) -> None:
@@ -322,12 +335,14 @@ def _assumptions(
     price: float,
     source: str,
     guess: Guess,
-    layout: Layout,
+    sharing: Sharing,
 ) -> Iterable[Assumption]:
-    if layout.devices > 1:
-        split = f", experts over {layout.expert}" if layout.expert > 1 else ""
+    if sharing.devices > 1:
+        layout = sharing.layout
+        how = [f"ZeRO {layout.zero}", f"recompute {sharing.recompute}"]
+        how += [f"experts over {layout.expert}"] * (layout.expert > 1) + ["a fused loss"] * sharing.fused_loss
         yield Assumption(
-            f"{layout.devices} devices share every step's data evenly, ZeRO {layout.zero}{split}, and wait for "
+            f"{layout.devices} devices share every step's data evenly ({', '.join(how)}), and wait for "
             "nothing; another trainer has to run it, since Farthing trains on one device",
             "docs/training.md",
         )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from farthing.cost.devices import Device
-from farthing.cost.flops import causal_pairs, forward_flops, parameters
+from farthing.cost.flops import Recompute, causal_pairs, forward_flops, parameters
 from farthing.cost.memory import Layout, Memory, check_latent, code_of, memory, precision_of, tokens_per_pass
 from farthing.plans.speed import Speed
 from farthing.recipe import Recipe
@@ -22,7 +22,6 @@ JUDGE = 5e-5  # seconds an answer, with three runs of the quickstart recipe, 202
 START = 2.3  # seconds of starting and of making the verifiers, in the same runs
 LOADED = 80e6  # bytes a second of reading, hashing and building a model, in the same runs
 _JUDGED = 8192  # tokens of a pass of a model that judges answers
-ALONE = Layout()
 LORA_SHARE = 2 / 3  # of training's time under LoRA: no gradient of the weights
 
 MEASURED = Guess(
@@ -39,6 +38,23 @@ PUBLISHED = Guess(
     source="DeepScaleR-1.5B: answers of 5,500 falling to 3,500 of 8,192 tokens (its blog of 2025-02, read in a "
     "summary); no share of groups was published, so all",
 )
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How devices share a recipe's work. Several of them need another trainer than ours: one that may compute layers
+    again, or make its loss in one kernel."""
+
+    layout: Layout = field(default_factory=Layout)
+    recompute: Recompute = "none"
+    fused_loss: bool = False
+
+    @property
+    def devices(self) -> int:
+        return self.layout.devices
+
+
+ALONE = Sharing()
 
 
 @dataclass(frozen=True)
@@ -60,11 +76,11 @@ def plan_stages(
     device: Device,
     guess: Guess = MEASURED,
     asked: Sequence[Config] = (),
-    layout: Layout = ALONE,
+    sharing: Sharing = ALONE,
 ) -> tuple[tuple[StagePlan, ...], Config]:
     """The stages of a recipe, with loading before and evaluation around them, and the config of the network
-    they end with; `base` is the base's config, `asked` are those of the models that judge answers. The data ranks of
-    `layout` share the work evenly.
+    they end with; `base` is the base's config, `asked` are those of the models that judge answers. Devices share the
+    work evenly.
 
     Raises UserError for data whose size is not known, and as `check_latent` and the dial.
     """
@@ -78,11 +94,11 @@ def plan_stages(
         if stage.asks:
             work = replace(work, beside=tuple(asked))
         works.append(work)
-        plans.append(_stage(f"{number:02d}-{stage.kind}", work, speed, device, layout))
+        plans.append(_stage(f"{number:02d}-{stage.kind}", work, speed, device, sharing))
         config = work.config
     assert config is not None
     if recipe.evaluate is not None:
-        plans.append(_evaluate(recipe, works, config, speed, guess, layout.devices))
+        plans.append(_evaluate(recipe, works, config, speed, guess, sharing.devices))
     return tuple(plans), config
 
 
@@ -130,13 +146,14 @@ def _start(config: Config) -> StagePlan:
     return StagePlan("00-base", {"load": seconds}, 0.0, 0.0, Memory())
 
 
-def _stage(name: str, whole: StageWork, speed: Speed, device: Device, layout: Layout) -> StagePlan:
+def _stage(name: str, whole: StageWork, speed: Speed, device: Device, sharing: Sharing) -> StagePlan:
     """The seconds and memory of a device's share of a stage's work, and the FLOPs of all of it."""
-    count = layout.devices
+    count = sharing.devices
     work = _shared(whole, count)
+    again = float(sharing.recompute == "full")  # the forward pass
     steps = work.steps * work.training_steps
     # The passes of a step share its fixed costs, so a step is timed whole.
-    one = speed.train(work.config, work.tokens, work.pairs, work.scored) * work.forwards / 3
+    one = speed.train(work.config, work.tokens, work.pairs, work.scored) * (work.forwards + again) / 3
     one = one * (LORA_SHARE if work.lora else 1) + work.updates * speed.optimizer(work.trained / count)
     forward = forward_flops(work.config, round(work.tokens), round(work.pairs), round(work.scored))
     seconds = {"train": steps * one, "checkpoint": _saves(work, speed) / count}
@@ -151,7 +168,7 @@ def _stage(name: str, whole: StageWork, speed: Speed, device: Device, layout: La
             taken, read = _judging(work.sampling, config, speed)
             seconds["judge"] = seconds.get("judge", 0.0) + rounds * taken
             flops += rounds * read
-    held = training_memory(work, device.kind, speed.dtype, layout)
+    held = training_memory(work, device.kind, speed.dtype, sharing)
     return StagePlan(name, seconds, count * flops, steps * whole.tokens, held)
 
 
@@ -250,9 +267,10 @@ def fitting_gb(work: StageWork, device_kind: str, dtype: str, room: float) -> fl
     return low
 
 
-def training_memory(work: StageWork, device_kind: str, dtype: str, layout: Layout = ALONE) -> Memory:
+def training_memory(work: StageWork, device_kind: str, dtype: str, sharing: Sharing = ALONE) -> Memory:
     """Memory of a device's share of a stage; float32 weights, activations and cache stand beside float32 masters."""
     code, precision = code_of(device_kind), precision_of(dtype)
+    alone = sharing.devices == 1
     at_once = tokens_per_pass(
         work.config,
         work.memory_gb,
@@ -267,11 +285,13 @@ def training_memory(work: StageWork, device_kind: str, dtype: str, layout: Layou
     found = memory(
         work.config,
         kind=work.memory_kind,
-        micro_tokens=min(round(max(work.tokens, answer)), max(work.length, at_once)),
+        micro_tokens=min(round(max(work.tokens, answer)), max(work.length, at_once if alone else 0)),
         seq_len=work.length,
         precision=precision,
-        code=code,
-        layout=layout,
+        code=code if alone else "usual",
+        layout=sharing.layout,
+        recompute=sharing.recompute,
+        fused_loss=sharing.fused_loss,
         lora_rank=work.lora,
         cache_tokens=work.cache_tokens or None,
         reference=work.reference,
