@@ -1,8 +1,8 @@
 """Times of a recipe's work, on a measured machine or on a device of the catalogue.
 
 All times are of one device. `Measured` uses what `farthing calibrate` found; `Catalogued` uses a device's
-figures: reading the weights for every token, products at the fitted efficiency, and a launch for every small
-operation. The second is a guess, and its range says so.
+figures: reading the weights for every token, products at the fitted efficiency, a launch for every small operation,
+and the host's scheduling between passes. The second is a guess, and its range says so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from farthing.recipe.work import Config
 LAUNCHES = 14  # operations that one layer launches, forward
 LAUNCH = 8e-6  # seconds each from Python; assumed, not measured
 READ = 0.7  # of a GPU's bandwidth that decoding reaches; assumed
+HOST = (
+    29 / 38
+)  # of the device's time that the host adds to a decoding pass: vLLM 0.5.3's profile (blog, 2024-09-05)
 ENOUGH = 400  # tokens of a pass that was timed, to tell what larger ones take; assumed
 LENGTH = 1024  # tokens of a sequence that a catalogued device's rate is that of; assumed
 DISK = 1e9  # bytes a second, where no disk was measured; assumed
@@ -109,7 +112,7 @@ class Catalogued:
         read = float(WIDTH[precision] * parameters(config).active)
         read += rows * context * cache_bytes_per_token(config, precision)
         bound = max(read / (READ * self.device.bytes_per_second), (inside + head) / self._rate(config))
-        return bound + self._launches(config)
+        return (bound + self._launches(config)) * (1 + HOST)
 
     def prefill(self, config: Config, tokens: float, pairs: float, scored: float) -> float:
         return sum(_work(config, tokens, pairs, scored)) / self._rate(config) + self._launches(config)

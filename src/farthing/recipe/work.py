@@ -28,6 +28,14 @@ class Guess:
     """Share of the groups whose answers do not all earn the same; the others train by a KL term alone."""
     prompt: float
     """Tokens of a question in its template."""
+    length: float | None = None
+    """Mean length of an answer in tokens, where that is known; `answer` does not count then."""
+    source: str = ""
+    """What the figures are from."""
+
+    def answer_tokens(self, longest: int) -> float:
+        """Mean length of an answer of at most `longest` tokens."""
+        return max(1.0, min(longest, self.answer * longest if self.length is None else self.length))
 
     def prompt_tokens(self, system: str | None) -> float:
         """Tokens of a question after a system message."""
