@@ -204,9 +204,7 @@ def code_of(device: str) -> Code:
 def cache_bytes_per_token(config: Mapping[str, Any], precision: Precision = "bf16") -> int:
     """Bytes that a token leaves in the cache over all layers: its keys and values, or with latent attention
     one latent and one rotated key (arXiv:2405.04434 table 1)."""
-    s = shapes(config)
-    wide = s.mla.kv_lora + s.mla.rope if s.mla else s.kv_heads * (s.qk + s.v)
-    return len(s.layers) * wide * WIDTH[precision]
+    return sum(layer.cached for layer in shapes(config).layers) * WIDTH[precision]
 
 
 @dataclass(frozen=True)
