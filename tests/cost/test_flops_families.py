@@ -3,7 +3,7 @@
 import pytest
 
 from farthing.cost.flops import decode_flops, flops, forward_flops, mtp_flops
-from farthing.cost.memory import cache_bytes_per_token
+from farthing.cost.memory import cache_bytes_per_token, memory, state_bytes
 from farthing.cost.shapes import shapes
 from tests.cost.test_shapes import DELTA, INDEXED, LATENT, MIXED, QWEN_MOE
 
@@ -73,6 +73,13 @@ def test_the_ledger_counts_as_the_plan(config):
         shapes(config).mtp_depth
     )
     assert counted == flops(config, n, "forward").model
+
+
+def test_a_recurrent_state_is_held_once_a_sequence():
+    assert state_bytes(NEXT) == 3 * 4 * 12 * 8 * 4
+    assert state_bytes(GPT_OSS) == 0
+    served = memory(NEXT, kind="serve", micro_tokens=64, seq_len=64, cache_tokens=5 * 64)
+    assert served.cache == 5 * (64 * cache_bytes_per_token(NEXT) + state_bytes(NEXT))
 
 
 def test_a_cache_holds_what_layers_read_again():

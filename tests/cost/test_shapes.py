@@ -175,16 +175,13 @@ def test_layers_of_llama4_see_their_chunk_or_everything():
     config = {"model_type": "llama4", **MIXED, "intermediate_size_mlp": 80, "attention_chunk_size": 8}
     assert [layer.window for layer in shapes(config).layers] == [8, 8, 8, None]
     assert [layer.chunked for layer in shapes(config).layers] == [True, True, True, False]
-    assert [layer.sparse for layer in shapes(config | {"interleave_moe_layer_step": 2}).layers] == [
-        False,
-        True,
-    ] * 2
-    assert [layer.window for layer in shapes(config | {"no_rope_layers": [0, 1, 1, 1]}).layers] == [
-        None,
-        8,
-        8,
-        8,
-    ]
+    every_other = shapes(config | {"interleave_moe_layer_step": 2})
+    assert [layer.sparse for layer in every_other.layers] == [False, True, False, True]
+    rotated = shapes(config | {"no_rope_layers": [0, 1, 1, 1]})
+    assert [layer.window for layer in rotated.layers] == [None, 8, 8, 8]
+    assert shapes(config | {"no_rope_layers": 3, "moe_layers": 3}) == shapes(
+        config
+    )  # no lists, as if left out
 
 
 def test_a_hint_is_a_family_of_the_same_kind_or_none():
@@ -249,6 +246,10 @@ def test_active_parameters_are_those_a_token_meets():
         ({"model_type": "lama"}, r"'lama': did you mean llama\?.*qwen2"),
         ({"model_type": "zamba-of-mine"}, r"'zamba-of-mine'.*types known are llama"),
         ({"model_type": None}, "None"),
+        ({"model_type": ["llama"]}, r"\['llama'\]"),
+        ({"model_type": "anything", "text_config": {"hidden_size": 8}}, "None"),
+        ({"model_type": "qwen3_next", "layer_types": 3}, "linear_num_value_heads: None"),
+        ({"model_type": "deepseek_v32", **LATENT}, "index_n_heads: None"),
         ({"num_hidden_layers": 10**9}, "1000000000 layers"),
         ({"num_hidden_layers": "12"}, "num_hidden_layers: '12'"),
         ({"hidden_size": True}, "hidden_size: True"),

@@ -240,7 +240,9 @@ def text_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Whether the embedding is shared is the outer config's to say, if it does.
     """
-    inner = next((config[key] for key in _NESTED if isinstance(config.get(key), Mapping)), None)
+    inner = next(
+        (config[key] for key in _NESTED if isinstance(config.get(key), Mapping) and config[key]), None
+    )
     if inner is None:
         return config
     tied = config.get("tie_word_embeddings")

@@ -71,8 +71,10 @@ class Layer:
     """True if sequences are cut into chunks as long as the window, and a token sees its own (Llama 4)."""
     cached: int = 0
     """Numbers that a token leaves in the cache."""
+    state: int = 0
+    """Numbers that a sequence keeps in a recurrent state, in float32."""
     recurrent: int = 0
-    """FLOPs of a token in a recurrent state that stands in for attention; 0 with attention."""
+    """FLOPs of a token in that state, which stands in for attention; 0 with attention."""
     index: int = 0
     """FLOPs of each (query, key) pair in a sparse indexer; 0 without one."""
     inner: int = 0
@@ -321,6 +323,7 @@ def _delta_net(config: Config, d: int) -> Layer:
             Matrix("attention", values, d),
         ),
         vectors=convolution + 2 * heads + v,  # the decay's scale and bias, and a norm
+        state=heads * c * v,
         recurrent=2 * convolution + 3 * 2 * heads * c * v,
     )
 
@@ -431,7 +434,8 @@ def _window(config: Config, family: Family, index: int) -> int | None:
     if isinstance(kinds, list) and index < len(kinds):
         slides = kinds[index] in ("sliding_attention", "chunked_attention")
     elif where == "chunks":
-        rotated = config.get("no_rope_layers") or ()
+        given = config.get("no_rope_layers")
+        rotated = given if isinstance(given, list) else []
         every = _size(config, "no_rope_layer_interval", default=4)
         slides = bool(rotated[index]) if index < len(rotated) else (index + 1) % every != 0
     elif where == "qwen":
