@@ -3,7 +3,7 @@
 import pytest
 
 from farthing.base.errors import UserError
-from farthing.cost.families import FAMILIES
+from farthing.cost.families import FAMILIES, OTHER_KINDS, TEXT_MODELS
 from farthing.cost.flops import parameters
 from farthing.cost.shapes import shapes
 
@@ -27,6 +27,16 @@ LATENT = BASE | EXPERTS | {
     "num_key_value_heads": 4,
 }  # fmt: skip
 QWEN_MOE = GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+MIXED = GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}
+INDEXED = {"index_topk": 16, "index_head_dim": 12, "index_n_heads": 3}
+DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 3,
+}  # fmt: skip
+# transformers' name of its classes, where it is not that of the cases
+CONFIG_NAMES = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
+MODEL_NAMES = {"GPT2": "GPT2LMHeadModel"}
 
 CASES = [
     ("llama", "Llama", GROUPED), ("llama", "Llama", BIASED | {"mlp_bias": True, "tie_word_embeddings": True}),
@@ -72,6 +82,19 @@ CASES = [
     ("smollm3", "SmolLM3", GROUPED), ("stablelm", "StableLm", GROUPED | {"use_qkv_bias": True}),
     ("stablelm", "StableLm", GROUPED | {"qk_layernorm": True, "use_parallel_residual": True}),
     ("starcoder2", "Starcoder2", GROUPED),
+    ("deepseek_v32", "DeepseekV32", LATENT | INDEXED),
+    ("deepseek_v32", "DeepseekV32", LATENT | INDEXED | {"attention_bias": True}),
+    ("dots1", "Dots1", GROUPED | EXPERTS), ("dots1", "Dots1", BIASED | EXPERTS | {"head_dim": 24}),
+    ("granitemoe", "GraniteMoe", MIXED), ("granitemoe", "GraniteMoe", MIXED | {"attention_bias": True}),
+    ("llama4", "Llama4", MIXED | {"intermediate_size_mlp": 80, "interleave_moe_layer_step": 2}),
+    ("llama4", "Llama4", MIXED | {"intermediate_size_mlp": 80, "moe_layers": [1], "attention_bias": True}),
+    ("minimax_m2", "MiniMaxM2", MIXED), ("minimax_m2", "MiniMaxM2", MIXED | {"head_dim": 24}),
+    ("phimoe", "Phimoe", MIXED), ("phimoe", "Phimoe", MIXED | {"attention_bias": True, "lm_head_bias": True}),
+    ("qwen3_next", "Qwen3Next", QWEN_MOE | DELTA | {"shared_expert_intermediate_size": 40}),
+    ("qwen3_next", "Qwen3Next", QWEN_MOE | DELTA | {
+        "attention_bias": True, "mlp_only_layers": [1], "shared_expert_intermediate_size": 40, "head_dim": 20,
+        "full_attention_interval": 2,
+    }),
 ]  # fmt: skip
 
 
@@ -80,10 +103,9 @@ def test_parameters_are_exact(family, name, config):
     transformers = pytest.importorskip("transformers")
     import torch
 
-    kind = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
-    built = getattr(transformers, kind)(**config)
+    built = getattr(transformers, CONFIG_NAMES.get(name, f"{name}Config"))(**config)
     with torch.device("meta"):
-        model = getattr(transformers, "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(built)
+        model = getattr(transformers, MODEL_NAMES.get(name, f"{name}ForCausalLM"))(built)
     counted = parameters(built.to_dict())
     assert counted.total == sum(p.numel() for p in model.parameters())
     assert counted.embedding == model.get_input_embeddings().weight.numel()
@@ -98,6 +120,101 @@ def test_every_family_is_compared():
         "kimi_k2"
     }  # the last is DeepSeek-V3 by another name
     assert FAMILIES["kimi_k2"] is FAMILIES["deepseek_v3"]
+
+
+NESTED = [
+    ("Gemma3", "language_model", GROUPED | {"head_dim": 24}),
+    ("Glm4vMoe", "language_model", GROUPED | EXPERTS | {"rope_parameters": UNSCALED}),
+    ("InternVL", "language_model", GROUPED | {"model_type": "qwen2"}),
+    ("Kimi_K25", "language_model", LATENT | {"model_type": "deepseek_v3"}),
+    ("Llama4", "language_model", MIXED | {"intermediate_size_mlp": 80, "interleave_moe_layer_step": 2}),
+    ("Llava", "language_model", GROUPED | {"model_type": "llama"}),
+    ("Mistral3", "language_model", GROUPED | {"model_type": "mistral", "head_dim": 24}),
+    ("Mistral3", "language_model", GROUPED | {"model_type": "ministral3", "head_dim": 24}),
+    ("Qwen2VL", "language_model", GROUPED), ("Qwen2_5_VL", "language_model", GROUPED),
+    ("Qwen3VL", "language_model", GROUPED), ("Qwen3VLMoe", "language_model", QWEN_MOE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "part", "text"), NESTED, ids=[case[0] for case in NESTED])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_text_model_of_a_nested_config_is_counted(name, part, text, tied):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    kind = getattr(transformers, f"{name}Config")
+    built = kind(text_config={**text, "tie_word_embeddings": tied}, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{name}ForConditionalGeneration")(built)
+    read = getattr(getattr(model, "model", model), part)
+    head = sum(p.numel() for n, p in model.named_parameters() if "lm_head" in n)
+    counted = parameters(built.to_dict())
+    in_text = {id(p): p.numel() for p in read.parameters()}
+    expected = sum(in_text.values()) + (0 if "lm_head" in dict(read.named_modules()) else head)
+    assert counted.total == expected
+    assert counted.head == (0 if tied else 160 * 64)
+
+
+def test_the_outer_config_says_whether_the_embedding_is_shared():
+    inner = {"model_type": "mistral", **GROUPED}
+    shared = parameters({"model_type": "mistral3", "text_config": inner, "tie_word_embeddings": True})
+    own = parameters({"model_type": "mistral3", "text_config": inner})
+    assert own.total - shared.total == 160 * 64
+    for key in ("llm_config", "language_config"):
+        assert parameters({"model_type": "a-model-of-images", key: inner}) == own
+
+
+def test_layers_of_a_hybrid_are_told_apart():
+    config = {"model_type": "qwen3_next", **QWEN_MOE, **DELTA}
+    assert [bool(layer.recurrent) for layer in shapes(config).layers] == [True, True, True, False]
+    config |= {"layer_types": ["full_attention"] + ["linear_attention"] * 3}
+    assert [bool(layer.recurrent) for layer in shapes(config).layers] == [False, True, True, True]
+
+
+def test_layers_of_llama4_see_their_chunk_or_everything():
+    config = {"model_type": "llama4", **MIXED, "intermediate_size_mlp": 80, "attention_chunk_size": 8}
+    assert [layer.window for layer in shapes(config).layers] == [8, 8, 8, None]
+    assert [layer.chunked for layer in shapes(config).layers] == [True, True, True, False]
+    every_other = shapes(config | {"interleave_moe_layer_step": 2})
+    assert [layer.sparse for layer in every_other.layers] == [False, True, False, True]
+    rotated = shapes(config | {"no_rope_layers": [0, 1, 1, 1]})
+    assert [layer.window for layer in rotated.layers] == [None, 8, 8, 8]
+    assert shapes(config | {"no_rope_layers": 3, "moe_layers": 3}) == shapes(
+        config
+    )  # no lists, as if left out
+
+
+def test_a_hint_is_a_family_of_the_same_kind_or_none():
+    """No other network that transformers knows is taken for a slip of the pen."""
+    transformers = pytest.importorskip("transformers")
+    others = set(transformers.CONFIG_MAPPING) - set(FAMILIES) - set(TEXT_MODELS)
+    assert len(others) > 200
+    for name in others:
+        with pytest.raises(UserError) as caught:
+            shapes({"model_type": name})
+        assert "did you mean" not in str(caught.value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mamba", "recurrent state; of that kind qwen3_next is counted"), ("rwkv", "recurrent state"),
+        ("bert", "is an encoder"), ("t5", "an encoder beside its decoder"), ("whisper", "images or sound"),
+        ("lama", "did you mean llama?"), ("LLaMA", "did you mean llama?"), ("qwen-3", "did you mean qwen3?"),
+        ("mistrall", "did you mean mistral?"), ("llava-of-mine", "'llava-of-mine': The types known"),
+        ("qwen4", "'qwen4': The types known"),
+    ],
+)  # fmt: skip
+def test_an_unknown_family_is_told_apart_by_its_kind(name, said):
+    with pytest.raises(UserError) as caught:
+        shapes({"model_type": name})
+    assert said in str(caught.value)
+    assert "types known are llama" in str(caught.value)
+
+
+def test_every_other_kind_exists_and_is_not_counted():
+    transformers = pytest.importorskip("transformers")
+    assert set(OTHER_KINDS) <= set(transformers.CONFIG_MAPPING) - set(FAMILIES)
 
 
 def test_what_farthing_runs_is_known():
@@ -129,6 +246,10 @@ def test_active_parameters_are_those_a_token_meets():
         ({"model_type": "lama"}, r"'lama': did you mean llama\?.*qwen2"),
         ({"model_type": "zamba-of-mine"}, r"'zamba-of-mine'.*types known are llama"),
         ({"model_type": None}, "None"),
+        ({"model_type": ["llama"]}, r"\['llama'\]"),
+        ({"model_type": "anything", "text_config": {"hidden_size": 8}}, "None"),
+        ({"model_type": "qwen3_next", "layer_types": 3}, "linear_num_value_heads: None"),
+        ({"model_type": "deepseek_v32", **LATENT}, "index_n_heads: None"),
         ({"num_hidden_layers": 10**9}, "1000000000 layers"),
         ({"num_hidden_layers": "12"}, "num_hidden_layers: '12'"),
         ({"hidden_size": True}, "hidden_size: True"),

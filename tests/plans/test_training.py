@@ -36,6 +36,16 @@ def test_deepseek_v3_is_planned_within_the_range():
     assert plan.layouts[0].layout.expert > 1
 
 
+def test_the_text_model_of_a_nested_config_is_planned_and_the_plan_says_so():
+    nested = {"model_type": "a-model-of-images", "text_config": SMALL, "vision_config": {}}
+    plan, alone = planned(nested), planned(SMALL)
+    assert plan.flops == alone.flops
+    assert plan.layouts == alone.layouts
+    assert plan.name == "a-model-of-images"
+    assert "only the text model is counted" in plan_text(plan)
+    assert "text model" not in plan_text(alone)
+
+
 def test_a_plan_adds_up():
     plan = planned()
     for hours, wall, dollars in zip(plan.device_hours, plan.wall_hours, plan.usd, strict=True):

@@ -1,9 +1,10 @@
-"""The catalogue of devices (hardware.yaml): speed, power, hourly price, and the sources."""
+"""The catalogue of devices (hardware.yaml, cards.yaml, apple.yaml): speed, power, hourly price, and the sources."""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import json
 import platform
 import re
 import sys
@@ -18,7 +19,22 @@ from farthing.base.limits import shortened
 from farthing.base.machine import cpu_cores, memory_limit
 from farthing.base.processor import sysctl
 
-_VENDOR_WORDS = {"nvidia", "amd", "geforce", "tesla", "instinct", "gpu", "graphics"}
+_FILES = ("hardware.yaml", "cards.yaml", "apple.yaml")
+_VENDOR_WORDS = {
+    "nvidia", "amd", "geforce", "tesla", "instinct", "gpu", "graphics", "generation", "apple", "chip", "huawei",
+}  # fmt: skip
+
+# Keys of a device of one's own: what the number is, and the least and most that it can be meant to be.
+_OWN = {
+    "flops": ("FLOP/s in bf16 without sparsity", 1e9, 1e18),
+    "memory": ("bytes", 1e8, 1e14),
+    "usd": ("dollars an hour", 1e-6, 1e6),
+    "bandwidth": ("bytes a second", 1e8, 1e15),
+    "watts": ("watts", 0.1, 1e6),
+}
+_REQUIRED = ("flops", "memory")
+_SAME_MEMORY = 0.15  # share by which what a driver reports may differ from 1e9 bytes a "GB" of the card
+_OWN_FORM = 'write {"flops": 1e15, "memory": 80e9, "usd": 2.0}, and "name", "bandwidth" or "watts" if known'
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Price:
     date: str
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.source}, {self.date}" if self.kind != "assumed" else self.source
+        return ", ".join(part for part in (self.kind, self.source, self.date) if part)
 
 
 @dataclass(frozen=True)
@@ -63,30 +79,84 @@ class Device:
 
 @functools.cache
 def catalogue() -> tuple[Device, ...]:
-    """All devices of hardware.yaml, in its order."""
+    """All devices of the files, in their order."""
     import yaml
 
-    text = resources.files("farthing.cost").joinpath("hardware.yaml").read_text(encoding="utf-8")
-    return tuple(_device(entry) for entry in yaml.safe_load(text))
+    folder = resources.files("farthing.cost")
+    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in _FILES]
+    return tuple(_device(entry) for text in texts for entry in yaml.safe_load(text))
 
 
 def find(name: str) -> Device:
-    """Find the catalogue's device by name, alias or part of a name: "h100", "A100-SXM4-80GB", "rtx 4090".
+    """Find the catalogue's device by name, alias or part of a name: "h100", "A100-SXM4-80GB", "Tesla T4", "rtx 4090".
 
-    The first match in the catalogue wins. Raises UserError that gives the nearest names.
+    JSON gives a device of one's own: {"flops": 1e15, "memory": 80e9, "usd": 2.0}, see `own`. Raises UserError for a
+    name that is nobody's or that several devices have, with the candidates.
     """
-    key = _key(name)
+    if name.lstrip().startswith("{"):
+        return own(name)
+    key, words = _key(name), _tokens(name)
     for device in catalogue():
         if key and key in _keys(device):
             return device
-    for device in catalogue():
-        if _tokens(name) and any(_tokens(name) <= _tokens(own) for own in (device.name, *device.aliases)):
-            return device
-    for device in catalogue():  # "rtx 4090 24GB": the memory it has anyway
-        rest = _tokens(name) - {f"{round(device.memory_bytes / 1e9)}gb"}
-        if rest and any(rest <= _tokens(own) for own in (device.name, *device.aliases)):
-            return device
-    raise UserError(f"there is no device called {shortened(name)!r}{_nearest(name)}")
+    fitting = [device for device in catalogue() if words and _is_part(words, device)]
+    if not fitting:  # "rtx 4090 24GB": the memory it has anyway
+        fitting = [
+            device
+            for device in catalogue()
+            if (rest := words - {f"{round(device.memory_bytes / 1e9)}gb"})
+            and rest != words
+            and _is_part(rest, device)
+        ]
+    if len(fitting) > 1:
+        raise UserError(f"{shortened(name)!r} may be any of {', '.join(map(_short, fitting))}; say which")
+    if not fitting:
+        raise UserError(f"there is no device called {shortened(name)!r}{_nearest(name)}")
+    return fitting[0]
+
+
+def own(text: str) -> Device:
+    """The device that JSON text describes: `flops` (bf16, dense, a second) and `memory` (bytes), and if known `usd` (an
+    hour), `name`, `bandwidth` (bytes a second) and `watts`.
+
+    Bandwidth and watts that are not given are in the proportion to its FLOP/s that they have in an H100. Raises
+    UserError for text that is not this.
+    """
+    said = f"the device {shortened(text)!r}"
+    try:
+        given = dict(pairs := json.loads(text, object_pairs_hook=list))
+    except (ValueError, RecursionError):
+        raise UserError(f"{said} is not JSON; {_OWN_FORM}") from None
+    if len(given) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise UserError(f"{said} gives {shortened(twice)} twice")
+    for key in _REQUIRED:
+        if key not in given:
+            raise UserError(f"{said} has no {key} ({_OWN[key][0]}); {_OWN_FORM}")
+    for key, value in given.items():
+        if key == "name":
+            if not isinstance(value, str) or not value.strip() or not value.isprintable():
+                raise UserError(f"{said}: its name has to be text")
+        elif key not in _OWN:
+            raise UserError(f"{said} has no use for {shortened(key)!r}; {_OWN_FORM}")
+        else:
+            unit, least, most = _OWN[key]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise UserError(f"{said}: {key} has to be {unit}, a number from {least:g} to {most:g}")
+    usual = find("h100")
+    scale = given["flops"] / peak(usual)
+    assumed = " and ".join(key for key in ("bandwidth", "watts") if key not in given)
+    return Device(
+        name=given.get("name", "own device").strip(),
+        kind="gpu",
+        peak_flops={"bfloat16": float(given["flops"])},
+        memory_bytes=int(given["memory"]),
+        bytes_per_second=float(given.get("bandwidth", usual.bytes_per_second * scale)),
+        watts=float(given.get("watts", round(usual.watts * scale))),
+        prices=(Price(float(given["usd"]), "given", "in the device's JSON", ""),) if "usd" in given else (),
+        source=f"given; {assumed} in an H100's proportion to it" if assumed else "given",
+        evidence="given",
+    )
 
 
 def rate(device: Device, overrides: Mapping[str, float] | None = None) -> tuple[float, str]:
@@ -111,8 +181,9 @@ def rate(device: Device, overrides: Mapping[str, float] | None = None) -> tuple[
         known = [price for price in device.prices if price.usd == usd]
         return usd, str(known[0]) if known else "set in the recipe"
     if not device.prices:
-        short = device.aliases[0] if device.aliases else device.name
-        raise UserError(f"no price is known for {device.name}: write rates: {{{short}: 1.25}} in the recipe")
+        raise UserError(
+            f"no price is known for {device.name}: write rates: {{{_short(device)}: 1.25}} in the recipe"
+        )
     return device.prices[0].usd, str(device.prices[0])
 
 
@@ -140,10 +211,7 @@ def detect(device: str = "auto") -> Device:
     torch = sys.modules.get("torch")
     if device != "cpu" and torch is not None and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(None if device == "auto" else device)
-        try:
-            return find(properties.name)
-        except UserError:
-            return Device(name=properties.name, kind="gpu", memory_bytes=int(properties.total_memory))
+        return _this_gpu(properties.name, int(properties.total_memory))
     return _this_cpu()
 
 
@@ -160,6 +228,18 @@ def cpu_model() -> str:
         return f"{platform.machine()} {fields.get('CPU implementer', '')}:{fields['CPU part']}"
     apple = sysctl("-n", "machdep.cpu.brand_string").strip()
     return apple or platform.processor() or platform.machine() or "unknown"
+
+
+def _this_gpu(name: str, memory: int) -> Device:
+    """The catalogue's device of this name if it has this memory. A card of two dies is two devices to torch."""
+    for called in (name, f"{name} one die"):
+        try:
+            found = find(called)
+        except UserError:
+            continue
+        if abs(memory / found.memory_bytes - 1) < _SAME_MEMORY:
+            return found
+    return Device(name=name, kind="gpu", memory_bytes=memory)
 
 
 def _this_cpu() -> Device:
@@ -213,24 +293,40 @@ def _device(entry: Mapping[str, Any]) -> Device:
     )
 
 
+def _words(name: str) -> list[str]:
+    """The words of a name that distinguish devices: "NVIDIA H100 80 GB HBM3" -> h100, 80gb, hbm3."""
+    name = re.sub(r"\b([0-9]+) ?g(i?b)?\b", r"\1gb", name.lower())
+    return [word for word in re.findall(r"[a-z0-9]+", name) if word not in _VENDOR_WORDS]
+
+
 def _tokens(name: str) -> frozenset[str]:
-    """The words of a name that distinguish devices: "NVIDIA H100 80GB HBM3" -> h100, 80gb, hbm3."""
-    return frozenset(re.findall(r"[a-z0-9]+", name.lower())) - _VENDOR_WORDS
+    return frozenset(_words(name))
 
 
 def _key(name: str) -> str:
     """A name without its vendor, spaces and dashes, so that "RTX-4090" is "rtx4090"."""
-    return "".join(word for word in re.findall(r"[a-z0-9]+", name.lower()) if word not in _VENDOR_WORDS)
+    return "".join(_words(name))
 
 
 def _keys(device: Device) -> set[str]:
     return {_key(own) for own in (device.name, *device.aliases)}
 
 
+def _is_part(words: frozenset[str], device: Device) -> bool:
+    """Whether one of the device's names has all these words."""
+    return any(words <= _tokens(own) for own in (device.name, *device.aliases))
+
+
+def _short(device: Device) -> str:
+    return device.name if device.kind == "cpu" or not device.aliases else device.aliases[0]
+
+
 def _nearest(name: str) -> str:
-    short = [device.name if device.kind == "cpu" else device.aliases[0] for device in catalogue()]
-    near = difflib.get_close_matches(_key(name), short, n=3, cutoff=0.6)
-    return f": did you mean {', '.join(near)}?" if near else f": the names known are {', '.join(short)}"
+    known = {key: device for device in catalogue() if device.kind != "cpu" for key in _keys(device)}
+    near = difflib.get_close_matches(_key(name), known, n=6, cutoff=0.6)
+    if near:
+        return f": did you mean {', '.join(dict.fromkeys(_short(known[key]) for key in near))}?"
+    return f": the names known are {', '.join(map(_short, catalogue()))}"
 
 
 def peak(device: Device) -> float:

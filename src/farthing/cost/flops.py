@@ -16,6 +16,7 @@ Legend: d hidden size, h query heads, V vocabulary, S tokens of a sequence, W th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -54,7 +55,8 @@ class Flops:
     linear: float = 0.0
     """Projections and feed-forward blocks: what FP8 training computes in FP8 (arXiv:2412.19437 sec. 3.3)."""
     attention_causal: float = 0.0
-    """Scores and weighted values of the pairs that the mask lets through."""
+    """Scores and weighted values of the pairs that the mask lets through, and what stands in for them: a sparse
+    indexer's scores, a recurrent state."""
     attention_full: float = 0.0
     """The same of all pairs, as PaLM's MFU counts them. Stands in for `attention_causal`, never beside it."""
     logits: float = 0.0
@@ -113,7 +115,7 @@ def parameters(config: Mapping[str, Any]) -> Parameters:
         total=common + sum(layer.parameters for layer in s.layers),
         embedding=embedding,
         head=head,
-        active=common + sum(layer.active() + layer.vectors for layer in s.layers),
+        active=common + sum(layer.active() + layer.vectors - layer.idle for layer in s.layers),
         mtp=s.mtp_depth * s.mtp.parameters,
     )
 
@@ -131,7 +133,10 @@ def forward_flops(
     _check(tokens, pairs, logit_tokens)
     s = shapes(config)
     linear = s.outside.active() + sum(layer.active() for layer in s.layers)
-    attention = round(len(s.layers) * pairs) * _flops_of_pair(s, absorbed)
+    attending = sum(not layer.recurrent for layer in s.layers)
+    attention = round(attending * pairs) * _flops_of_pair(s, absorbed)
+    attention += round(pairs * sum(layer.index for layer in s.layers))
+    attention += tokens * sum(layer.recurrent for layer in s.layers)
     return 2 * tokens * linear + attention + 2 * logit_tokens * s.embed * s.vocab
 
 
@@ -150,7 +155,7 @@ def mtp_flops(
     """
     _check(tokens, pairs, logit_tokens)
     s = shapes(config)
-    layers = 2 * tokens * s.mtp.active() + round(pairs) * _flops_of_pair(s, absorbed)
+    layers = 2 * tokens * s.mtp.active() + round(pairs) * (_flops_of_pair(s, absorbed) + s.mtp.index)
     return s.mtp_depth * layers + 2 * logit_tokens * s.embed * s.vocab
 
 
@@ -177,20 +182,19 @@ def flops(
     lengths = [lengths] if isinstance(lengths, int) else lengths
     _check(*lengths)
     s, tokens = shapes(config), sum(lengths)
-    causal = {w: sum(_causal(n, w) for n in lengths) for w in {layer.window for layer in s.layers}}
-    full = {w: sum(n * min(n, w or n) for n in lengths) for w in causal}
-    pair = _flops_of_pair(s)
+    kinds = Counter(s.layers)
     once = Flops(
         linear=2 * tokens * (s.outside.active() + sum(layer.active(*_LINEAR) for layer in s.layers)),
-        attention_causal=pair * sum(causal[layer.window] for layer in s.layers),
-        attention_full=pair * sum(full[layer.window] for layer in s.layers),
+        attention_causal=sum(times * _mixing(s, layer, lengths) for layer, times in kinds.items()),
+        attention_full=sum(times * _mixing(s, layer, lengths, full=True) for layer, times in kinds.items()),
         logits=2 * tokens * s.embed * s.vocab,
         router=2 * tokens * sum(layer.active("router") for layer in s.layers),
     )
     depths = s.mtp_depth if mtp else 0
     extra = depths * 2 * tokens * (s.mtp.active() + s.embed * s.vocab)
     once += Flops(
-        mtp=extra + depths * pair * causal[s.mtp.window], mtp_full=extra + depths * pair * full[s.mtp.window]
+        mtp=extra + depths * _mixing(s, s.mtp, lengths),
+        mtp_full=extra + depths * _mixing(s, s.mtp, lengths, full=True),
     )
     if work == "forward":
         return once
@@ -226,8 +230,7 @@ def decode_flops(config: Mapping[str, Any], context: int) -> Flops:
     """
     _check(context)
     s = shapes(config)
-    pairs = sum(min(context + 1, layer.window or context + 1) for layer in s.layers)
-    attention = pairs * _flops_of_pair(s, absorbed=True)
+    attention = sum(_decoding(s, layer, context) for layer in s.layers)
     return Flops(
         linear=2 * (s.outside.active() + sum(layer.active(*_LINEAR) for layer in s.layers)),
         attention_causal=attention,
@@ -261,11 +264,33 @@ def _flops_of_pair(s: Shapes, absorbed: bool = False) -> int:
     return 2 * s.heads * (s.qk + s.v)
 
 
-def _causal(n: int, window: int | None) -> int:
-    """Pairs of a sequence where a token sees itself and the window - 1 tokens before it."""
-    if window is None or n <= window:
-        return causal_pairs(n)
+def _mixing(s: Shapes, layer: Layer, lengths: Sequence[int], full: bool = False) -> int:
+    """FLOPs of one layer's attention over sequences, or of what stands in for it; `full` counts masked pairs too."""
+    if layer.recurrent:
+        return sum(lengths) * layer.recurrent
+    indexed = layer.index * sum(n * n if full else causal_pairs(n) for n in lengths)
+    return indexed + _flops_of_pair(s) * sum(_pairs(n, layer, full) for n in lengths)
+
+
+def _pairs(n: int, layer: Layer, full: bool) -> int:
+    """Pairs of a sequence in which a token sees itself and those before it: all, the last of a window, or those of its
+    own chunk."""
+    window = min(n, layer.window or n)
+    if full:
+        return n * window
+    if layer.chunked:
+        chunks, rest = divmod(n, window) if n else (0, 0)
+        return chunks * causal_pairs(window) + causal_pairs(rest)
     return causal_pairs(window) + (n - window) * window
+
+
+def _decoding(s: Shapes, layer: Layer, context: int) -> int:
+    """FLOPs of one layer's attention, or of what stands in for it, for a token after `context` cached ones."""
+    if layer.recurrent:
+        return layer.recurrent
+    window = layer.window or context + 1
+    seen = context % window + 1 if layer.chunked else min(context + 1, window)
+    return seen * _flops_of_pair(s, absorbed=True) + (context + 1) * layer.index
 
 
 def _up_projections(s: Shapes) -> int:

@@ -176,7 +176,8 @@ def memory(
     if kind in ("grpo", "serve"):
         tokens = -(-(cache_tokens or micro_tokens) // seq_len) * seq_len
         held = -(-len(s.layers) // layout.pipeline) / len(s.layers) / layout.tensor
-        fullest = replace(fullest, cache=int(tokens * cache_bytes_per_token(config, precision) * held))
+        cache = tokens * cache_bytes_per_token(config, precision) + tokens // seq_len * state_bytes(config)
+        fullest = replace(fullest, cache=int(cache * held))
     weights: float = fullest.weights
     if reference:
         frozen = replace(settings, kind="serve", lora=0, offload=False)
@@ -244,9 +245,12 @@ def code_of(device: str) -> Code:
 def cache_bytes_per_token(config: Mapping[str, Any], precision: Precision = "bf16") -> int:
     """Bytes that a token leaves in the cache over all layers: its keys and values, or with latent attention
     one latent and one rotated key (arXiv:2405.04434 table 1)."""
-    s = shapes(config)
-    wide = s.mla.kv_lora + s.mla.rope if s.mla else s.kv_heads * (s.qk + s.v)
-    return len(s.layers) * wide * WIDTH[precision]
+    return sum(layer.cached for layer in shapes(config).layers) * WIDTH[precision]
+
+
+def state_bytes(config: Mapping[str, Any]) -> int:
+    """Bytes of a sequence's recurrent states over all layers, however long it is; 0 where every layer attends."""
+    return sum(layer.state for layer in shapes(config).layers) * FLOAT
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Shapes of a network from its config.json: every matrix and every vector, without torch.
 
 Counting FLOPs, parameters and bytes needs the matrices of a layer and how many of them a token passes
-through. `shapes` reads them from the config of any family in `families.FAMILIES`.
+through. `shapes` reads them from the config of any family in `families.FAMILIES`. Of a model of images and text that
+nests a text model's config (`text_config`), the text model is counted and nothing else.
 
 Legend: d hidden size, h query heads, k key/value heads, c head size, f feed-forward size, V vocabulary,
 E experts of a layer, K of them chosen for a token.
@@ -14,8 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from farthing.base.errors import UserError
-from farthing.base.schema import nearest
-from farthing.cost.families import FAMILIES, Family, Flag
+from farthing.cost.families import FAMILIES, Family, Flag, family_of, text_model
 
 Role = Literal["attention", "feedforward", "expert", "router", "mtp", "outside"]
 Config = Mapping[str, Any]
@@ -61,10 +61,22 @@ class Layer:
     matrices: tuple[Matrix, ...]
     vectors: int
     """Parameters in biases and norms."""
+    idle: int = 0
+    """Of them, biases of experts that a token does not go to."""
     norms: int = 2
     """Norms as wide as the model."""
     window: int | None = None
-    """Tokens that a token sees, itself included; None for all before it."""
+    """Tokens that a token sees, itself included; None for all before it. With a sparse indexer, those it chooses."""
+    chunked: bool = False
+    """True if sequences are cut into chunks as long as the window, and a token sees its own (Llama 4)."""
+    cached: int = 0
+    """Numbers that a token leaves in the cache."""
+    state: int = 0
+    """Numbers that a sequence keeps in a recurrent state, in float32."""
+    recurrent: int = 0
+    """FLOPs of a token in that state, which stands in for attention; 0 with attention."""
+    index: int = 0
+    """FLOPs of each (query, key) pair in a sparse indexer; 0 without one."""
     inner: int = 0
     """Feed-forward channels that one token fills, chosen and shared experts together."""
     sparse: bool = False
@@ -127,34 +139,47 @@ def shapes(config: Config) -> Shapes:
     Raises UserError for a family that is not in `FAMILIES`, and for a size that is missing or no whole number
     above 0.
     """
-    name = config.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        hint = nearest(name, list(FAMILIES)) if isinstance(name, str) else ""
-        raise UserError(
-            f"cannot count a model of type {name!r}: {hint + ' ' if hint else ''}"
-            f"The types known are {', '.join(FAMILIES)}"
-        )
-    family, config = FAMILIES[name], _flat(config)
+    config = text_model(config)
+    name = family_of(config)
+    family = FAMILIES[name]
+    config = {**family.defaults, **_flat(config)}
     d = _size(config, "hidden_size", "n_embd", "d_model", "n_embed")
     h = _heads(config, family)
-    mla = _mla(config) if family.attention == "mla" else None
+    mla = _mla(config) if family.attention in ("mla", "dsa") else None
     k = h if mla else _kv_heads(config, family, h)
     c = 1 if mla else _size(config, "head_dim", "kv_channels", default=family.head_size or max(1, d // h))
     qk, v = (mla.nope + mla.rope, mla.v) if mla else (c, c)
     count = _size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if count > _MOST_LAYERS:
         raise UserError(f"the model's config gives {count} layers; correct num_hidden_layers")
-    attention = _mla_matrices(d, h, mla) if mla else _matrices(config, family, d, h, k, c)
+    attention = _attention(config, family, d, h, k, c, mla)
+    recurrent = _delta_net(config, d) if family.attention == "gated" else attention
     norms = _norms(config, family)
-    vectors = norms * family.norm * d + _attention_vectors(config, family, d, h, k, c, mla)
-    # A layer is dense or sparse, and slides or not: the few kinds are made once and shared.
-    kinds: dict[tuple[bool, int | None], Layer] = {}
+    vectors = norms * family.norm * d
+    # A layer is dense or sparse, slides or not, and attends or not: the few kinds are made once and shared.
+    kinds: dict[tuple[bool, int | None, bool], Layer] = {}
     layers: list[Layer] = []
     for index in range(count):
-        kind = _is_sparse(config, family, index), _window(config, family, index)
+        kind = (
+            _is_sparse(config, family, index),
+            _window(config, family, index),
+            _is_recurrent(config, family, index),
+        )
         if kind not in kinds:
-            feed, biases, inner = (_experts if kind[0] else _dense)(config, family, d)
-            kinds[kind] = Layer(attention + feed, vectors + biases, norms, kind[1], inner, kind[0])
+            sparse, window, recurs = kind
+            mixer = recurrent if recurs else attention
+            feed = (_experts if sparse else _dense)(config, family, d)
+            kinds[kind] = replace(
+                mixer,
+                matrices=mixer.matrices + feed.matrices,
+                vectors=mixer.vectors + vectors + feed.vectors,
+                idle=feed.idle,
+                norms=norms,
+                window=window,
+                chunked=family.window_where == "chunks" and window is not None,
+                inner=feed.inner,
+                sparse=sparse,
+            )
         layers.append(kinds[kind])
     last = layers[-1]
     # The projection of [hidden state; embedding], their two norms, a layer, and a norm before the head.
@@ -232,6 +257,27 @@ def _mla(config: Config) -> Mla:
     )
 
 
+def _attention(config: Config, family: Family, d: int, h: int, k: int, c: int, mla: Mla | None) -> Layer:
+    """The attention of a layer, without its feed-forward."""
+    bias = _flag(config, family.o_bias)
+    if mla:
+        ranks = (mla.q_lora or 0) + mla.kv_lora
+        latent = Layer(
+            _mla_matrices(d, h, mla),
+            ranks + bias * (d + ranks + mla.rope),
+            cached=mla.kv_lora + mla.rope,
+        )
+        return _indexed(config, d, mla, latent) if family.attention == "dsa" else latent
+    matrices, cached = _matrices(config, family, d, h, k, c), 2 * k * c
+    if family.attention == "moa":
+        return Layer(matrices, d, cached=cached)  # a bias of the sum over the chosen experts
+    queries = h * (1 + (family.attention == "gated"))
+    vectors = bias * d + _flag(config, family.qkv_bias) * (queries + 2 * k) * c + family.oss * h
+    if _has_qk_norm(config, family):
+        vectors += 2 * c * max(1, family.norm) if family.qk_norm == "head" else (h + k) * c
+    return Layer(matrices, vectors, cached=cached)
+
+
 def _mla_matrices(d: int, h: int, mla: Mla) -> tuple[Matrix, ...]:
     qk = mla.nope + mla.rope
     if mla.q_lora is None:
@@ -246,29 +292,61 @@ def _mla_matrices(d: int, h: int, mla: Mla) -> tuple[Matrix, ...]:
     )
 
 
+def _indexed(config: Config, d: int, mla: Mla, latent: Layer) -> Layer:
+    """Latent attention with the indexer that chooses `index_topk` tokens (DeepSeek-V3.2, arXiv:2512.02556 section
+    2.1): n small heads of size e score every pair by sum over heads of weight * relu(q k), with one key for all."""
+    n, e = _size(config, "index_n_heads"), _size(config, "index_head_dim")
+    queries = Matrix("attention", mla.q_lora or d, n * e)
+    return replace(
+        latent,
+        matrices=(*latent.matrices, queries, Matrix("attention", d, e), Matrix("attention", d, n)),
+        vectors=latent.vectors + 2 * e,  # the LayerNorm of its keys
+        cached=latent.cached + e,
+        index=2 * n * e + 2 * n,
+    )
+
+
+def _delta_net(config: Config, d: int) -> Layer:
+    """Gated DeltaNet (arXiv:2412.06464 section 3.1) as Qwen3-Next has it, without the feed-forward.
+
+    Each value head keeps a state of [key size, value size] that a token reads, corrects and reads again: three
+    products. Queries, keys and values go through a short convolution before, each channel by itself.
+    """
+    heads, v = _size(config, "linear_num_value_heads"), _size(config, "linear_value_head_dim")
+    c = _size(config, "linear_key_head_dim")
+    keys, values = _size(config, "linear_num_key_heads") * c, heads * v
+    convolution = _size(config, "linear_conv_kernel_dim", default=4) * (2 * keys + values)
+    return Layer(
+        (
+            Matrix("attention", d, 2 * keys + 2 * values),  # queries, keys, values and the output's gate
+            Matrix("attention", d, 2 * heads),  # how much is written and how much is kept
+            Matrix("attention", values, d),
+        ),
+        vectors=convolution + 2 * heads + v,  # the decay's scale and bias, and a norm
+        state=heads * c * v,
+        recurrent=2 * convolution + 3 * 2 * heads * c * v,
+    )
+
+
+def _is_recurrent(config: Config, family: Family, index: int) -> bool:
+    if family.attention != "gated":
+        return False
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and index < len(kinds):
+        return bool(kinds[index] == "linear_attention")
+    return (index + 1) % _size(config, "full_attention_interval", default=4) != 0
+
+
 def _matrices(config: Config, family: Family, d: int, h: int, k: int, c: int) -> tuple[Matrix, ...]:
-    """q, k, v and o; for JetMoE (arXiv:2404.07413 section 2.3) q and o are experts and k and v are shared."""
+    """q, k, v and o; for JetMoE (arXiv:2404.07413 section 2.3) q and o are experts and k and v are shared. Gated
+    attention has a gate as wide as q (arXiv:2505.06708)."""
     keys_values = Matrix("attention", d, k * c, count=2, active=2)
     if family.attention == "moa":
         experts, chosen = _expert_count(config), _top_k(config)
         q = Matrix("attention", d, k * c, experts, chosen)
         return q, keys_values, Matrix("attention", k * c, d, experts, chosen), Matrix("router", d, experts)
-    return Matrix("attention", d, h * c), keys_values, Matrix("attention", h * c, d)
-
-
-def _attention_vectors(
-    config: Config, family: Family, d: int, h: int, k: int, c: int, mla: Mla | None
-) -> int:
-    bias = _flag(config, family.o_bias) * d
-    if mla:
-        norms = (mla.q_lora or 0) + mla.kv_lora
-        return norms + bias + bool(bias) * ((mla.q_lora or 0) + mla.kv_lora + mla.rope)
-    if family.attention == "moa":
-        return d  # of the sum over the chosen experts
-    bias += _flag(config, family.qkv_bias) * (h + 2 * k) * c + family.oss * h
-    if not _has_qk_norm(config, family):
-        return bias
-    return bias + (2 * c * max(1, family.norm) if family.qk_norm == "head" else (h + k) * c)
+    gate = 1 + (family.attention == "gated")
+    return Matrix("attention", d, h * c * gate), keys_values, Matrix("attention", h * c, d)
 
 
 def _has_qk_norm(config: Config, family: Family) -> bool:
@@ -291,19 +369,19 @@ def _block(role: Role, family: Family, d: int, f: int, count: int = 1, active: i
     return Matrix(role, d, f, gates * count, gates * active), Matrix(role, f, d, count, active)
 
 
-def _dense(config: Config, family: Family, d: int) -> tuple[tuple[Matrix, ...], int, int]:
-    """Matrices, biases and inner width of a plain feed-forward block."""
+def _dense(config: Config, family: Family, d: int) -> Layer:
+    """A plain feed-forward block."""
     default = family.wide * d if family.wide else None
-    f = _size(config, "intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner", default=default)
+    f = _size(config, family.dense_size, "ffn_hidden_size", "ffn_dim", "n_inner", default=default)
     if family.wide and config.get("model_type") == "mpt":
         f = _size(config, "expansion_ratio", default=family.wide) * d
     bias = _flag(config, family.mlp_bias) * ((family.matrices - 1) * f + d)
     slopes = 2 * (config.get("model_type") == "apertus")  # of its activation, xIELU
-    return _block("feedforward", family, d, f), bias + slopes, f
+    return Layer(_block("feedforward", family, d, f), bias + slopes, inner=f)
 
 
-def _experts(config: Config, family: Family, d: int) -> tuple[tuple[Matrix, ...], int, int]:
-    """Matrices, biases and inner width for a token of a mixture (DeepSeekMoE, arXiv:2401.06066 section 3)."""
+def _experts(config: Config, family: Family, d: int) -> Layer:
+    """A mixture (DeepSeekMoE, arXiv:2401.06066 section 3)."""
     experts, chosen = _expert_count(config), _top_k(config)
     f = _size(config, family.expert_size)
     matrices = [*_block("expert", family, d, f, experts, chosen), Matrix("router", d, experts)]
@@ -311,11 +389,12 @@ def _experts(config: Config, family: Family, d: int) -> tuple[tuple[Matrix, ...]
         shared = _size(config, "shared_expert_intermediate_size", default=0, least=0)
         matrices += [Matrix("router", d, 1)] * bool(shared)  # the shared expert's own gate
     else:
-        shared = f * _size(config, "n_shared_experts", default=0, least=0)
+        shared = f * _size(config, "n_shared_experts", default=family.shared, least=0)
     if shared:
         matrices += _block("feedforward", family, d, shared)
-    biases = d * (family.attention == "moa") + family.oss * experts * (1 + 2 * f + d)
-    return tuple(matrices), biases, chosen * f + shared
+    each = family.oss * (2 * f + d)
+    biases = d * (family.attention == "moa") + family.oss * experts + experts * each
+    return Layer(tuple(matrices), biases, idle=(experts - chosen) * each, inner=chosen * f + shared)
 
 
 def _is_sparse(config: Config, family: Family, index: int) -> bool:
@@ -327,6 +406,11 @@ def _is_sparse(config: Config, family: Family, index: int) -> bool:
     if family.experts == "qwen":
         step = _size(config, "decoder_sparse_step", default=1)
         return index not in (config.get("mlp_only_layers") or ()) and (index + 1) % step == 0
+    if family.experts == "llama4":
+        chosen = config.get("moe_layers")
+        if isinstance(chosen, list):
+            return index in chosen
+        return (index + 1) % _size(config, "interleave_moe_layer_step", default=1) == 0
     return family.experts == "all"
 
 
@@ -345,8 +429,15 @@ def _top_k(config: Config) -> int:
 
 def _window(config: Config, family: Family, index: int) -> int | None:
     kinds, where = config.get("layer_types"), family.window_where
+    if family.attention == "dsa":
+        return _size(config, "index_topk")
     if isinstance(kinds, list) and index < len(kinds):
-        slides = kinds[index] == "sliding_attention"
+        slides = kinds[index] in ("sliding_attention", "chunked_attention")
+    elif where == "chunks":
+        given = config.get("no_rope_layers")
+        rotated = given if isinstance(given, list) else []
+        every = _size(config, "no_rope_layer_interval", default=4)
+        slides = bool(rotated[index]) if index < len(rotated) else (index + 1) % every != 0
     elif where == "qwen":
         first = _size(config, "max_window_layers", default=28, least=0)
         slides = bool(config.get("use_sliding_window", False)) and index >= first
@@ -357,9 +448,10 @@ def _window(config: Config, family: Family, index: int) -> int | None:
         slides = (index + 1) % every != 0
     else:
         slides = where == "all"
-    if not slides or config.get("sliding_window", family.window) is None:
+    key = "attention_chunk_size" if where == "chunks" else "sliding_window"
+    if not slides or config.get(key, family.window) is None:
         return None
-    return _size(config, "sliding_window", default=family.window)
+    return _size(config, key, default=family.window)
 
 
 def _outside(config: Config, family: Family, d: int, embed: int, vocab: int) -> Layer:
@@ -369,5 +461,5 @@ def _outside(config: Config, family: Family, d: int, embed: int, vocab: int) -> 
     rows = 0
     if family.positions is not None:
         rows = _size(config, "max_position_embeddings", "n_positions") + family.positions
-    vectors = last_norm + rows * d + 2 * d * family.embedding_norm + vocab * family.head_bias
+    vectors = last_norm + rows * d + 2 * d * family.embedding_norm + vocab * _flag(config, family.head_bias)
     return Layer(projections, vectors)

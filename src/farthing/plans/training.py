@@ -16,6 +16,7 @@ from farthing.base.errors import UserError
 from farthing.base.figures import Range, bytes_, hourly, letters, money, percent, range_text
 from farthing.cost import devices
 from farthing.cost.devices import Device, peak
+from farthing.cost.families import text_model
 from farthing.cost.flops import CONVENTION, Flops, Parameters, flops_per_token, parameters
 from farthing.cost.memory import Optimizer, Precision, check_latent
 from farthing.cost.shapes import shapes
@@ -51,6 +52,8 @@ class Plan:
     """A plan for training a network."""
 
     name: str
+    text_only: bool
+    """True if the config has another network beside the text model that is planned."""
     device: Device
     count: int
     precision: str
@@ -190,6 +193,7 @@ def plan_training(
     Raises UserError for a network or device of which too little is known, a price that is not above 0, FP8 on
     a device without it, and a latent cache larger than the one it replaces.
     """
+    whole, config = config, text_model(config)
     check_count(count)
     check_precision(precision, device)
     if seq_len is not None and seq_len < 1:
@@ -209,7 +213,8 @@ def plan_training(
         start *= 2
         layouts, least = _layouts(config, device, start, seq_len, batch_tokens, training)
     return Plan(
-        name=name or str(config.get("model_type")),
+        name=name or str(whole.get("model_type")),
+        text_only=config is not whole,
         device=device,
         count=start,
         precision=precision,
@@ -327,6 +332,8 @@ def known_context(config: Mapping[str, Any]) -> int | None:
 
 
 def _assumptions(plan: Plan) -> Iterator[Assumption]:
+    if plan.text_only:
+        yield Assumption("only the text model is counted, not what reads images or sound", "docs/counting.md")
     if plan.measured:
         yield Assumption(
             f"{percent(plan.efficiency.likely)} of the peak, as this machine was measured; within a factor 1.5",
