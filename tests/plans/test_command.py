@@ -95,6 +95,13 @@ def test_a_method_is_planned_and_what_would_fit_is_listed(config):
     assert "add --fused-loss" in done.stdout
 
 
+def test_a_teacher_is_another_config(config):
+    asked = (config, "--method", "distill", "--steps", "9", "--count", "64", "--batch", "64", "--json")
+    alone, taught = (json.loads(farthing(*asked, *more).stdout) for more in ((), ("--teacher", config)))
+    assert taught["memory_bytes_per_device"] > alone["memory_bytes_per_device"]
+    assert taught["device_hours"]["likely"] > alone["device_hours"]["likely"]
+
+
 def test_a_method_that_does_not_fit_is_printed_and_refused_with_the_change(config):
     arguments = (config, "--method", "lora", "--steps", "100", "--gpu", "a100", "--seq-len", "1024")
     done = farthing(*arguments, "--json")

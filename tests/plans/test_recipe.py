@@ -201,7 +201,7 @@ def test_states_are_sharded_and_experts_split_where_they_must_be():
 
 def test_s1_and_deepscaler_as_recipes_are_within_a_factor_of_two():
     """As in test_methods.py, which has the sources; a recipe asks for lengths of answers, not for steps' times."""
-    sft = {"kind": "sft", "data": ["s1k.jsonl"], "steps": 315, "batch_tokens": 96_000, "length": 16_384}
+    sft = {"kind": "sft", "data": ["s1k.jsonl"], "steps": 315, "batch_tokens": 96_000, "length": 6_000}
     s1 = planned(
         validate({"name": "s1", "base": "x", "stages": [sft]}), QWEN_32B, devices.find("h100"), None, count=16
     )
@@ -228,7 +228,7 @@ def test_what_is_known_of_the_answers_is_used():
     assert long > base["generate"] > short, "12.8 of 32 tokens"
     assert planned(kept=1.0).likely["train"] > base["train"]
     assert "answers are 20 tokens long" in recipe_text(planned(answer_length=20))
-    for bad in ({"answer_length": 0.0}, {"kept": 0.0}, {"kept": 1.5}, {"count": 0}):
+    for bad in ({"answer_length": 0.0}, {"kept": 0.0}, {"kept": 1.5}, {"count": 0}, {"count": 129}):
         with pytest.raises(UserError, match="--"):
             planned(**bad)
 

@@ -133,7 +133,7 @@ def elsewhere(job: Job, count: int) -> str:
 
 def _device_hours(job: Job, device: Device, count: int, candidate: Candidate) -> Range:
     per_token = flops_per_token(job.config, job.mean, mtp=False, recompute=candidate.recompute)
-    reached = efficiency(conditions(job.config, per_token, device, count))
+    reached = efficiency(conditions(job.config, per_token, device, count, seq_len=job.seq_len))
     work = job.kept * job.tokens * _work(job, per_token) / (peak(device) * 3600)
     fixed = (_sampling_hours(job, device, count, candidate) + _offload_hours(job, candidate)) * count
     u = Catalogued(device).uncertainty

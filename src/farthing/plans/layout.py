@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -104,23 +104,16 @@ class Training:
                 layout=layout,
             )  # fmt: skip
             numbers = tokens * shapes(config).vocab / layout.tensor
-            found = Memory(
-                **found.parts()
-                | {
-                    "weights": found.weights + held.weights,
-                    "logits": found.logits + int(numbers * (b + 4)),
-                }
+            found = replace(
+                found,
+                weights=found.weights + held.weights,
+                logits=found.logits + int(numbers * (b + 4)),
             )
         if not self.sampled:
             return found
         cache = self.sampled * cache_bytes_per_token(config, self.precision) // layout.tensor
         sampler = int(b * parameters(config).total / layout.tensor)
-        sampling = Memory(
-            weights=found.weights + sampler,
-            gradients=found.gradients,
-            optimizer=found.optimizer,
-            cache=cache,
-        )
+        sampling = replace(found, weights=found.weights + sampler, activations=0, logits=0, cache=cache)
         return max(found, sampling, key=lambda each: each.total)
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from farthing.base.errors import UserError
 from farthing.cost.devices import Device
 from farthing.cost.flops import Recompute, causal_pairs, forward_flops, parameters
 from farthing.cost.memory import Layout, Memory, check_latent, code_of, memory, precision_of, tokens_per_pass
@@ -85,7 +86,7 @@ def plan_stages(
     they end with; `base` is the base's config, `asked` are those of the models that judge answers. Devices share the
     work evenly.
 
-    Raises UserError for data whose size is not known, and as `check_latent` and the dial.
+    Raises UserError for data whose size is not known, and as `check_latent`, `check_shares` and the dial.
     """
     plans = [_start(base)]
     config = base
@@ -96,6 +97,7 @@ def plan_stages(
         work = stage.work(config, guess)
         if stage.asks:
             work = replace(work, beside=tuple(asked))
+        check_shares(number, work, sharing.devices)
         works.append(work)
         plans.append(_stage(f"{number:02d}-{stage.kind}", work, speed, device, sharing))
         config = work.config
@@ -108,6 +110,15 @@ def plan_stages(
 def published_guess(config: Config | None) -> Guess:
     """What runs showed of models of this size; tasks differ more than that says."""
     return PUBLISHED if config is not None and parameters(config).total >= LARGER else MEASURED
+
+
+def check_shares(number: int, work: StageWork, count: int) -> None:
+    """Raises UserError for more devices than a step of the stage has sequences."""
+    rows = work.sampling.answers if work.sampling else math.ceil(work.tokens / work.length)
+    if count > rows:
+        raise UserError(
+            f"--count {count}: a step of stage {number} has {rows} sequences, one for each device at most; lower it"
+        )
 
 
 def halved_and_doubled(guess: Guess) -> tuple[Guess, Guess]:

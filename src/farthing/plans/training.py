@@ -57,6 +57,7 @@ class Plan:
     device: Device
     count: int
     precision: str
+    optimizer: str
     tokens: float
     seq_len: int
     parameters: Parameters
@@ -129,6 +130,7 @@ class Plan:
             "device": self.device.name,
             "count": self.count,
             "precision": self.precision,
+            "optimizer": self.optimizer,
             "tokens": self.tokens,
             "seq_len": self.seq_len,
             "flops": self.flops,
@@ -218,6 +220,7 @@ def plan_training(
         device=device,
         count=start,
         precision=precision,
+        optimizer=optimizer,
         tokens=tokens,
         seq_len=seq_len,
         parameters=parameters(config),
@@ -402,7 +405,7 @@ def plan_text(plan: Plan) -> str:
     else:
         rows.append(("does not fit", f"{bytes_(plan.least_bytes)} a device; {plan.remedy}"))
     width = max(len(left) for left, _ in rows)
-    title = f"{plan.name}   {plan.count} x {plan.device.name}, {plan.precision}"
+    title = f"{plan.name}   {plan.count} x {plan.device.name}, {plan.precision}, {plan.optimizer}"
     lines = [title, *(f"  {left:{width}}  {right}" for left, right in rows), "  assumed:"]
     lines += [f"    {assumption.what} ({assumption.source})" for assumption in plan.assumptions()]
     return "\n".join(lines)
