@@ -210,7 +210,7 @@ def cache_bytes_per_token(config: Mapping[str, Any], precision: Precision = "bf1
 
 def state_bytes(config: Mapping[str, Any]) -> int:
     """Bytes of a sequence's recurrent states over all layers, however long it is; 0 where every layer attends."""
-    return sum(layer.state for layer in shapes(config).layers) * _FLOAT
+    return sum(layer.state for layer in shapes(config).layers) * WIDTH["fp32"]
 
 
 @dataclass(frozen=True)
