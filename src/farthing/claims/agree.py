@@ -54,7 +54,10 @@ def _sums(claim: Claim, hours: float | None) -> Iterator[Check]:
             right = f"{exact(figures.device_hours)} device-hours"
             yield _agree("hours", left, counted, right, figures.device_hours)
         part_hours = device_hours(figures) if figures is not own else hours
-        if part_hours and figures.price_per_device_hour and figures.dollars:
+        rests_on_rent = (
+            figures.dollars and stated_hours(figures) is None and not (figures is own and claim.parts)
+        )
+        if part_hours and figures.price_per_device_hour and figures.dollars and not rests_on_rent:
             price = figures.price_per_device_hour
             computed = part_hours * price
             left = f"{name}{exact(part_hours)} device-hours x {hourly(price)} = {money(computed)}"
@@ -72,6 +75,8 @@ def _sums(claim: Claim, hours: float | None) -> Iterator[Check]:
 def _rent(claim: Claim, hours: float | None) -> Iterator[Check]:
     """Compare dollars an hour with the rents of devices of the same peak."""
     own = claim.reported
+    if own.our_price_per_device_hour:
+        return
     price = own.price_per_device_hour or (own.dollars / hours if own.dollars and hours else None)
     if price is None or own.device is None:
         return
@@ -217,14 +222,25 @@ class Compute:
 
 
 def device_hours(figures: Claim | Figures) -> float | None:
-    """As reported, else devices times their hours or days, else the sum of the parts."""
+    """As reported, else devices times their hours or days, else the sum of the parts, else dollars over the rent."""
     if isinstance(figures, Claim):
-        own = device_hours(figures.reported)
+        own = stated_hours(figures.reported)
         parts = [device_hours(part) for part in figures.parts]
         if own is None and parts and None not in parts:
             return sum(hours for hours in parts if hours is not None)
-        return own
+        return own or from_rent(figures.reported)
+    return stated_hours(figures) or from_rent(figures)
+
+
+def stated_hours(figures: Figures) -> float | None:
+    """Device-hours that do not rest on a price."""
     return figures.device_hours or from_devices(figures)
+
+
+def from_rent(figures: Figures) -> float | None:
+    """Dollars over dollars an hour: the claim's own rent, else ours."""
+    price = figures.price_per_device_hour or figures.our_price_per_device_hour
+    return figures.dollars / price if figures.dollars and price else None
 
 
 def from_devices(figures: Figures) -> float | None:
@@ -257,6 +273,13 @@ def computes(claim: Claim) -> Iterator[Compute]:
             basis=basis,
             fp8=figures.precision == "fp8" or claim.reported.precision == "fp8",
         )
+
+
+def flops_of_token(claim: Claim, figures: Figures) -> float | None:
+    """Training FLOPs a token, causal; None for an unknown model or sequence length."""
+    if claim.architecture is not None and figures.seq_len is not None:
+        return flops_per_token(claim.architecture, figures.seq_len, mtp=False).model
+    return 6 * claim.params if claim.params is not None else None
 
 
 def _per_token(claim: Claim, figures: Figures) -> tuple[tuple[float, float] | None, str]:

@@ -15,7 +15,16 @@ import statistics
 from dataclasses import dataclass
 
 from farthing.base.figures import exact, hourly, money, percent
-from farthing.claims.agree import AGREE, Check, Compute, Verdict, computes, consistency, device_hours
+from farthing.claims.agree import (
+    AGREE,
+    Check,
+    Compute,
+    Verdict,
+    computes,
+    consistency,
+    device_hours,
+    flops_of_token,
+)
 from farthing.claims.claim import Claim, Excluded
 from farthing.cost import devices
 from farthing.cost.devices import Device, peak
@@ -64,6 +73,14 @@ class Finding:
     """arithmetic, compute, whole cost."""
 
     @property
+    def price_is_ours(self) -> bool:
+        """Whether dollars, or hours made of dollars, rest on a rent that the claim does not name."""
+        own = self.claim.reported
+        return bool(own.our_price_per_device_hour) or (
+            self.dollars is not None and not own.dollars and not own.price_per_device_hour
+        )
+
+    @property
     def verdict(self) -> Verdict:
         """Verdict on the run as claimed: implausible as soon as one of the first two lines is."""
         arithmetic, compute, _ = (line.verdict for line in self.lines)
@@ -99,7 +116,15 @@ def check(claim: Claim) -> Finding:
         gaps=gaps,
         whole_cost=whole,
         today=_today(claim, hours),
-        lines=[_arithmetic_line(checks), _compute_line(counted, peers), _whole_line(gaps, dollars, whole)],
+        lines=[
+            _arithmetic_line(checks),
+            _compute_line(claim, counted, peers),
+            _whole_line(
+                gaps,
+                dollars if claim.reported.dollars or claim.reported.price_per_device_hour else None,
+                whole,
+            ),
+        ],
     )
 
 
@@ -180,16 +205,34 @@ def _arithmetic_line(checks: list[Check]) -> Check:
     return Check("arithmetic", "plausible", "; ".join(first[:2]))
 
 
-def _compute_line(counted: list[Compute], peers: list[PublishedRun]) -> Check:
+def _compute_line(claim: Claim, counted: list[Compute], peers: list[PublishedRun]) -> Check:
     if not counted:
         text = "tokens, architecture, hardware or hours are not published, so the work cannot be counted"
+        if bound := _most_tokens(claim):
+            text = f"the tokens are not published; {bound}"
         return Check("compute", "cannot be checked", text)
     lines = [_judge(compute, peers) for compute in counted]
+    own = claim.reported
+    if own.our_price_per_device_hour and not own.device_hours:
+        said = f"at {hourly(own.our_price_per_device_hour)}, which is our assumption: {lines[0].text}"
+        return Check("compute", "cannot be checked", said)
     for verdict in ("implausible", "cannot be checked"):
         for line in lines:
             if line.verdict == verdict:
                 return line
     return lines[0]
+
+
+def _most_tokens(claim: Claim) -> str:
+    """What hours and a model allow at most, "" where either is unknown."""
+    hours, own = device_hours(claim), claim.reported
+    per_token = flops_of_token(claim, own)
+    if not hours or not own.device or per_token is None:
+        return ""
+    most = hours * 3600 * peak(devices.find(own.device)) / per_token
+    return (
+        f"{exact(hours)} h of this hardware are enough for {most / 1e12:,.3g}T at most, at 100% of its peak"
+    )
 
 
 def _judge(compute: Compute, peers: list[PublishedRun]) -> Check:

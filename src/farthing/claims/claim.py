@@ -6,6 +6,7 @@ docs/claims.md describes every key. Nothing here judges: `check.py` does the ari
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -36,6 +37,9 @@ class Figures(Strict):
     device_hours: Positive | None = None
     price_per_device_hour: Positive | None = None
     """Dollars."""
+    our_price_per_device_hour: Positive | None = None
+    """Dollars: an assumption of whoever wrote this file, where the claim names no rent. It is marked as ours, and what
+    rests on it is not judged."""
     dollars: Positive | None = None
     tokens: Positive | None = None
     tokens_are: Literal["reported", "at most"] = "reported"
@@ -49,6 +53,18 @@ class Figures(Strict):
     energy_mwh: Positive | None = None
     tonnes_co2e: Positive | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_dollars(cls, data: Any) -> Any:
+        """Amounts of other currencies have keys or signs of their own: say what to do with them."""
+        for key, value in data.items() if isinstance(data, dict) else ():
+            foreign = isinstance(value, str) and key in _AMOUNTS and _CURRENCY.search(value)
+            if foreign or str(key).lower() in _CURRENCIES:
+                raise ValueError(
+                    f"{key}: amounts are in US dollars; convert {str(value)[:40]!r} and give the rate in a note"
+                )
+        return data
+
     def given(self) -> list[str]:
         """The names of the figures that are given."""
         return [
@@ -57,7 +73,27 @@ class Figures(Strict):
         ]  # fmt: skip
 
 
-_NOT_FIGURES = ("name", "tokens_are", "precision")
+_AMOUNTS = ("dollars", "price_per_device_hour", "our_price_per_device_hour")
+_CURRENCIES = (
+    "currency",
+    "euros",
+    "eur",
+    "yuan",
+    "cny",
+    "rmb",
+    "yen",
+    "jpy",
+    "pounds",
+    "gbp",
+    "won",
+    "krw",
+    "rupees",
+    "inr",
+)
+_CURRENCY = re.compile(
+    r"[€£¥₩₹]|\b(?:eur|euros?|cny|rmb|yuan|jpy|yen|gbp|pounds?|krw|won|inr|rupees?|chf)\b", re.IGNORECASE
+)
+_NOT_FIGURES = ("name", "tokens_are", "precision", "our_price_per_device_hour")
 
 
 class Part(Figures):

@@ -1,4 +1,4 @@
-"""The findings on a claim as text and as JSON."""
+"""The findings on a claim: the short answer, all of them, and as JSON."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from farthing.base.figures import exact, hourly, money, percent
+from farthing.claims.answer import answer
 from farthing.claims.check import Finding, dollar_range
 from farthing.cost.devices import peak
 from farthing.cost.flops import CONVENTION
 
-WIDTH = 100
+WIDTH = 100  # at most; the terminal's where that is narrower
 _QUESTIONS = {
     "arithmetic": "do the figures agree?",
     "compute": "can the hardware do it?",
@@ -20,13 +21,32 @@ _QUESTIONS = {
 }
 
 
-def text(finding: Finding) -> str:
-    """The verdict in three lines, then its evidence."""
-    claim = finding.claim
-    lines = [claim.title, *_wrapped(claim.about), ""]
+def short(finding: Finding, width: int = WIDTH) -> str:
+    """The answer that a newspaper could print, in at most 12 lines of 80 characters."""
+    found = answer(finding)
+    lines = [found.title]
+    for question, said in found.lines:
+        lines += _wrapped(f"{question} {said}", "  ", width)
+    return "\n".join([*lines, *_wrapped(found.judgement, "", width)])
+
+
+def text(finding: Finding, width: int = WIDTH) -> str:
+    """The short answer, the three questions with their arithmetic, and the evidence."""
+    lines = [short(finding, width), "", *_wrapped(finding.claim.about, "", width), ""]
     for line in finding.lines:
-        lines += _wrapped(f"{_QUESTIONS[line.about]} {line.verdict}: {line.text}", "  ")
+        lines += _wrapped(f"{_QUESTIONS[line.about]} {line.verdict}: {line.text}", "  ", width)
     lines += ["", f"verdict on the run as claimed: {finding.verdict}"]
+    for title, items in sections(finding):
+        lines += ["", title, *(line for item in items for line in _wrapped(item, "- ", width))]
+    return "\n".join([*lines, "", *_wrapped(COUNTED, "", width)])
+
+
+COUNTED = f"Counted as {CONVENTION}; full counts masked attention too; MFU is of the dense 16-bit peak."
+
+
+def sections(finding: Finding) -> Iterator[tuple[str, list[str]]]:
+    """The evidence, by titles; those without any are left out."""
+    claim = finding.claim
     for title, section in (
         ("the work", _work(finding)),
         ("measured by others on this hardware's peak", _peers(finding)),
@@ -36,15 +56,8 @@ def text(finding: Finding) -> str:
         ("to know", (f"{note.text} ({note.source}, {note.date})" for note in claim.notes)),
         ("sources", _sources(finding)),
     ):
-        if found := [line for item in section for line in _wrapped(item, "- ")]:
-            lines += ["", title, *found]
-    lines += [
-        "",
-        *_wrapped(
-            f"Counted as {CONVENTION}; full counts masked attention too; MFU is of the dense 16-bit peak."
-        ),
-    ]
-    return "\n".join(lines)
+        if items := list(section):
+            yield title, items
 
 
 def _work(finding: Finding) -> Iterator[str]:
@@ -68,7 +81,8 @@ def _work(finding: Finding) -> Iterator[str]:
         if compute.tokens_per_second:
             yield f"{at_most}{compute.tokens_per_second:,.0f} tokens a second on each device"
     if finding.device_hours and finding.price_per_device_hour:
-        yield f"{exact(finding.device_hours)} device-hours in all, {hourly(finding.price_per_device_hour)} each"
+        ours = ", a price of ours" if finding.price_is_ours else ""
+        yield f"{exact(finding.device_hours)} device-hours in all, {hourly(finding.price_per_device_hour)} each{ours}"
 
 
 def _peers(finding: Finding) -> Iterator[str]:
@@ -98,9 +112,9 @@ def _sources(finding: Finding) -> Iterator[str]:
         yield f"{other.figure} elsewhere: {other.source} ({other.date}, {other.evidence})"
 
 
-def _wrapped(item: str, mark: str = "") -> list[str]:
+def _wrapped(item: str, mark: str, width: int) -> list[str]:
     return textwrap.wrap(
-        " ".join(item.split()), WIDTH, initial_indent=mark, subsequent_indent=" " * len(mark)
+        " ".join(item.split()), width, initial_indent=mark, subsequent_indent=" " * len(mark)
     )
 
 
@@ -112,11 +126,13 @@ def data(finding: Finding) -> dict[str, Any]:
         "title": claim.title,
         "about": claim.about,
         "verdict": finding.verdict,
+        "answer": asdict(answer(finding)),
         "lines": [asdict(line) for line in finding.lines],
         "device_hours": finding.device_hours,
         "usd": finding.dollars,
         "usd_are": finding.dollars_are,
         "usd_per_device_hour": finding.price_per_device_hour,
+        "price_is_ours": finding.price_is_ours,
         "parts": [
             {
                 "name": compute.name,

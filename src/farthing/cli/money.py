@@ -341,21 +341,40 @@ def claim(
             metavar="NAME|FILE.yaml", help="A built-in claim, or your own.", autocompletion=claim_names
         ),
     ] = None,
+    full: Annotated[bool, typer.Option("--full", help="With the arithmetic and all evidence.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Print a template for a claim of your own.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write everything as a page to send.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a claim about a model's cost; without a name, list the built-in claims."""
+    from farthing.base.files import write
     from farthing.claims import claim as claims
     from farthing.claims.check import check
-    from farthing.claims.text import data, text
+    from farthing.claims.page import page
+    from farthing.claims.template import TEMPLATE
+    from farthing.claims.text import WIDTH, data, short, text
 
+    if new:
+        print_result({"template": TEMPLATE}, TEMPLATE.rstrip(), as_json)
+        return
     if name is None:
+        if html is not None:
+            raise UserError("--html: say which claim, a built-in one or a file")
         found = [claims.load(each) for each in claims.builtin()]
         width = max(len(each.name) for each in found)
         lines = "\n".join(f"{each.name:{width}}  {each.title}" for each in found)
         print_result({"claims": [{"name": each.name, "title": each.title} for each in found]}, lines, as_json)
         return
     finding = check(claims.load(name))
-    print_result(data(finding), text(finding), as_json)
+    if html is not None:
+        if not _is_page(html):
+            may_overwrite(html, instead="another --html")
+        write(html, page(finding))
+        log(f"written: {html}")
+    width = min(WIDTH, max(40, shutil.get_terminal_size((WIDTH, 24)).columns))
+    print_result(data(finding), (text if full else short)(finding, width), as_json)
 
 
 def compare(
