@@ -29,7 +29,8 @@ def drawn(found: dict[str, Any]) -> str:
         dict.fromkeys(side for axis in PANELS for point in found[axis] for side in point["tokens_per_s"])
     )
     values = [speed for axis in PANELS for point in found[axis] for speed in point["tokens_per_s"].values()]
-    low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)) + 1e-9)
+    rows = _rows(min(values), max(values))
+    low, high = rows[0], rows[-1]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="growth" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(_told(found))}"><style>{_STYLE}</style>',
@@ -48,7 +49,7 @@ def drawn(found: dict[str, Any]) -> str:
         ) -> float:
             return round(left + math.log(at / least) / math.log(most / least) * (right - left), 1)
 
-        for row in _rows(low, high):
+        for row in rows:
             parts.append(f'<line x1="{left}" x2="{right}" y1="{up(row)}" y2="{up(row)}"/>')
             parts.append(f'<text class="end" x="{left - 6}" y="{up(row) + 4}">{row:,}</text>')
         for point in points:
@@ -83,10 +84,12 @@ def _told(found: dict[str, Any]) -> str:
     return "Decoded tokens a second. " + "; ".join(said) + "."
 
 
-def _rows(low: float, high: float) -> list[int]:
-    """1, 2 and 5 times the powers of ten between."""
-    powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
-    return [step * 10**power for power in powers for step in (1, 2, 5) if low <= step * 10**power <= high]
+def _rows(least: float, most: float) -> list[int]:
+    """1, 2 and 5 times powers of ten that enclose the values, of 1 and more."""
+    rows = [step * 10**power for power in range(math.ceil(math.log10(most)) + 1) for step in (1, 2, 5)]
+    first = max(place for place, row in enumerate(rows) if row <= least)
+    last = next(place for place, row in enumerate(rows) if row >= most)
+    return rows[first : max(last, first + 1) + 1]
 
 
 def _css(side: str, sides: Sequence[str]) -> str:

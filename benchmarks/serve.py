@@ -2,8 +2,8 @@
 
 Each server is a process of its own with the machine to itself, started anew for every round; rounds alternate. A client
 sends its next request as soon as its last one has ended. What came is counted by one tokenizer, from the text that each
-server sent. Peers that are not installed are left out, and named. `transformers serve` computes in the faster dtype,
-with continuous batching; llama.cpp's server reads Farthing's own export to Q8_0 and is compared with int8.
+server sent. Peers that are not installed are left out, and named. `transformers serve` (with continuous batching)
+and vLLM compute in the faster dtype; llama.cpp's server reads Farthing's own export to Q8_0 and is compared with int8.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def main() -> None:
             for one in servers:
                 rounds[one.name].append(_round(one, requests, args.clients, tokenizer))
                 say(f"{one.name}: {rounds[one.name][-1].rate:.1f} tokens/s")
-    for mine, theirs in (("farthing", "transformers serve"), ("farthing int8", "llama-server Q8_0")):
+    pairs = [("farthing", "transformers serve"), ("farthing", "vllm"), ("farthing int8", "llama-server Q8_0")]
+    for mine, theirs in pairs:
         if mine in rounds and theirs in rounds:
             print(json.dumps(_result(mine, theirs, rounds, args.clients)))
     for name, loads in rounds.items():
@@ -129,13 +130,19 @@ def _servers(folder: Path, files: Path) -> tuple[list[Server], dict[str, str]]:
         Server("farthing", serve, "smol"),
         Server("farthing int8", [*serve, "--quantize", "int8"], "smol"),
     ]
+    dtype = choose("cpu").dtype
     command = shutil.which("transformers", path=str(Path(python).parent))
     if command is None:
         missing["transformers serve"] = "no command transformers"
     else:
-        dtype = choose("cpu").dtype
         arguments = ["serve", str(folder), "--port", "PORT", "--dtype", dtype, "--continuous-batching"]
         servers.append(Server("transformers serve", [command, *arguments, "--device", "cpu"], str(folder)))
+    if (vllm := shutil.which("vllm")) is None:
+        missing["vllm"] = "no command vllm"
+    else:
+        arguments = ["serve", str(folder), "--served-model-name", "smol", "--port", "PORT", "--dtype", dtype]
+        arguments += ["--max-num-seqs", str(CLIENTS), "--max-model-len", "2048"]
+        servers.append(Server("vllm", [vllm, *arguments], "smol", {"VLLM_CPU_KVCACHE_SPACE": "2"}))
     llama = shutil.which("llama-server") or str(BUILT / "build" / "bin" / "llama-server")
     if Path(llama).exists():
         gguf = exported(folder, files, "q8_0")

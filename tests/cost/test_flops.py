@@ -164,6 +164,17 @@ def test_recomputation_is_beside_the_model_flops():
     assert flops(V3, 64, "forward", recompute="full").recompute == 0
 
 
+def test_alternate_computes_every_second_product_again():
+    plain = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
+    }  # fmt: skip
+    keys, result, up = 64 * 32, 64 * 64, 64 * 160  # of q, k, v, o, gate, up and down
+    assert flops(plain, 10, recompute="alternate").recompute == 2 * 10 * 3 * (keys + result + up)
+    experts = 8 * 3 * 7168 * 2048  # of V3's 58 sparse layers, besides
+    assert flops(V3, 10, recompute="alternate").recompute > 2 * 10 * 58 * experts
+
+
 def test_vectors_add_and_scale():
     one = flops(V3, 128, recompute="full") + Flops(optimizer=7.0)
     double = one + one

@@ -185,6 +185,7 @@ def test_the_modules_work_is_booked(small_deepseek: Deepseek) -> None:
     prompt, new = 10, 3
     engine.generate([Request(list(range(prompt)), Sampling(max_new_tokens=new, temperature=0))])
     assert sum(engine.work.accepted.values()) == 0, "the guesses of a random module are wrong"
+    assert (engine.guessed, engine.accepted) == (sum(engine.work.guessed.values()), 0)
     # two steps of two tokens each, after the prompt; the module reads the prompt, and two tokens before each step
     steps = [(10, 11), (11, 12)]
     decode = sum(at + 1 for step in steps for at in step)

@@ -53,8 +53,12 @@ def test_a_plan_that_does_not_fit_is_printed_as_json_and_refused(config):
         (("CONFIG", "--tokens", "1T", "--pass-rate", "0.5"), "--pass-rate are about a recipe"),
         (("CONFIG", "--tokens", "1T", "--inference-tokens", "1T"), "--inference-tokens goes with --budget"),
         (("CONFIG", "--tokens", "-1T"), "--tokens: -1T must be above 0"),
-        (("quickstart", "--tokens", "1T"), "leave --tokens and --count"),
-        (("quickstart", "--count", "2"), "leave --tokens and --count"),
+        (("quickstart", "--tokens", "1T"), "leave --tokens"),
+        (("quickstart", "--count", "2"), "--count 2: several devices are planned for a GPU"),
+        (("quickstart", "--method", "lora"), "a recipe does not go with --method"),
+        (("CONFIG", "--tokens", "1T", "--steps", "5"), "pretraining does not go with --steps"),
+        (("CONFIG", "--tokens", "1T", "--count", "8", "--batch", "4"), "fewer sequences than the 8 devices"),
+        (("CONFIG", "--tokens", "1T", "--kept", "0.5"), "pretraining does not go with --kept"),
         (("quickstart", "--seq-len", "64"), "a recipe does not go with --seq-len"),
         (("quickstart", "--precision", "fp8"), "a recipe does not go with --precision"),
         (("quickstart", "--inference-tokens", "1T"), "a recipe does not go with --inference-tokens"),
@@ -83,6 +87,33 @@ def test_mistakes_are_said(config, arguments, said):
     assert said in str(done.exception)
 
 
+def test_a_method_is_planned_and_what_would_fit_is_listed(config):
+    done = farthing(config, "--method", "qlora", "--steps", "100", "--gpu", "a100", "--seq-len", "1024")
+    assert done.exit_code == 0
+    assert "qlora on 1 x NVIDIA A100" in done.stdout
+    assert "another trainer runs it" in done.stdout
+    assert "add --fused-loss" in done.stdout
+
+
+def test_a_teacher_is_another_config(config):
+    asked = (config, "--method", "distill", "--steps", "9", "--count", "64", "--batch", "64", "--json")
+    alone, taught = (json.loads(farthing(*asked, *more).stdout) for more in ((), ("--teacher", config)))
+    assert taught["memory_bytes_per_device"] > alone["memory_bytes_per_device"]
+    assert taught["device_hours"]["likely"] > alone["device_hours"]["likely"]
+
+
+def test_a_method_that_does_not_fit_is_printed_and_refused_with_the_change(config):
+    arguments = (config, "--method", "lora", "--steps", "100", "--gpu", "a100", "--seq-len", "1024")
+    done = farthing(*arguments, "--json")
+    data = json.loads(done.stdout)
+    assert data["fits"] is False
+    fitting = [change for change in data["changes"] if change["fits"]]
+    assert data["remedy"] in [change["change"] for change in fitting]
+    assert f"does not fit on 1 x {data['device']}" in str(done.exception)
+    assert data["remedy"] in str(done.exception)
+    assert "cheapest that fits" in farthing(*arguments).stdout
+
+
 def test_a_budget_is_answered_by_every_law():
     data = json.loads(farthing("--budget", "5000", "--json").stdout)
     assert len(data["choices"]) == 4
@@ -91,4 +122,4 @@ def test_a_budget_is_answered_by_every_law():
 
 def test_the_examination_is_printed():
     data = json.loads(farthing("--validate", "--json").stdout)
-    assert data["summary"]["model"]["runs"] == len(data["rows"]) == 44
+    assert data["summary"]["model"]["runs"] == len(data["rows"]) == 50

@@ -29,7 +29,7 @@ def test_what_was_measured_is_kept(tmp_path):
     [
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
-        lambda text: text.replace('"form": 2', '"form": 0'),
+        lambda text: text.replace('"form": 3', '"form": 2'),
         lambda text: text.replace('"threads"', '"thread"'),
     ],
     ids=["torn", "no table", "older", "other fields"],

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from farthing.cost.devices import peak
+from farthing.cost.flops import flops_per_token, parameters
 from farthing.plans.published import published_runs, validation_runs
 
 NAMED = {run.name: run for run in published_runs()}
@@ -13,7 +14,8 @@ def test_every_row_says_where_it_is_from_and_what_it_is_good_for():
     for run in published_runs():
         assert run.source, run.name
         assert run.evidence in ("P", "S", "R"), run.name
-        assert run.use in ("test", "approximate", "steady", "implausible"), run.name
+        assert run.laboratory, run.name
+        assert run.use in ("test", "approximate", "steady", "computed", "implausible"), run.name
         assert run.scope in ("run", "card", "distilled", "steady"), run.name
         assert (run.tokens_per_second > 0) == (run.use == "steady"), run.name
         assert run.scope == "run" or run.notes, run.name
@@ -44,6 +46,30 @@ def test_what_is_implausible_is_not_tested_on_and_would_be_caught():
     assert impossible not in validation_runs()
     assert NAMED["llama3.3-70b"] not in validation_runs()
     assert all(0.05 < run.mfu < 0.65 for run in validation_runs())
+
+
+def test_hours_computed_from_a_utilisation_are_no_evidence():
+    for name in ("gpt3-175b", "mtnlg-530b", "nemotron4-340b"):
+        assert NAMED[name].use == "computed", name
+        assert "utilisation" in NAMED[name].notes, name
+        assert NAMED[name] not in validation_runs()
+
+
+@pytest.mark.parametrize(
+    ("name", "active"),  # billions of parameters that a token passes, of the model cards
+    [("dots1", 14), ("olmoe-1b-7b", 1.3), ("phi3.5-moe", 6.6), ("llama4-scout", 17)],
+)
+def test_a_mixture_is_counted_by_what_a_token_passes(name, active):
+    run = NAMED[name]
+    assert run.config is not None
+    assert parameters(run.config).active / 1e9 == pytest.approx(active, rel=0.05)
+
+
+def test_windows_of_attention_are_counted():
+    run = NAMED["olmo3-7b"]
+    assert run.config is not None
+    without = flops_per_token({**run.config, "sliding_window": None}, run.seq_len)
+    assert run.per_token.attention_causal < 0.85 * without.attention_causal
 
 
 def test_utilisation_is_work_over_what_the_device_could_do():

@@ -16,13 +16,21 @@ from farthing.plans.calibrate import instructions
 from farthing.plans.measured import Calibration, Pace, save
 from farthing.plans.measured import load as calibration_of
 from farthing.plans.recipe import beside_text, known_pass_rate, plan_beside_actual, plan_recipe, recipe_text
-from farthing.plans.sampling import decoding_steps, survival
+from farthing.plans.sampling import LESSON, decoding_steps, published_guess, survival
 from farthing.recipe import load, validate
 from farthing.recipe.work import Guess
 
 SMOLLM = {
     "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+QWEN_1_5B = {
+    "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+    "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936,
+}  # fmt: skip
+QWEN_32B = QWEN_1_5B | {
+    "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40,
+    "num_key_value_heads": 8, "vocab_size": 152064,
 }  # fmt: skip
 PACE = Pace(fixed=5e-4, flop=3e-12, head_fixed=1e-3, head_flop=3e-12)
 FOUND = Calibration(
@@ -114,11 +122,37 @@ def test_the_flops_are_those_that_a_real_run_booked():
     assert stage.flops == pytest.approx(23.3e12, rel=0.15)
 
 
+def test_narrow_layers_and_routing_take_what_was_measured_of_them():
+    """tiny-deepseek is 128 wide, with two layers of experts; quickstart's network is as wide as what is timed."""
+    tiny = load("tiny-deepseek")
+    narrow = dataclasses.replace(FOUND, narrow=2 * PACE.flop)
+    routed = dataclasses.replace(FOUND, route=1e-5)
+    plain = planned(tiny, None).likely["train"]
+    assert 1.5 * plain < planned(tiny, None, calibration=narrow).likely["train"] < 2 * plain
+    tokens = 4e6  # of pretraining; two layers and a prediction module's share of them
+    assert planned(tiny, None, calibration=routed).likely["train"] > plain + 2 * tokens * 1e-5
+    assert planned(calibration=dataclasses.replace(narrow, route=1e-5)).likely == planned().likely
+
+
+def test_worked_solutions_are_made_before_they_are_taught():
+    once = planned(load("tiny-deepseek"), None).likely["load"]
+    more = planned(load("tiny-deepseek", ["stages.pretrain.data.1.items=120K"]), None).likely["load"]
+    assert more - once == pytest.approx(60_000 * LESSON)
+
+
+def test_muon_takes_longer_than_adamw_and_less_than_the_passes():
+    def train(optimizer):
+        changes = [f"stages.{kind}.optimizer={optimizer}" for kind in ("pretrain", "sft", "grpo")]
+        return planned(load("tiny-deepseek", changes), None).likely["train"]
+
+    assert train("adamw") < train("muon") < 2 * train("adamw")
+
+
 def test_a_recipe_from_nothing_is_planned_by_its_dial():
     found = planned(load("tiny-deepseek"), None)
     assert found.likely["train"] > 0
     assert found.config["model_type"] == "deepseek_v3"
-    assert found.stages[0].name == "01-pretrain"
+    assert [stage.name for stage in found.stages][:2] == ["00-base", "01-pretrain"]
 
 
 def test_a_device_of_the_catalogue_is_limited_by_generation():
@@ -132,6 +166,78 @@ def test_data_of_unknown_size_is_said():
     data = {"name": "talk", "base": "x", "stages": [{"kind": "sft", "data": ["not-here.jsonl"]}]}
     with pytest.raises(UserError, match=r"not-here.jsonl"):
         planned(validate(data))
+
+
+def test_devices_share_the_work_and_the_states():
+    h100 = devices.find("h100")
+    one, eight = (planned(device=h100, calibration=None, count=count) for count in (1, 8))
+    assert eight.count == eight.as_json()["count"] == eight.sharing.layout.data == 8
+    assert eight.wall_seconds.likely < one.wall_seconds.likely
+    assert eight.device_hours.likely > one.device_hours.likely / 3600, "and it is never cheaper"
+    assert eight.usd.likely == pytest.approx(eight.device_hours.likely * 2.95)
+    assert eight.memory_bytes < one.memory_bytes
+    assert "Farthing trains on one device" in recipe_text(eight)
+    assert "Farthing trains on one device" not in recipe_text(one)
+    [_, whole, _], [_, share, _] = one.stages, eight.stages
+    assert share.flops == pytest.approx(whole.flops, rel=0.01)
+
+
+def test_states_are_sharded_and_experts_split_where_they_must_be():
+    def shared(gigabytes, base=SMOLLM):
+        device = dataclasses.replace(devices.find("h100"), memory_bytes=int(gigabytes * 1e9))
+        return planned(base=base, device=device, calibration=None, count=8).sharing
+
+    roomy, tighter, tight = shared(80), shared(1.1), shared(0.9)
+    assert (roomy.layout.zero, roomy.recompute, roomy.fused_loss) == (1, "none", False)
+    assert (tighter.layout.zero, tighter.recompute) == (1, "full")
+    assert tight.layout.zero == 3
+    assert tight.layout.expert == shared(0.01).layout.expert == 1, "there are no experts"
+    mixture = SMOLLM | {
+        "model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 512,
+        "head_dim": 64,
+    }  # fmt: skip
+    assert shared(1.2, mixture).layout.expert == 8
+
+
+def test_s1_and_deepscaler_as_recipes_are_within_a_factor_of_two():
+    """As in test_methods.py, which has the sources; a recipe asks for lengths of answers, not for steps' times."""
+    sft = {"kind": "sft", "data": ["s1k.jsonl"], "steps": 315, "batch_tokens": 96_000, "length": 6_000}
+    s1 = planned(
+        validate({"name": "s1", "base": "x", "stages": [sft]}), QWEN_32B, devices.find("h100"), None, count=16
+    )
+    assert s1.fits
+    assert s1.sharing.layout.zero == 3
+    assert 6.93 / 2 < s1.device_hours.likely < 6.93 * 2
+    hours = 0.0
+    stages = ((8, 8192, 8, 1040, 4500.0), (32, 16384, 16, 480, 4500.0), (32, 24576, 16, 230, 5500.0))
+    for count, longest, group, steps, length in stages:
+        stage = {
+            "kind": "grpo", "tasks": {"math": 1.0}, "prompts": 128, "group": group, "max_new_tokens": longest,
+            "steps": steps, "kl": 0.001,
+        }  # fmt: skip
+        recipe = validate({"name": "deepscaler", "base": "x", "stages": [stage]})
+        found = planned(recipe, QWEN_1_5B, devices.find("a100"), None, count=count, answer_length=length)
+        assert found.fits
+        hours += found.device_hours.likely
+    assert 3800 / 2 < hours < 3800 * 2
+
+
+def test_what_is_known_of_the_answers_is_used():
+    base = planned().likely
+    long, short = (planned(answer_length=tokens).likely["generate"] for tokens in (30, 5))
+    assert long > base["generate"] > short, "12.8 of 32 tokens"
+    assert planned(kept=1.0).likely["train"] > base["train"]
+    assert "answers are 20 tokens long" in recipe_text(planned(answer_length=20))
+    for bad in ({"answer_length": 0.0}, {"kept": 0.0}, {"kept": 1.5}, {"count": 0}, {"count": 129}):
+        with pytest.raises(UserError, match="--"):
+            planned(**bad)
+
+
+def test_larger_models_are_guessed_from_what_was_published():
+    assert published_guess(SMOLLM).answer == 0.40
+    large = SMOLLM | {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+    assert published_guess(large).answer == 0.55
+    assert "DeepScaleR" in published_guess(large).source
 
 
 # ---- what it refuses ----

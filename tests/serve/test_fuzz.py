@@ -349,7 +349,7 @@ def test_clients_that_dawdle_are_hung_up_on(server: Any) -> None:
             return time.monotonic() - began, answer
 
     slow_head = b"GET /health HTTP/1.1\r\nX-Slow: "
-    slow_body = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n"
+    slow_body = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 900\r\n\r\n"
     with ThreadPoolExecutor(120) as pool:
         heads = [pool.submit(dawdle, slow_head) for _ in range(60)]
         bodies = [pool.submit(dawdle, slow_body) for _ in range(60)]

@@ -98,6 +98,8 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
         ("- {name: a, key: sk-12345678}\n- {name: b, key: sk-12345678}", "twice"),
         ("- {name: a, key: sk-12345678, requests_per_minute: 0}", "requests_per_minute"),
         ("- {name: a, key: sk-12345678, quota: 3}", "quota"),
+        ("- {name: a, key: sk-1234567é}", "key 1: key: must be printable ASCII"),
+        ("- {name: a, key: ' sk-12345678'}", "key 1: key: must be printable ASCII"),
     ],
 )
 def test_a_file_that_is_wrong_says_where(tmp_path: Path, text: str, said: str) -> None:

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from farthing.base.errors import UserError
-from farthing.serve.start import Settings, _loaded
+from farthing.serve.safety import Policy
+from farthing.serve.served import Served
+from farthing.serve.start import Settings, _check_policy, _loaded
 
 IDS = torch.arange(4, 24).view(1, 20)
 
@@ -79,3 +81,20 @@ def test_an_adapter_of_another_base_is_refused_in_a_line(tiny_model, adapter, tm
     shutil.copytree(tiny_model, tmp_path / "other")
     with pytest.raises(UserError, match=r"^[^\n]*was it trained on another base\?$"):
         load(base=tiny_model, tuned=adapter(tmp_path / "other", width=48))
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_policy_that_a_template_refuses_is_said_at_the_start(tiny_model, tmp_path, takes):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    if not takes:
+        template = (folder / "chat_template.jinja").read_text()
+        refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        (folder / "chat_template.jinja").write_text(refusal + template)
+    served = Served("strict", load(m=folder)["m"], max_batch=1, cache_tokens=64)
+    _check_policy(served, None)
+    if takes:
+        _check_policy(served, Policy(system="12"))
+    else:
+        with pytest.raises(UserError, match=r"^--policy: .* strict .*no system role"):
+            _check_policy(served, Policy(system="12"))

@@ -36,12 +36,50 @@ def plan(
             autocompletion=recipe_names,
         ),
     ] = None,
+    method: Annotated[
+        Literal["pretrain", "full", "lora", "qlora", "dpo", "grpo", "distill"] | None,
+        typer.Option(help="How a model is trained; pretrain by default."),
+    ] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on: 14.8T, 300B, 1.5e13.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence; 4096 by default.")] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(help="Or examples: sequences, pairs (dpo) or answers (grpo), epochs included."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Or optimizer steps.")] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens of the longest sequence; 4096 by default.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples of a step; 16 by default.")] = None,
+    optimizer: Annotated[
+        Literal["adamw", "muon", "adamw-8bit"] | None, typer.Option(help="adamw by default.")
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(metavar="RANK", help="Train adapters; 16 by default for lora and qlora.")
+    ] = None,
+    fused_loss: Annotated[
+        bool, typer.Option("--fused-loss", help="One kernel for the loss, without float32 logits.")
+    ] = False,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep the optimizer's states and gradients on the host.")
+    ] = False,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Whose logits distill learns; its text if not given.")
+    ] = None,
+    answer_length: Annotated[
+        float | None, typer.Option(help="Mean tokens of a sampled answer, if known.")
+    ] = None,
+    kept: Annotated[
+        float | None, typer.Option(help="Share of the groups of answers that are trained on, if known.")
+    ] = None,
     gpu: Annotated[str | None, typer.Option(help="The device: h100, a100-40gb, rtx4090, cpu, …")] = None,
-    count: Annotated[int | None, typer.Option(help="How many devices; chosen if not given.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="How many devices; chosen to pretrain, else 1 by default.")
+    ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="bf16, fp16 or fp8; bf16 by default, and a recipe's own dtype.")
+        str | None,
+        typer.Option(
+            help="bf16, fp16, pure-bf16, or fp8 to pretrain; bf16 by default, or a recipe's own dtype."
+        ),
     ] = None,
     price: Annotated[
         float | None, typer.Option(help="Dollars per device-hour; the catalogue's by default.")
@@ -72,6 +110,9 @@ def plan(
         "WHAT": what, "--tokens": tokens, "--seq-len": seq_len, "--gpu": gpu, "--count": count,
         "--precision": precision, "--price": price, "--set, --device or --dtype": changes or None,
         "--pass-rate": pass_rate, "--budget": budget, "--inference-tokens": inference_tokens,
+        "--method": method, "--examples": examples, "--steps": steps, "--batch": batch, "--optimizer": optimizer,
+        "--lora": lora, "--fused-loss": fused_loss or None, "--offload": offload or None, "--teacher": teacher,
+        "--answer-length": answer_length, "--kept": kept,
     }  # fmt: skip
     if validate:
         _only("--validate", given)
@@ -86,8 +127,9 @@ def plan(
         _plan_budget(budget, gpu, count, precision or "bf16", price, inference_tokens, as_json)
         return
     from farthing import plans
-    from farthing.plans.recipe import recipe_text
-    from farthing.plans.training import Plan, plan_text
+    from farthing.plans.methods import MethodPlan, method_text
+    from farthing.plans.recipe import RecipePlan, recipe_text
+    from farthing.plans.training import plan_text
     from farthing.recipe import load
 
     if what is None:
@@ -103,11 +145,16 @@ def plan(
             "--price",
             "--set, --device or --dtype",
             "--pass-rate",
+            "--answer-length",
+            "--kept",
         )
     elif changes or pass_rate is not None:
         raise UserError("--set, --device, --dtype and --pass-rate are about a recipe; name one")
     elif inference_tokens is not None:
         raise UserError("--inference-tokens goes with --budget")
+    elif method in (None, "pretrain"):
+        _only("pretraining", given, "WHAT", "--method", "--tokens", "--seq-len", "--gpu", "--count", "--precision",
+              "--price", "--batch", "--optimizer")  # fmt: skip
     with only_results_on_stdout(f"planning {what}", libraries=True):
         found = plans.plan(
             load(what, changes) if changes else what,
@@ -118,12 +165,25 @@ def plan(
             precision=precision or "bf16",
             price=price,
             pass_rate=pass_rate,
+            method=method,
+            batch=batch,
+            optimizer=optimizer,
+            examples=examples,
+            steps=steps,
+            lora=lora,
+            fused_loss=fused_loss,
+            offload=offload,
+            teacher=teacher,
+            answer_length=answer_length,
+            kept=kept,
             say=log,
         )
-    if not isinstance(found, Plan):
+    if isinstance(found, RecipePlan):
         print_result(found.as_json(), recipe_text(found), as_json)
         return
-    if found.fits or as_json:
+    if isinstance(found, MethodPlan):
+        print_result(found.as_json(), method_text(found), as_json)
+    elif found.fits or as_json:
         print_result(found.as_json(), plan_text(found), as_json)
     if not found.fits:
         from farthing.base.figures import bytes_

@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from farthing.cost.shapes import Layer, Role, Shapes, shapes
+from farthing.cost.shapes import Layer, Matrix, Role, Shapes, shapes
 
 CONVENTION = "model FLOPs: 2mnk a product, causal attention once, embeddings not, backward twice the forward"
 
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "alternate", "full"]
 Work = Literal["forward", "backward", "train"]
 _TIMES: dict[Work, int] = {"forward": 1, "backward": 2, "train": 3}
 _LINEAR: tuple[Role, ...] = ("attention", "feedforward", "expert")
@@ -174,7 +174,8 @@ def flops(
         mtp: whether the config's multi-token-prediction depths are trained.
         recompute: `full` computes every layer again in the backward pass; `selective` only what is cheap:
             norms and activations (no matrix products) and the up-projections of latent attention, as
-            DeepSeek-V3 does (arXiv:2412.19437 section 3.2.3). Counts only where there is a backward pass.
+            DeepSeek-V3 does (arXiv:2412.19437 section 3.2.3); `alternate` all but attention and every second
+            product, as torchtitan does by default (its `op` option). Counts only where there is a backward pass.
 
     Raises as `parameters`.
     """
@@ -203,6 +204,8 @@ def flops(
         again = once.linear + once.attention_causal + once.router + once.mtp - heads
     elif recompute == "selective":
         again = 2 * tokens * (len(s.layers) + depths) * _up_projections(s)
+    elif recompute == "alternate":
+        again = 2 * tokens * sum(_computed_again(layer) for layer in [*s.layers, *[s.mtp] * depths])
     return once * _TIMES[work] + Flops(recompute=again)
 
 
@@ -235,6 +238,18 @@ def decode_flops(config: Mapping[str, Any], context: int) -> Flops:
         logits=2 * s.embed * s.vocab,
         router=2 * sum(layer.active("router") for layer in s.layers),
     )
+
+
+def alternate_products(layer: Layer) -> tuple[list[Matrix], list[Matrix]]:
+    """Matrices of attention and plain feed-forward one by one: those whose products `alternate` keeps, and the rest."""
+    single = [m for m in layer.matrices if m.role in ("attention", "feedforward") for _ in range(m.active)]
+    return single[::2], single[1::2]
+
+
+def _computed_again(layer: Layer) -> int:
+    """Weights that `alternate` multiplies a token with once more."""
+    _, again = alternate_products(layer)
+    return sum(m.inputs * m.outputs for m in again) + layer.active("expert")
 
 
 def _check(*counts: float) -> None:

@@ -2,11 +2,14 @@
 
 States are counted as mixed-precision trainers keep them (Micikevicius et al., arXiv:1710.03740; ZeRO,
 arXiv:1910.02054 section 3.1): weights in the compute precision, and for each trained one a float32 gradient, a
-float32 master copy and the optimizer's moments: 18 bytes with AdamW in bfloat16. `fp8` is DeepSeek-V3's
-recipe (arXiv:2412.19437 section 3.3): matrices inside the layers in a byte, moments in bfloat16.
+float32 master copy and the optimizer's moments: 18 bytes with AdamW in bfloat16; 16 where all of them are sharded
+(FSDP), since the shard is the float32 copy and bfloat16 is made of it as it is gathered. `pure-bf16` keeps all four
+numbers in bfloat16, 8 bytes. `fp8` is DeepSeek-V3's recipe (arXiv:2412.19437 section 3.3): matrices inside the
+layers in a byte, moments in bfloat16.
 
 For a GPU this is the allocator's total; the driver's own context, communication buffers and
-fragmentation come on top, so a plan must leave some room. docs/counting.md has every formula.
+fragmentation come on top, so a plan must leave some room. docs/counting.md has every formula, and how well it agrees
+with published figures.
 """
 
 from __future__ import annotations
@@ -17,32 +20,43 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from farthing.base.errors import UserError
-from farthing.base.sizes import LOGIT_BYTES, PACKED_BYTES, SHORT_LENGTH
+from farthing.base.sizes import LOGIT_BYTES, PACKED_BYTES
+from farthing.cost.activations import (
+    FLOAT,
+    WIDTH,
+    Code,
+    Precision,
+    is_short,
+    layer_bytes,
+    working_bytes,
+)
 from farthing.cost.flops import Recompute
 from farthing.cost.shapes import Layer, Matrix, Shapes, shapes
 
 Kind = Literal["pretrain", "sft", "lora", "grpo", "serve"]
-Optimizer = Literal["adamw", "muon"]
-Code = Literal["usual", "farthing-cpu", "farthing-gpu"]
-Precision = Literal["fp32", "bf16", "fp8"]
+Optimizer = Literal["adamw", "muon", "adamw-8bit"]
+Bits = Literal[16, 8, 4]
 
-WIDTH = {"fp32": 4, "bf16": 2, "fp8": 2}  # bytes of a number that is neither a weight nor read by a product
+# Bytes of a frozen weight: LLM.int8 (arXiv:2208.07339), and 4-bit NormalFloat with doubly quantised constants, 4.127
+# bits (arXiv:2305.14314 section 3).
+FROZEN = {8: 1.0, 4: 4.127 / 8}
+_BLOCK = 2048  # moments of 8 bits that share a float32 scale (arXiv:2110.02861 section 2.1)
 
 # Measured in 2026-11 with torch 2.13 and glibc 2.36 on x86-64 Linux: what is resident after importing the package;
 # what oneDNN's buffers and the heap's holes add to the tensors, as a constant and as a share of them; and what they
 # add besides under LoRA, where each linear map makes its result three times: a constant, a share of activations.
 CPU_IMPORTS, CPU_BUFFERS, CPU_WASTE = 245 << 20, 120 << 20, 0.1
 CPU_LORA_BUFFERS, CPU_LORA_WASTE = 100 << 20, 0.2
-_INDEX, _FLOAT = 8, 4  # bytes of an int64 and of a float32
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Layout of a model and its batch over data * tensor * pipeline devices.
+    """Layout of a model and its batch over data * tensor * pipeline * context devices.
 
     `zero` 1 shards the optimizer's states over the data ranks, 2 gradients too, 3 weights too (FSDP).
     `expert` of the data ranks share the routed experts between them. `pipeline` stages run one forward, one
-    backward (1F1B): the first holds the activations of as many micro-batches as there are stages.
+    backward (1F1B): the first holds the activations of as many micro-batches as there are stages. `context` ranks
+    share the tokens of a sequence, and the states as data ranks do; each gathers the keys and values of all.
 
     Raises UserError for a number below 1, a `zero` that is none of 0 to 3, and an `expert` that does not
     divide `data`.
@@ -53,9 +67,10 @@ class Layout:
     tensor: int = 1
     pipeline: int = 1
     zero: int = 0
+    context: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("data", "expert", "tensor", "pipeline"):
+        for name in ("data", "expert", "tensor", "pipeline", "context"):
             if getattr(self, name) < 1:
                 raise UserError(f"the layout's {name} is {getattr(self, name)}; it must be at least 1")
         if self.zero not in (0, 1, 2, 3):
@@ -65,7 +80,12 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        return self.data * self.tensor * self.pipeline
+        return self.data * self.tensor * self.pipeline * self.context
+
+    @property
+    def sharding(self) -> int:
+        """Ranks that states are sharded over."""
+        return self.data * self.context
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,8 @@ class Memory:
     """Bytes on the fullest device, by what they hold."""
 
     weights: int = 0
-    """In the compute precision; with ZeRO 3 also the layers that are gathered at the moment."""
+    """In the compute precision; with ZeRO 3 what is gathered at the moment, beside the shard where that is not the
+    master copy."""
     gradients: int = 0
     optimizer: int = 0
     """Master copies and moments."""
@@ -105,21 +126,30 @@ def memory(
     layout: Layout | None = None,
     code: Code = "usual",
     lora_rank: int = 0,
+    base_bits: Bits = 16,
     cache_tokens: int | None = None,
+    scored_tokens: int | None = None,
     reference: bool = False,
+    fused_loss: bool = False,
+    offload: bool = False,
 ) -> Memory:
     """Predict the peak of the fullest device.
 
     Args:
         kind: `pretrain` and `sft` train all weights; `lora` updates of rank `lora_rank`; `grpo` trains (all,
             or LoRA if `lora_rank` is given) and keeps a cache for its rollouts; `serve` only generates.
-        micro_tokens: tokens that go through the network in one pass on one device; to serve, those of the
+        micro_tokens: tokens that go through the network in one pass of one data rank; to serve, those of the
             largest prefill pass.
         seq_len: tokens of a sequence; the cache holds whole ones.
         code: whose activations: `usual` for GPU trainers at large, or this package's, see `cost.activations`.
+        base_bits: of the weights inside the layers that LoRA leaves frozen.
         cache_tokens: tokens in the cache of `grpo` and `serve`, over all sequences; `micro_tokens` if not
             given.
+        scored_tokens: of `micro_tokens`, those whose logits are computed; all if not given.
         reference: whether a second, frozen copy of the model is there for a KL term.
+        fused_loss: whether one kernel goes from logits to their gradient without float32 copies, as a compiled loss.
+        offload: whether the host keeps the optimizer's states, gradients and, with ZeRO 3, the sharded weights
+            (ZeRO-Offload, arXiv:2101.06840).
 
     Raises UserError as `shapes.shapes`, and for counts below 1 or more pipeline stages than layers.
     """
@@ -133,7 +163,14 @@ def memory(
     rank = lora_rank if kind in ("lora", "grpo") else 0
     if kind == "lora" and rank < 1:
         raise UserError("a LoRA stage needs a rank; give lora_rank")
-    settings = _Settings(kind, micro_tokens, seq_len, precision, optimizer, recompute, layout, code, rank)
+    if base_bits != 16 and not rank:
+        raise UserError(f"weights of {base_bits} bits cannot be trained; train a LoRA beside them")
+    local = -(-micro_tokens // layout.context)
+    scored = None if scored_tokens is None else -(-scored_tokens // layout.context)
+    settings = _Settings(
+        kind, local, seq_len, precision, optimizer, recompute, layout, code, rank,
+        scored, base_bits, fused_loss, offload,
+    )  # fmt: skip
     stages = [_stage(s, settings, number) for number in range(layout.pipeline)]
     fullest = max(stages, key=lambda stage: stage.total)
     if kind in ("grpo", "serve"):
@@ -141,12 +178,15 @@ def memory(
         held = -(-len(s.layers) // layout.pipeline) / len(s.layers) / layout.tensor
         cache = tokens * cache_bytes_per_token(config, precision) + tokens // seq_len * state_bytes(config)
         fullest = replace(fullest, cache=int(cache * held))
-    copies, compiled = 1.0 + reference, 0
+    weights: float = fullest.weights
+    if reference:
+        frozen = replace(settings, kind="serve", lora=0, offload=False)
+        weights += max(_stage(s, frozen, number).weights for number in range(layout.pipeline))
     if code == "farthing-cpu" and kind in ("grpo", "serve"):
         if fullest.weights <= PACKED_BYTES:
-            copies += (1 + reference) * _packed_share(s, rank)
-        compiled = WIDTH["bf16"] * (sum(layer.parameters for layer in s.layers) + s.vocab * s.embed)
-    fullest = replace(fullest, weights=int(fullest.weights * copies) + compiled)
+            weights += weights * _packed_share(s, rank)
+        weights += WIDTH["bf16"] * (sum(layer.parameters for layer in s.layers) + s.vocab * s.embed)
+    fullest = replace(fullest, weights=int(weights))
     if code == "farthing-cpu":
         waste = CPU_WASTE * fullest.total
         if rank:
@@ -210,13 +250,14 @@ def cache_bytes_per_token(config: Mapping[str, Any], precision: Precision = "bf1
 
 def state_bytes(config: Mapping[str, Any]) -> int:
     """Bytes of a sequence's recurrent states over all layers, however long it is; 0 where every layer attends."""
-    return sum(layer.state for layer in shapes(config).layers) * WIDTH["fp32"]
+    return sum(layer.state for layer in shapes(config).layers) * FLOAT
 
 
 @dataclass(frozen=True)
 class _Settings:
     kind: Kind
     tokens: int
+    """Of one rank in one pass."""
     length: int
     precision: Precision
     optimizer: Optimizer
@@ -224,27 +265,37 @@ class _Settings:
     layout: Layout
     code: Code
     lora: int
+    scored: int | None = None
+    bits: Bits = 16
+    fused_loss: bool = False
+    offload: bool = False
 
 
 def _stage(s: Shapes, at: _Settings, number: int) -> Memory:
     """The memory of one rank of pipeline stage `number`, counted from 0."""
-    count, stages = len(s.layers), at.layout.pipeline
+    count, stages, tensor = len(s.layers), at.layout.pipeline, at.layout.tensor
     first, last = number == 0, number == stages - 1
     layers = [*s.layers[count * number // stages : count * (number + 1) // stages]]
     depths = [s.mtp] * (s.mtp_depth if last and at.kind != "serve" else 0)
     states = _states(s, at, [*layers, *depths], first, last)
     if at.kind != "grpo":
         layers += depths
-    shared = at.tokens / at.layout.tensor
+    b = WIDTH[at.precision]
+    shared = at.tokens / tensor
     kept, most = _token_bytes(s, at, layers, last)
     working = most * shared
+    # Ranks that share matrices also share a row's channels between them, but products read it whole.
+    whole = at.tokens * s.width * b * (1 - 1 / tensor)
     if at.kind == "serve":
-        return replace(states, activations=int(working))
+        return replace(states, activations=int(working + whole))
     in_flight = stages - number
     activations = in_flight * kept * shared
-    head = _head(s, at, WIDTH[at.precision], 0 if at.lora else s.vocab * s.embed) if last else 0
+    if at.recompute == "none":  # the inputs of attention and feed-forward
+        activations += in_flight * 2 * len(layers) * whole
+    working += 4 * whole + _gathered_keys(s, at, b) + _reduced(s, at, layers, last)
+    head = _head(s, at, b, 0 if at.lora else s.vocab * s.embed) + whole if last else 0
     # The head is done when the layers' backward pass begins: the larger of the two needs its room.
-    held = _held_logits(s, at, WIDTH[at.precision]) if last else 0
+    held = _held_logits(s, at, b) if last else 0
     if head < working + held:
         return replace(states, activations=int(activations + working), logits=int(held))
     return replace(states, activations=int(activations), logits=int(head))
@@ -261,10 +312,32 @@ def _token_bytes(s: Shapes, at: _Settings, layers: Sequence[Layer], last: bool) 
             layer_bytes(s, layer, recompute, at.code, at.precision, at.length, trained) for layer in layers
         ]
 
-    if at.recompute == "full":  # recomputes one layer at a time
+    if at.recompute in ("alternate", "full"):  # recomputes one layer at a time
         working += max(kept("none"))
     # the final norm's input and output, and the rows that the head reads
     return sum(kept(at.recompute)) + (3 * s.width * b if last else 0), working
+
+
+def _gathered_keys(s: Shapes, at: _Settings, b: int) -> float:
+    """Keys and values of a layer that come from the other ranks of a sequence."""
+    others = (at.layout.context - 1) * at.tokens
+    return others * s.kv_heads * (s.qk + s.v) * b / at.layout.tensor
+
+
+def _reduced(s: Shapes, at: _Settings, layers: Sequence[Layer], last: bool) -> float:
+    """Whole gradients on their way to the rank or host that keeps them: a layer's, in float32 to be summed, and the
+    head's, which waits for the embedding's. A pipeline keeps them whole anyway until its last micro-batch."""
+    if at.lora or at.layout.pipeline > 1 or not (at.layout.zero >= 2 or at.offload):
+        return 0
+    b = WIDTH[at.precision]
+    to_sum = _gradient(at) if at.layout.zero >= 2 else 0
+    layer = max(_share(layer, at.layout) for layer in layers) * (b + to_sum)
+    return layer + last * s.vocab * s.embed * b / at.layout.tensor
+
+
+def _gradient(at: _Settings) -> int:
+    """Bytes of a gradient that is kept."""
+    return 2 if at.precision == "pure-bf16" else FLOAT
 
 
 def _states(s: Shapes, at: _Settings, layers: Sequence[Layer], first: bool, last: bool) -> Memory:
@@ -272,36 +345,49 @@ def _states(s: Shapes, at: _Settings, layers: Sequence[Layer], first: bool, last
     layout, table = at.layout, s.vocab * s.embed
     tables = (first or (last and s.tied)) + (last and not s.tied)
     outer = tables * table / layout.tensor + (s.outside.parameters if last else 0)
+    # sharding over the data ranks divides experts by what expert ranks left
+    unshared = replace(layout, expert=1)
 
     def held(zero: int) -> float:
         """Parameters on a rank of something that is sharded from this level of ZeRO on."""
         if layout.zero < zero:
             return outer + sum(_share(layer, layout) for layer in layers)
-        return (outer + sum(_share(layer, whole) for layer in layers)) / layout.data
+        return (outer + sum(_share(layer, unshared) for layer in layers)) / layout.sharding
 
-    whole = replace(
-        layout, expert=1
-    )  # sharding over the data ranks divides experts by what expert ranks left
-    b = WIDTH[at.precision]
-    outside = outer / (layout.data if layout.zero == 3 else 1)
-    weights = outside * b + (held(3) - outside) * (1 if at.precision == "fp8" else b)
+    sharded, b = layout.zero == 3, WIDTH[at.precision]
+    inner_width = FROZEN.get(at.bits, 1 if at.precision == "fp8" else b)
+    outside = outer / (layout.sharding if sharded else 1)
+    weights = outside * b + (held(3) - outside) * inner_width
     if at.kind == "serve":
         return Memory(weights=int(weights))
-    if layout.zero == 3:  # two layers are gathered at a time, the one at work and the next
-        weights += 2 * max(_share(layer, layout) for layer in layers) * b
-    moment = 2 if at.precision == "fp8" else _FLOAT
-    state = 2 * moment + (0 if at.precision == "fp32" and at.code == "usual" else _FLOAT)
+    shard_is_master = at.code == "usual" and at.precision == "bf16" and not at.lora
+    if sharded:
+        weights = 0 if at.offload or shard_is_master else weights
+        # the layer at work and the next, all in a pipeline; what is outside the layers stays from head to embedding
+        several = layout.pipeline > 1
+        shares = [_share(layer, layout) for layer in layers]
+        weights += (sum(shares) if several else 2 * max(shares)) * inner_width + outer * b
+    if at.bits != 16:  # the matrix at work in the compute precision
+        weights += max(m.inputs * m.outputs for layer in layers for m in layer.matrices) / layout.tensor * b
+    moment: float = 2 if at.precision in ("fp8", "pure-bf16") else FLOAT
+    if at.optimizer == "adamw-8bit":
+        moment = 1 + FLOAT / _BLOCK
+    alone = at.precision == "pure-bf16" or (at.precision == "fp32" and at.code == "usual")
+    state = 2 * moment + (0 if alone else FLOAT)
     if at.lora:
         trained = sum(_lora(s, layer, at.lora) for layer in layers) / layout.tensor
         weights += trained * b
-        gradients, masters = (trained / (layout.data if layout.zero >= level else 1) for level in (2, 1))
+        gradients, masters = (trained / (layout.sharding if layout.zero >= z else 1) for z in (2, 1))
         by_muon = 1.0
     else:
-        gradients, masters = held(2), held(1)
+        # A pipeline sums the gradients of its micro-batches before it reduces them.
+        gradients, masters = held(2 if layout.pipeline == 1 else 4), held(1)
         # shares of the parameters are the same on every rank, near enough for the few that AdamW keeps
-        by_muon = sum(_muon_share(layer, layout) for layer in layers) / held(9)
+        by_muon = sum(_muon_share(layer, layout) for layer in layers) / held(4)
+    if at.offload:
+        return Memory(weights=int(weights))
     states = masters * (state - (by_muon * moment if at.optimizer == "muon" else 0))
-    return Memory(weights=int(weights), gradients=int(gradients * _FLOAT), optimizer=int(states))
+    return Memory(weights=int(weights), gradients=int(gradients * _gradient(at)), optimizer=int(states))
 
 
 def _share(layer: Layer, layout: Layout) -> float:
@@ -338,16 +424,19 @@ def _packed_share(s: Shapes, lora: int) -> float:
 
 def _head(s: Shapes, at: _Settings, b: int, table: int) -> float:
     """Peak memory of the head's loss: logits and the gradient of its `table` trained weights."""
-    numbers = at.tokens * s.vocab
-    if at.code == "usual":  # logits, their float32 copy, its gradient
-        return numbers * (1 + s.mtp_depth) * (b + 2 * _FLOAT) / at.layout.tensor
+    numbers = (at.tokens if at.scored is None else at.scored) * s.vocab
+    if at.code == "usual":
+        # logits; in float32 the log-softmax, its gradient and the logits' gradient, and with tensor parallelism the
+        # softmax (torch's loss_parallel); one fused kernel needs logits and their gradient alone
+        each = 2 * b if at.fused_loss else b + (3 + (at.layout.tensor > 1)) * FLOAT
+        return numbers * (1 + s.mtp_depth) * each / at.layout.tensor
     if at.kind != "grpo" and numbers * b <= LOGIT_BYTES:
         # logits, log-probabilities and the gradient of one loss, and the log-probabilities that others keep; a CPU
         # needs less, the gradient and a product's logits
         return numbers * (3 + s.mtp_depth) * b + table * b
-    chunk = min(LOGIT_BYTES, numbers * _FLOAT)
+    chunk = min(LOGIT_BYTES, numbers * FLOAT)
     # logits and their softmax; or its rounded copy beside the gradient's sum so far and its next term
-    return max(2 * chunk, chunk * (1 + b / _FLOAT) + table * (b + 2 * _FLOAT))
+    return max(2 * chunk, chunk * (1 + b / FLOAT) + table * (b + 2 * FLOAT))
 
 
 def _held_logits(s: Shapes, at: _Settings, b: int) -> float:
@@ -369,102 +458,3 @@ def check_latent(config: Mapping[str, Any]) -> None:
             f"kv_lora_rank {s.mla.kv_lora}: the latent cache of {latent} numbers a token and layer is larger than "
             f"the {replaced} of the keys and values it replaces; lower it to {max(1, replaced - s.mla.rope)} or less"
         )
-
-
-def layer_bytes(
-    s: Shapes,
-    layer: Layer,
-    recompute: Recompute,
-    code: Code,
-    precision: Precision,
-    seq_len: int,
-    trained: bool,
-) -> int:
-    """Bytes a token that one layer keeps until its backward pass, in sequences of `seq_len`.
-
-    `trained` says whether norms are trained: under LoRA they are not, and keep less. In `fp8` what matrix
-    products and the activation read is kept in a byte (arXiv:2412.19437 section 3.3.3), the rest in bfloat16.
-    """
-    b, narrow = WIDTH[precision], 1 if precision == "fp8" else WIDTH[precision]
-    if recompute == "full":
-        return s.width * b
-    again = recompute == "selective"
-    inside, outputs = _norm(code, b, trained)
-    kept = s.width * (layer.norms * inside * b + 2 * (not again) * outputs * narrow)
-    # a window cuts a longer row into blocks, whose results are kept beside all of them together
-    blocks = code != "usual" and layer.window is not None and layer.window < seq_len
-    short = is_short(code, precision, SHORT_LENGTH if blocks else seq_len, masked=blocks)
-    kept += (blocks and not short) * s.heads * s.v * b
-    kept += _latent(s, code, b, again, inside, short) if s.mla else _grouped(s, code, b, inside, short)
-    return kept + _feedforward(s, layer, code, b, narrow, again, trained)
-
-
-def is_short(code: Code, precision: Precision, seq_len: int, masked: bool = False) -> bool:
-    """Whether our attention keeps neither its result nor a statistic, and recomputes its weights: under a mask in
-    bfloat16 only."""
-    ours = precision == "bf16" or (precision == "fp32" and not masked)
-    return code == "farthing-cpu" and ours and seq_len <= SHORT_LENGTH
-
-
-def working_bytes(s: Shapes, layer: Layer, b: int, short_length: int = 0) -> int:
-    """Bytes a token that the backward pass of one layer needs at most at a time, besides what is kept: the
-    gradients of the feed-forward's inner tensors and of its ends, or of q, k, v and the result. Attention in
-    short sequences of ours needs its weights, what they were made from and both gradients as well."""
-    wide = (s.gates + 3) * layer.inner + 2 * s.width
-    if layer.sparse:  # rows are copied for each expert that a token goes to: input, output gradient, result
-        wide += 3 * s.top_k * s.width
-    attention = 4 * s.heads * (s.qk + s.v + short_length) + 2 * s.width
-    return max(wide, attention) * b
-
-
-def _norm(code: Code, b: int, trained: bool) -> tuple[int, int]:
-    """Times its width that an RMSNorm keeps for itself, and as the output that the next product reads."""
-    if code != "farthing-cpu":
-        return 1, 1  # its input
-    if b == 2:  # [x, -x], and their normalised form if the gain is trained
-        return (4 if trained else 2), 1
-    return (2 if trained else 1), 1  # its input and the normalised input
-
-
-def _grouped(s: Shapes, code: Code, b: int, inside: int, short: bool) -> int:
-    h, k = s.heads, s.kv_heads
-    kept = (h * s.qk + k * s.qk + k * s.v + h * s.v) * b + (not short) * h * _FLOAT
-    queries_keys = (h + k) * s.qk * b
-    if code == "usual":
-        return kept + s.qk_norm * queries_keys
-    # Ours are one product, of which the values are a part, so q and k live as long before rotation as after;
-    # norms of them read it where it is, but for the CPU's in bfloat16, which read copies.
-    copies = inside if code == "farthing-cpu" and b == 2 else inside - 1
-    return kept + queries_keys * (1 + s.qk_norm * copies)
-
-
-def _latent(s: Shapes, code: Code, b: int, again: bool, inside: int, short: bool) -> int:
-    assert s.mla is not None
-    m, h = s.mla, s.heads
-    ranks, statistic = (m.q_lora or 0) + m.kv_lora, h * _FLOAT
-    if again:  # the latents before their norms, and attention's result
-        return (ranks + m.rope + h * m.v) * b + statistic
-    if code == "usual":
-        return (2 * ranks + m.rope + 2 * h * (s.qk + m.v)) * b + statistic
-    # The first product's output is kept whole for the norms that read parts of it, but for the CPU's in
-    # bfloat16, which reads copies.
-    fused = (m.q_lora or h * s.qk) + m.kv_lora + m.rope
-    norms = (inside + 1) * ranks if code == "farthing-cpu" and b == 2 else fused + inside * ranks
-    if code == "farthing-gpu" or short:  # values are a part of the up-projection's output, kept whole
-        return (norms + 2 * h * s.qk + h * (m.nope + m.v) + h * m.v) * b + (not short) * statistic
-    # The CPU's fused attention wants values as wide as keys and gives a result as wide, to be cut.
-    cut = h * m.v if m.v < s.qk else 0
-    return (norms + 4 * h * s.qk + cut) * b + statistic
-
-
-def _feedforward(s: Shapes, layer: Layer, code: Code, b: int, narrow: int, again: bool, trained: bool) -> int:
-    before, product = s.gates * layer.inner * narrow, (not again) * layer.inner * narrow
-    if not layer.sparse:
-        return before + product
-    router = s.experts * _FLOAT + s.top_k * (_INDEX + _FLOAT)
-    if code == "usual":  # a token's row once for each of its experts
-        return before + product + s.top_k * s.width * narrow + router
-    # Ours makes the routed experts' rows and products again; a router that is trained reads a float32 copy.
-    shared = (not again) * (layer.inner - s.top_k * s.expert_size) * b
-    copy = s.width * _FLOAT if b < _FLOAT and trained else 0
-    return before + shared + router + copy + s.top_k * (b + 2 * _INDEX + _FLOAT)

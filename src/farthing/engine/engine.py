@@ -14,7 +14,7 @@ from farthing.base.errors import UserError
 from farthing.engine import compiled
 from farthing.engine.cache import Decode, Layout, PagedCache, Prefill, Tiles
 from farthing.engine.compiled import CompiledNetwork
-from farthing.engine.sampling import Chosen, Row, Sampling, choose
+from farthing.engine.sampling import Chosen, choose
 from farthing.engine.scheduler import Scheduler
 from farthing.engine.scores import score_prompt
 from farthing.engine.sequence import Job, Prompt, Request, Running, Sample, Work
@@ -24,8 +24,7 @@ from farthing.model.attention import mean_pairs
 from farthing.model.kernels.native.library import NoKernels
 from farthing.model.moe import Routing
 
-RIDERS = 24  # prompt tokens that a compiled decoding pass has room for
-GREEDY = Sampling(temperature=0)
+RIDERS = 24  # prompt tokens that a compiled decoding pass has room for; twice as many where they take half the time
 
 
 class Engine:
@@ -87,7 +86,8 @@ class Engine:
             )
 
         self.network: CompiledNetwork | None = None
-        riders = 0 if prefill_tokens is None or speculate else min(RIDERS, prefill_tokens)
+        at_a_time = 2 if compiled.rounds_prompts(decoder, quantize) else 1
+        riders = 0 if prefill_tokens is None or speculate else min(at_a_time * RIDERS, prefill_tokens)
         if not self.why_not_compiled:
             self.cache = cache(Tiles)
             try:
@@ -109,6 +109,7 @@ class Engine:
         self.speculate = speculate
         self.guesser = Guesser(decoder, self.cache, speculate, self.network) if speculate else None
         self.work = Work()
+        self.guessed = self.accepted = 0  # as in `work`, of all the engine's life
         self.version = 0
         self.scheduler = Scheduler(
             self.cache,
@@ -119,6 +120,7 @@ class Engine:
             reserve=reserve,
             prefill_tokens=prefill_tokens,
             riders=riders if self.network is not None else 0,
+            at_a_time=at_a_time,
         )
 
     def generate(
@@ -216,16 +218,6 @@ class Engine:
         """Stop a job and free its pages; see `Scheduler.cancel`."""
         self.scheduler.cancel(job)
 
-    @property
-    def guessed(self) -> int:
-        """Number of guessed tokens that were compared with the network's choice; see `Work`."""
-        return sum(self.work.guessed.values())
-
-    @property
-    def accepted(self) -> int:
-        """Number of them that were right."""
-        return sum(self.work.accepted.values())
-
     def _prefill(self, prompts: Sequence[Prompt]) -> None:
         """Run one pass over parts of prompts, and choose the first token of each sample of those that end."""
         if self.network is not None:
@@ -274,7 +266,6 @@ class Engine:
             tables += [p.samples[0].pages] * p.new
             positions += [range(at, at + 1) for at in range(p.read, p.end)]
             ids += p.ids[p.read : p.end]
-            draws += [Row(GREEDY, 0.0)] * p.new
         if self.network is not None:
             self.network.place(tables, positions)
             chosen, hidden = self.network.decode(ids, draws)
@@ -286,11 +277,11 @@ class Engine:
             hidden = self._hidden(torch.tensor(ids, device=attend.slots.device), attend.positions, attend)
             chosen = choose(self.decoder.logits(hidden), draws)
         self.work.computed_tokens += len(ids)
-        self.work.scored_tokens += len(ids)
+        self.work.scored_tokens += rows
         self.work.decode_pairs += mean_pairs(
             [(at, at + 1) for row in positions for at in row], self.cache.windows
         )
-        counts = self._append(running, chosen.first(rows))
+        counts = self._append(running, chosen)
         own, *parts = hidden.split([rows, *(p.new for p in prompts)])
         for s, count, new in zip(running, counts, own.split(each), strict=True):
             s.length += count
@@ -324,9 +315,11 @@ class Engine:
                 if s.done or s.one_by_one or depth == each - 1:
                     break
                 self.work.guessed[depth] += 1
+                self.guessed += 1
                 if row[0] != s.guesses[depth]:
                     break
                 self.work.accepted[depth] += 1
+                self.accepted += 1
             counts.append(len(s.sample.ids) - before)
         self.work.new_tokens += sum(counts)
         return counts

@@ -134,10 +134,6 @@ class Chosen:
     entropies: list[float]
     top: list[list[tuple[int, float]]]
 
-    def first(self, rows: int) -> Chosen:
-        """What was chosen for the first rows."""
-        return Chosen(*(values[:rows] for values in vars(self).values()))
-
     def put(self, rows: Sequence[int], other: Chosen) -> None:
         """Replace what was chosen for these rows."""
         for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):

@@ -40,6 +40,7 @@ class Scheduler:
             goes on.
         riders: the most prompt tokens that `decode` can read; if any, prompts have no passes of their own while samples
             are decoded.
+        at_a_time: prompt tokens that take as long there as the next token of a sample.
 
     Attributes:
         preemptions: number of times that a sample was put back.
@@ -57,10 +58,12 @@ class Scheduler:
         reserve: bool = True,
         prefill_tokens: int | None = None,
         riders: int = 0,
+        at_a_time: int = 1,
     ) -> None:
         self.cache, self.max_batch, self.guesses = cache, max_batch, guesses
         self.prefill, self.decode = prefill, decode
-        self.reserve, self.prefill_tokens, self.riders = reserve, prefill_tokens, riders
+        self.reserve, self.prefill_tokens = reserve, prefill_tokens
+        self.riders, self.at_a_time = riders, at_a_time
         self.waiting: list[Job] = []
         self.prompts: list[Prompt] = []  # of running samples that are not ready
         self.running: list[Running] = []  # oldest first
@@ -266,8 +269,8 @@ class Scheduler:
         ready = [s for s in ready if s.ready]
         if not ready:  # prompts that came earlier hold the pages
             return
-        riders = min(self.riders, 6 + len(ready) // 2)  # keeps a pass below 3 times its usual length
-        parts = self._parts(riders)
+        riders = self.at_a_time * (6 + len(ready) // 2)  # keeps a pass below 3 times its usual length
+        parts = self._parts(min(self.riders, riders))
         self.decode(ready, parts)
         self._advance(parts)
         for s in ready:

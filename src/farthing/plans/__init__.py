@@ -25,6 +25,7 @@ from farthing.cost.shapes import scoring_config
 from farthing.plans import measured as calibration
 from farthing.plans.efficiency import Efficiency
 from farthing.plans.measured import Calibration
+from farthing.plans.methods import MethodPlan, method_of, optimizer_of, plan_method
 from farthing.plans.recipe import RecipePlan, check_pass_rate, known_pass_rate, plan_recipe
 from farthing.plans.speed import Measured
 from farthing.plans.training import SEQ_LEN, Plan, plan_training
@@ -45,6 +46,17 @@ _MAX_BYTES = 10_000_000
     precision=(str,),
     price=(float, None),
     pass_rate=(float, None),
+    method=(str, None),
+    batch=(int, None),
+    optimizer=(str, None),
+    examples=(int, None),
+    steps=(int, None),
+    lora=(int, None),
+    fused_loss=(bool,),
+    offload=(bool,),
+    teacher=(str, Path, Mapping, None),
+    answer_length=(float, None),
+    kept=(float, None),
 )
 def plan(
     what: str | Path | Recipe | Mapping[str, Any],
@@ -56,9 +68,20 @@ def plan(
     precision: str = "bf16",
     price: float | None = None,
     pass_rate: float | None = None,
+    method: str | None = None,
+    batch: int | None = None,
+    optimizer: str | None = None,
+    examples: int | None = None,
+    steps: int | None = None,
+    lora: int | None = None,
+    fused_loss: bool = False,
+    offload: bool = False,
+    teacher: str | Path | Mapping[str, Any] | None = None,
+    answer_length: float | None = None,
+    kept: float | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Plan | RecipePlan:
-    """Plan a recipe, or training a network from nothing on so many tokens.
+) -> Plan | RecipePlan | MethodPlan:
+    """Plan a recipe, training a network from nothing on so many tokens, or training a model by some method.
 
     Args:
         what: a recipe, its name or file; a config.json (its path, or the table in it); a model that
@@ -66,11 +89,14 @@ def plan(
         tokens: to train a network on, as a number or as "14.8T".
         device: a name of the catalogue, read leniently: "h800", "a100-40gb", "rtx4090"; "cpu" is this
             machine. None takes h100, or for a recipe the device its rates name, or this machine.
-        count: devices; None finds a sensible number. A recipe runs on one.
+        count: devices; None finds a sensible number to pretrain on, and takes one otherwise.
         seq_len: tokens of a sequence.
-        precision: "bf16", "fp16" or "fp8".
+        precision: "bf16", "fp16", "pure-bf16", or "fp8" to pretrain.
         price: dollars a device-hour; None takes the catalogue's.
         pass_rate: share of its answers that a recipe's base gets right; 0 is refused.
+        method: "pretrain", "full", "lora", "qlora", "dpo", "grpo" or "distill"; None pretrains.
+        batch, optimizer, examples, steps, lora, fused_loss, offload, teacher: as `plans.methods.plan_method`.
+        answer_length, kept: mean tokens of a sampled answer, and the share of groups trained on.
         say: called with a sentence for what is measured.
 
     Raises UserError for an unreadable or unknown source, and a plan that cannot work.
@@ -80,22 +106,34 @@ def plan(
     if isinstance(what, str | Path) and is_recipe(str(what)):
         what = load(what)
     if isinstance(what, Recipe):
-        if tokens is not None or count not in (None, 1):
-            raise UserError("a recipe says its own tokens and runs on one device; leave --tokens and --count")
-        return _plan_recipe(what, device, price, pass_rate, say)
+        if tokens is not None:
+            raise UserError("a recipe says its own tokens; leave --tokens")
+        return _plan_recipe(what, device, price, pass_rate, count or 1, answer_length, kept, say)
     config = what if isinstance(what, Mapping) else config_of(what)
-    if tokens is None:
-        raise UserError("say how many tokens to train on: --tokens 1T")
     chosen = devices.find(device or "h100")
+    how, chosen_optimizer = method_of(method or "pretrain"), optimizer_of(optimizer or "adamw")
+    name = str(config.get("model_type")) if isinstance(what, Mapping) else str(what)
+    amount = None if tokens is None else parse_amount(tokens, "--tokens")
+    if how != "pretrain":
+        taught = teacher if isinstance(teacher, Mapping) or teacher is None else config_of(teacher)
+        return plan_method(
+            config, how, device=chosen, count=count, seq_len=seq_len, batch=batch, optimizer=chosen_optimizer,
+            precision=precision, tokens=amount, examples=examples, steps=steps, lora=lora, fused_loss=fused_loss,
+            offload=offload, teacher=taught, answer_length=answer_length, kept=kept, price=price, name=name,
+        )  # fmt: skip
+    if amount is None:
+        raise UserError("say how many tokens to train on: --tokens 1T")
     return plan_training(
         config,
-        tokens=parse_amount(tokens, "--tokens"),
+        tokens=amount,
         device=chosen,
         count=count,
         seq_len=seq_len,
         precision=precision,
+        optimizer=chosen_optimizer,
+        batch=batch,
         price=price,
-        name=str(config.get("model_type")) if isinstance(what, Mapping) else str(what),
+        name=name,
         reached=_measured(config, seq_len) if chosen.kind == "cpu" else None,
     )
 
@@ -159,9 +197,13 @@ def for_run(recipe: Recipe, base: Mapping[str, Any] | None, place: Place) -> Rec
 
 def _too_large(planned: RecipePlan) -> str:
     return (
-        f"{planned.recipe.name} does not fit on {planned.device.name}: it needs {bytes_(planned.memory_bytes)} of "
+        f"{planned.recipe.name} does not fit on {_named(planned)}: it needs {bytes_(planned.memory_bytes)} of "
         f"its {bytes_(planned.device.memory_bytes)}; {_smaller(planned)}"
     )
+
+
+def _named(planned: RecipePlan) -> str:
+    return planned.device.name if planned.count == 1 else f"{planned.count} x {planned.device.name}"
 
 
 def _plan_recipe(
@@ -169,11 +211,16 @@ def _plan_recipe(
     device: str | None,
     price: float | None,
     pass_rate: float | None,
+    count: int,
+    answer_length: float | None,
+    kept: float | None,
     say: Callable[[str], None],
 ) -> RecipePlan:
     check(recipe)
     named = device or (next(iter(recipe.rates)) if len(recipe.rates) == 1 else None)
     found = devices.find(named) if named else None
+    if count > 1 and (found is None or found.kind == "cpu"):
+        raise UserError(f"--count {count}: several devices are planned for a GPU; name one, --gpu h100")
     if pass_rate is None:
         pass_rate = known_pass_rate(Path("runs") / recipe.name)
     check_pass_rate(recipe, pass_rate)
@@ -184,7 +231,10 @@ def _plan_recipe(
         found, dtype = devices.detect(place.device), place.dtype
         known = this_machine(place, say) if found.kind == "cpu" else None
     asked = asked_configs(recipe)
-    planned = plan_recipe(recipe, base, found, known, dtype=dtype, price=price, asked=asked)
+    planned = plan_recipe(
+        recipe, base, found, known, dtype=dtype, price=price, asked=asked,
+        count=count, answer_length=answer_length, kept=kept,
+    )  # fmt: skip
     if not planned.fits:
         raise UserError(_too_large(planned))
     return planned
@@ -200,7 +250,9 @@ def _smaller(planned: RecipePlan) -> str:
         return another
     lighter = planned.recipe.model_copy(update={"stages": stages})
     asked = asked_configs(planned.recipe)
-    tried = plan_recipe(lighter, planned.config, planned.device, None, dtype=planned.dtype, asked=asked)
+    tried = plan_recipe(
+        lighter, planned.config, planned.device, None, dtype=planned.dtype, asked=asked, count=planned.count
+    )
     return f"set lora: 16 in its stages, or {another}" if tried.fits else another
 
 

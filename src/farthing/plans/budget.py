@@ -28,8 +28,7 @@ from farthing.base.figures import Range, exact, hourly, letters, money, range_te
 from farthing.cost.devices import Device, peak
 from farthing.plans.efficiency import Conditions, Efficiency, balance, default_devices, efficiency
 
-_WIDTH_BY_DEPTH = 128  # width over depth of a usual network; N = 12 L d^2 then gives the width
-_ATTENTION = 0.05  # its share of the FLOPs at 4,096 tokens; Llama 2 7B has 0.07, 70B 0.04
+_SEQ_LEN = 4096
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,12 @@ def budget(
         inference_tokens: that the model will read and write in use; None takes as many as it is trained on.
     """
     hours = dollars / price
-    width, reached, devices = 2048.0, None, count or 1
-    for _ in range(4):  # the efficiency depends on the width, and the width on what the efficiency pays for
+    reached, devices = None, count or 1
+    for _ in range(4):  # the efficiency depends on the size, and the size on what the efficiency pays for
         paid = hours * 3600 * peak(device) * (reached.likely if reached else 0.4)
         devices = count or default_devices(paid, device)
-        width = _width(REFIT.split(paid)[0])
-        reached = efficiency(Conditions(width, _ATTENTION, balance(device), devices, fp8=precision == "fp8"))
+        work = 6 * REFIT.split(paid)[0]
+        reached = efficiency(Conditions(work, _SEQ_LEN, balance(device), devices, fp8=precision == "fp8"))
     assert reached is not None
     at_peak = hours * 3600 * peak(device)
     flops = Range(at_peak * reached.low, at_peak * reached.likely, at_peak * reached.high)
@@ -207,7 +206,3 @@ def _choices(flops: Range, inference_tokens: float | None) -> list[Choice]:
         loss = law.loss(sizes[1], tokens[1]) if law else None
         choices.append(Choice(name, source, Range(*sizes), Range(*tokens), loss))
     return choices
-
-
-def _width(parameters: float) -> float:
-    return max(256.0, (parameters * _WIDTH_BY_DEPTH / 12) ** (1 / 3))

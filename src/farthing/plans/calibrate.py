@@ -3,7 +3,7 @@
 Rates of large products say little about a small network, whose time goes into many small operations. So the layers
 themselves are timed: a network as wide as SmolLM2-135M (hidden size 576) with random weights, in the dtype that a run
 would use, at two depths and with few and many rows. That is enough to tell what a layer takes whatever it does from
-what a FLOP takes, and both from the head's share.
+what a FLOP takes, and both from the head's share. Narrow layers and routing are measured apart (`narrow`).
 
 A slow machine gets a smaller probe: the smallest is timed first, and then the largest that should fit in what is left
 of the time. Work that turns out slower than expected is given up, and what was found before holds.
@@ -27,6 +27,7 @@ from farthing.cost.flops import forward_flops, parameters
 from farthing.cost.memory import WIDTH, precision_of
 from farthing.cost.meter import process_started
 from farthing.plans import measured as machine
+from farthing.plans import narrow
 from farthing.plans.measured import Calibration, Pace
 from farthing.plans.speed import ENOUGH, LAUNCHES
 
@@ -46,6 +47,7 @@ UPDATE = 100  # FLOPs that take about as long as what is done to a parameter: ma
 # Seconds of a FLOP over those in a large product, at least and at most: in a probe of `ENOUGH` tokens and in a smaller
 # one, where noise is as large as the difference of two passes. The latter as seen in float32 on AVX2, 2026-11-26.
 BOUNDS, USUAL = (0.8, 10.0), (1.5, 3.5)
+SHARE = 0.25  # of the time that is left, at most, for narrow layers
 SLOWER = 1.5  # a larger probe may take this many times its expected seconds
 
 
@@ -72,7 +74,7 @@ class Size:
         """The network that is timed, as a Hugging Face config."""
         return {
             "model_type": "llama",
-            "hidden_size": 576,
+            "hidden_size": narrow.WIDE,
             "num_hidden_layers": depth,
             "num_attention_heads": 9,
             "num_key_value_heads": 3,
@@ -174,8 +176,9 @@ def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibrat
     say("disk")
     written = machine.disk(0.3)
     keep_freed_memory()
-    found = None
+    found, layers = None, {}
     if SIZES[0].work / gemm[place.dtype] < left():
+        layers = _measure_narrow(place, left, say)
         found = climb(lambda size: _measure(size, place, left, say), left, _fitting())
     if found is None:
         say("too slow, or too busy, for a network: its figures are worked out from products and memory")
@@ -185,6 +188,7 @@ def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibrat
         paces = {
             kind: solve(kind, size, seconds, gemm[place.dtype]) for kind in ("prefill", "decode", "train")
         }
+    flop, route = narrow.solve(layers) if layers else (0.0, 0.0)
     return Calibration(
         date=datetime.now(UTC).date().isoformat(),
         device=device.name,
@@ -203,6 +207,8 @@ def calibrate(place: Place | None = None, say: Say = lambda _: None) -> Calibrat
         prefill=paces["prefill"],
         train=paces["train"],
         optimizer=optimizer,
+        narrow=flop,
+        route=route,
     )
 
 
@@ -308,6 +314,16 @@ def _measure(size: Size, place: Place, left: Callable[[], float], say: Say) -> t
         more = found["both", depth, questions] - found["prefill", depth, questions]
         found["decode", depth, questions] = max(0.0, more) / size.answer
     return found, found["update", deep, 0] / trained
+
+
+def _measure_narrow(place: Place, left: Callable[[], float], say: Say) -> dict[str, float]:
+    """Seconds of the passes of `narrow`; none if they do not fit in their share of the time that is left."""
+    say(f"training layers {narrow.NARROW} wide, with experts and without")
+    until = (1 - SHARE) * left()
+    try:
+        return repeat(narrow.passes(place), ROUNDS, lambda: left() - until)
+    except TooLate:
+        return {}
 
 
 class _Probe:

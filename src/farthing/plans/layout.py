@@ -1,8 +1,8 @@
 """Layouts of a training run over devices: every sensible one, what it needs, and which is fastest.
 
-A layout splits the matrices over `tensor` devices of a node, the layers over `pipeline` stages and the experts
-over `expert` devices; what is left of the devices works on different data, and shares the optimizer's states
-(ZeRO 1) or parameters and gradients as well (ZeRO 3, FSDP). `candidates` tries all of them with a few
+A layout splits the matrices over `tensor` devices of a node, the layers over `pipeline` stages (to train from nothing)
+and the experts over `expert` devices; what is left of the devices works on different data, and shares the optimizer's
+states (ZeRO 1) or parameters and gradients as well (ZeRO 3, FSDP). `candidates` tries all of them with a few
 micro-batches and recomputation policies, asks `memory` what a device must hold, and estimates the seconds of
 an optimizer step from below:
 
@@ -20,12 +20,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from farthing.cost.devices import Device, peak
-from farthing.cost.flops import Recompute, flops_per_token
-from farthing.cost.memory import Layout, memory
+from farthing.cost.flops import Recompute, flops_per_token, parameters
+from farthing.cost.memory import (
+    WIDTH,
+    Bits,
+    Code,
+    Layout,
+    Memory,
+    Optimizer,
+    Precision,
+    cache_bytes_per_token,
+    memory,
+)
 from farthing.cost.shapes import Shapes, shapes
 from farthing.plans.efficiency import NODE
 
@@ -40,6 +51,76 @@ Limit = Literal["compute", "memory", "network"]
 
 
 @dataclass(frozen=True)
+class Training:
+    """What is trained and how, as far as a layout does not choose it; most are arguments of `cost.memory.memory`."""
+
+    code: Code = "usual"
+    """Whose trainer; Farthing's own computes no layer again."""
+    precision: Precision = "bf16"
+    optimizer: Optimizer = "adamw"
+    lora_rank: int = 0
+    base_bits: Bits = 16
+    reference: bool = False
+    fused_loss: bool = False
+    offload: bool = False
+    from_nothing: bool = True
+    """Pretraining, for which pipelines are tried too."""
+    rows: int = 1
+    """Sequences of an example: two that are compared, or one."""
+    teacher: Mapping[str, Any] | None = None
+    """config.json of a frozen model whose logits are learned."""
+    sampled: int = 0
+    """Tokens of the longest sequence that it samples itself; 0 if it samples none."""
+
+    def memory(
+        self, config: Mapping[str, Any], examples: int, seq_len: int, recompute: Recompute, layout: Layout
+    ) -> Memory:
+        """Of the fullest device, with `examples` in a pass of a data rank.
+
+        A trainer that samples does one thing at a time: its figure is the larger of training's, and of the states
+        beside the sampler's whole weights and the cache of one sequence.
+        """
+        tokens = examples * self.rows * seq_len
+        found = memory(
+            config,
+            kind="lora" if self.lora_rank else "pretrain" if self.from_nothing else "sft",
+            micro_tokens=tokens,
+            seq_len=seq_len,
+            precision=self.precision,
+            optimizer=self.optimizer,
+            recompute=recompute,
+            layout=layout,
+            code=self.code,
+            lora_rank=self.lora_rank,
+            base_bits=self.base_bits,
+            reference=self.reference,
+            fused_loss=self.fused_loss,
+            offload=self.offload,
+        )
+        b = WIDTH[self.precision]
+        if self.teacher is not None:  # its weights, its logits and their log-softmax in float32
+            held = memory(
+                self.teacher, kind="serve", micro_tokens=tokens, seq_len=seq_len, precision=self.precision,
+                layout=layout,
+            )  # fmt: skip
+            numbers = tokens * shapes(config).vocab / layout.tensor
+            found = replace(
+                found,
+                weights=found.weights + held.weights,
+                logits=found.logits + int(numbers * (b + 4)),
+            )
+        if not self.sampled:
+            return found
+        cache = self.sampled * cache_bytes_per_token(config, self.precision) // layout.tensor
+        sampler = int(b * parameters(config).total / layout.tensor)
+        sampling = replace(found, weights=found.weights + sampler, activations=0, logits=0, cache=cache)
+        return max(found, sampling, key=lambda each: each.total)
+
+
+PRETRAINING = Training()
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One layout of a run. Seconds are lower bounds for one optimizer step."""
 
@@ -47,7 +128,7 @@ class Candidate:
     micro_batch: int
     """Sequences that a data rank works on at a time."""
     recompute: Recompute
-    memory_bytes: float
+    held: Memory
     """On the fullest device."""
     compute: float
     memory: float
@@ -55,6 +136,11 @@ class Candidate:
     bubble: float
     """Share of the step that pipeline stages spend waiting."""
     step: float
+
+    @cached_property
+    def memory_bytes(self) -> int:
+        """On the fullest device."""
+        return self.held.total
 
     @property
     def limited_by(self) -> Limit:
@@ -87,17 +173,15 @@ def best(
     count: int,
     seq_len: int,
     batch_tokens: float,
-    *,
-    precision: str = "bf16",
-    mtp: bool = True,
-) -> tuple[list[Candidate], float]:
-    """Layouts that fit, fastest first, and the bytes of the one that needs least memory, fitting or not.
+    training: Training = PRETRAINING,
+) -> tuple[list[Candidate], Candidate]:
+    """Layouts that fit, fastest first, and the one that needs least memory, fitting or not.
 
     Of layouts within 2% of the fastest the plainest comes first: fewest ways of splitting, least recomputed.
     """
     room = device.memory_bytes * USABLE
-    found = list(candidates(config, device, count, seq_len, batch_tokens, precision=precision, mtp=mtp))
-    least = min(candidate.memory_bytes for candidate in found)
+    found = list(candidates(config, device, count, seq_len, batch_tokens, training))
+    least = min(found, key=lambda c: c.memory_bytes)
     fitting = sorted((c for c in found if c.memory_bytes <= room), key=lambda c: c.step)
     if fitting:
         close = [c for c in fitting if c.step <= 1.02 * fitting[0].step]
@@ -113,19 +197,17 @@ def candidates(
     count: int,
     seq_len: int,
     batch_tokens: float,
-    *,
-    precision: str = "bf16",
-    mtp: bool = True,
+    training: Training = PRETRAINING,
 ) -> Iterator[Candidate]:
     """Every layout that divides `count` devices, the model and the batch."""
     s = shapes(config)
-    rows = max(1, round(batch_tokens / seq_len))
-    work = {
-        policy: flops_per_token(config, seq_len, mtp=mtp, recompute=policy).hardware for policy in _RECOMPUTE
-    }
+    rows = max(1, round(batch_tokens / seq_len / training.rows))
+    policies = _RECOMPUTE if training.code == "usual" else _RECOMPUTE[:1]
+    work = {policy: flops_per_token(config, seq_len, recompute=policy).hardware for policy in policies}
     experts = sum(layer.weights("expert") for layer in s.layers)
     rest = sum(layer.parameters for layer in s.layers) - experts + 2 * s.vocab * s.embed
-    for tensor, pipeline in itertools.product((1, 2, 4, 8), (1, 2, 4, 8, 16, 32)):
+    pipelines = (1, 2, 4, 8, 16, 32) if training.from_nothing else (1,)
+    for tensor, pipeline in itertools.product((1, 2, 4, 8), pipelines):
         if count % (tensor * pipeline) or s.heads % tensor or len(s.layers) < 2 * pipeline > 2:
             continue
         if tensor > 1 and (tensor > count or s.width % tensor):
@@ -133,7 +215,7 @@ def candidates(
         data = count // (tensor * pipeline)
         # With a pipeline, ZeRO 3 would all-gather the parameters for every micro-batch.
         for expert, zero, recompute in itertools.product(
-            _expert_ways(s, data), (1, 3) if data > 1 and pipeline == 1 else (1,), _RECOMPUTE
+            _expert_ways(s, data), (1, 3) if data > 1 and pipeline == 1 else (1,), policies
         ):
             layout = Layout(data=data, expert=expert, tensor=tensor, pipeline=pipeline, zero=zero)
             for micro in (1, 2, 4):
@@ -141,14 +223,14 @@ def candidates(
                     break
                 found = _candidate(
                     config, s, (experts, rest), device, layout, micro, recompute, seq_len, rows,
-                    work[recompute], precision,
+                    work[recompute], training,
                 )  # fmt: skip
                 yield found
                 if found.memory_bytes > device.memory_bytes:
                     break
 
 
-_RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+_RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "alternate", "full")
 
 
 def _candidate(
@@ -162,22 +244,14 @@ def _candidate(
     seq_len: int,
     rows: int,
     work: float,
-    precision: str,
+    training: Training,
 ) -> Candidate:
-    needed = memory(
-        config,
-        kind="pretrain",
-        micro_tokens=micro * seq_len,
-        seq_len=seq_len,
-        precision="fp8" if precision == "fp8" else "bf16",
-        recompute=recompute,
-        layout=layout,
-    )
+    needed = training.memory(config, micro, seq_len, recompute, layout)
     turns = max(1, round(rows / (layout.data * micro)))  # micro-batches of a rank in one step
-    tokens = turns * micro * seq_len
+    tokens = turns * micro * training.rows * seq_len
     shared = layout.tensor * layout.pipeline
     speed = device.measured_flops.get("bfloat16", peak(device) * _KERNEL)
-    compute = work * tokens / shared / (speed * (FP8_SPEEDUP if precision == "fp8" else 1))
+    compute = work * tokens / shared / (speed * (FP8_SPEEDUP if training.precision == "fp8" else 1))
     activations = _PASSES * turns * needed.activations / device.bytes_per_second
     link = device.link_bytes_per_second or _UNKNOWN_LINK
     sums = _tensor_traffic(s, layout, tokens, recompute) / link
@@ -187,7 +261,7 @@ def _candidate(
         layout=layout,
         micro_batch=micro,
         recompute=recompute,
-        memory_bytes=needed.total,
+        held=needed,
         compute=compute,
         memory=activations,
         network=sums + spread,

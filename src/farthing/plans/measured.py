@@ -22,7 +22,7 @@ from farthing.base.files import cache_folder, sha256, write_json
 from farthing.base.limits import Unwritable, unwritable
 
 DTYPES = ("float32", "bfloat16")
-_FORM = 2  # raised when the fields change, so that what an older version wrote is measured again
+_FORM = 3  # raised when the fields change, so that what an older version wrote is measured again
 # Rows of a square product. The smallest is a quarter of a second at 1 GFLOP/s; those below it say little on a machine
 # that others use as well, where waking a thread can take longer than they do.
 _SMALLEST, _LARGEST = 512, {"cpu": 2048, "gpu": 8192}
@@ -80,6 +80,10 @@ class Calibration:
     """Forward and backward pass; in FLOPs of both together."""
     optimizer: float
     """Seconds a parameter of clipping and one AdamW step."""
+    narrow: float = 0.0
+    """Seconds a FLOP in training narrow layers (`plans.narrow`); 0 where no time was left for them."""
+    route: float = 0.0
+    """Seconds a token in training a layer with experts, beyond its FLOPs."""
 
     def as_json(self) -> dict[str, Any]:
         return {"form": _FORM, **asdict(self)}

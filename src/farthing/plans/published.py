@@ -5,12 +5,13 @@ A row is a run of which hours, tokens and sizes were published, with its source 
 was decided from what the source says of them, never from how well they fit:
 
     run          one training run, as a planner plans it
-    card         all training hours of a model card, which cover more than one clean pass
+    card         all training hours of a model card, which may cover more than one clean pass
     distilled    a pruned model that was trained on the logits of larger ones
     steady       tokens a second while all goes well: no interruptions, no whole run
 
 and `use` what the row is good for: `test` (the efficiency model is fitted and tested on it), `approximate`
-(sizes or hours are rounded or bounds: fitted on, not tested on), `steady`, and `implausible` (the figures
+(sizes or hours are rounded or bounds: fitted on, not tested on), `steady` (likewise), `computed` (the hours were
+computed from a utilisation, so that they say nothing of hours: neither), and `implausible` (the figures
 contradict physics or themselves; what checks claims has to find them out).
 """
 
@@ -36,6 +37,8 @@ class PublishedRun:
 
     name: str
     model: str
+    laboratory: str
+    """Whose training program it was; rows of one share its habits."""
     year: int
     """Of publication."""
     scope: str
@@ -93,6 +96,7 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
     return PublishedRun(
         name=row["run"],
         model=row["model"],
+        laboratory=row["laboratory"],
         year=int(row["year"]),
         scope=row["scope"],
         use=row["use"],
@@ -116,19 +120,21 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
 
 def _config(row: Mapping[str, str]) -> dict[str, Any]:
     """The row's sizes under the keys of a family that has just those matrices."""
-    config: dict[str, Any] = {
-        # Nemotron is grouped queries with a plain feed-forward block of two matrices, Llama with a gated one.
-        "model_type": "deepseek_v3"
-        if row["kv_lora"]
-        else "llama"
-        if row["ffn_matrices"] == "3"
-        else "nemotron",
-        "tie_word_embeddings": row["tied"] == "1",
-    }
+    config: dict[str, Any] = {"model_type": _family(row), "tie_word_embeddings": row["tied"] == "1"}
     for key, column in _KEYS.items():
         if row[column]:
             config[key] = int(row[column])
     return config
+
+
+def _family(row: Mapping[str, str]) -> str:
+    if row["kv_lora"]:
+        return "deepseek_v3"
+    if row["experts"]:
+        return "glm4_moe"  # grouped queries, and experts beside shared ones
+    if row["window"]:
+        return "olmo3"  # three of four layers slide
+    return "llama" if row["ffn_matrices"] == "3" else "nemotron"  # a gated feed-forward block, or a plain one
 
 
 _KEYS = {
@@ -139,6 +145,7 @@ _KEYS = {
     "head_dim": "head_dim",
     "intermediate_size": "ffn",
     "vocab_size": "vocab",
+    "sliding_window": "window",
     "n_routed_experts": "experts",
     "num_experts_per_tok": "top_k",
     "n_shared_experts": "shared",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,21 @@ from farthing.base.figures import Range, bytes_, duration, hourly, letters, mone
 from farthing.cost import devices
 from farthing.cost.devices import Device
 from farthing.cost.flops import parameters
-from farthing.cost.memory import WIDTH, precision_of
+from farthing.cost.memory import WIDTH, Layout, precision_of
+from farthing.cost.shapes import shapes
 from farthing.plans.measured import Calibration
-from farthing.plans.sampling import MEASURED, MEASURED_SOURCE, StagePlan, halved_and_doubled, plan_stages
-from farthing.plans.speed import LAUNCH, LAUNCHES, READ, Catalogued, Measured, Speed
-from farthing.plans.training import Assumption
+from farthing.plans.sampling import (
+    ALONE,
+    Sharing,
+    StagePlan,
+    halved_and_doubled,
+    plan_stages,
+    published_guess,
+)
+from farthing.plans.speed import HOST, LAUNCH, LAUNCHES, READ, Catalogued, Measured, Speed
+from farthing.plans.training import Assumption, check_count
 from farthing.recipe import Recipe
-from farthing.recipe.work import Config
+from farthing.recipe.work import Config, Guess
 from farthing.tasks.data import models_asked
 
 ACTIVITIES = ("load", "generate", "verify", "judge", "train", "checkpoint", "evaluate")
@@ -27,16 +36,18 @@ ACTIVITIES = ("load", "generate", "verify", "judge", "train", "checkpoint", "eva
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """A recipe planned on one device."""
+    """A recipe planned on one device, or on several that share its work."""
 
     recipe: Recipe
     device: Device
     dtype: str
     """Dtype of its products: `bfloat16` or `float32`."""
     config: Config
+    sharing: Sharing
     price: float
     price_source: str
     stages: tuple[StagePlan, ...]
+    """A device's share of each."""
     low: Mapping[str, float]
     """Seconds by activity if answers are half as long and half as many groups train."""
     high: Mapping[str, float]
@@ -60,12 +71,20 @@ class RecipePlan:
         return Range(*(sum(column) for column in zip(*self.by_activity().values(), strict=True)))
 
     @property
+    def count(self) -> int:
+        return self.sharing.devices
+
+    @property
+    def device_hours(self) -> Range:
+        return self.wall_seconds.times(self.count / 3600)
+
+    @property
     def usd(self) -> Range:
-        return self.wall_seconds.times(self.price / 3600)
+        return self.device_hours.times(self.price)
 
     @property
     def energy_kwh(self) -> Range:
-        return self.wall_seconds.times(self.device.watts / 3.6e6)
+        return self.device_hours.times(self.device.watts / 1000)
 
     @property
     def memory_bytes(self) -> int:
@@ -82,18 +101,18 @@ class RecipePlan:
 
     def as_json(self) -> dict[str, Any]:
         counted, flops = parameters(self.config), sum(stage.flops for stage in self.stages)
-        hours = self.wall_seconds.times(1 / 3600)
+        layout = self.sharing.layout
         return {
             "name": self.recipe.name,
             "device": self.device.name,
             "dtype": self.dtype,
-            "count": 1,
+            "count": self.count,
             "flops": flops,
             "params_total": counted.total,
             "params_active": counted.active,
             "wall_seconds": self.wall_seconds.as_json(),
-            "wall_hours": hours.as_json(),
-            "device_hours": hours.as_json(),
+            "wall_hours": self.wall_seconds.times(1 / 3600).as_json(),
+            "device_hours": self.device_hours.as_json(),
             "usd": self.usd.as_json(),
             "usd_per_device_hour": self.price,
             "price_source": self.price_source,
@@ -101,7 +120,11 @@ class RecipePlan:
             "memory_bytes_per_device": self.memory_bytes,
             "memory_bytes_of_device": self.device.memory_bytes,
             "fits": self.fits,
-            "layout": {"data": 1, "expert": 1, "tensor": 1, "pipeline": 1},
+            "layout": {
+                **{name: getattr(layout, name) for name in ("data", "expert", "tensor", "pipeline", "zero")},
+                "recompute": self.sharing.recompute,
+                "fused_loss": self.sharing.fused_loss,
+            },
             "limited_by": self.limited_by,
             "by_activity": {name: seconds.as_json() for name, seconds in self.by_activity().items()},
             "stages": [
@@ -115,7 +138,7 @@ class RecipePlan:
                 for stage in self.stages
             ],
             "assumptions": [asdict(assumption) for assumption in self.assumptions],
-        }
+        }  # fmt: skip
 
 
 def plan_recipe(
@@ -128,8 +151,15 @@ def plan_recipe(
     price: float | None = None,
     pass_rate: float | None = None,
     asked: Sequence[Config] = (),
+    count: int = 1,
+    answer_length: float | None = None,
+    kept: float | None = None,
 ) -> RecipePlan:
-    """Plan a recipe on one device; with a calibration on the machine that was measured.
+    """Plan a recipe on one device, or several; with a calibration on the machine that was measured.
+
+    Several devices work on different data, in the first of these ways that fits: the optimizer's states sharded,
+    everything sharded, routed experts split besides; and of each, all activations kept, layers computed again, and the
+    loss in one kernel besides.
 
     Args:
         base: config.json of the recipe's base; None if it starts from nothing.
@@ -138,17 +168,27 @@ def plan_recipe(
         price: dollars a device-hour; None takes the recipe's rates, or the catalogue's price.
         pass_rate: share of its answers that the base gets right, where that is known.
         asked: config.json of each model of this machine that judges answers.
+        answer_length: mean tokens of a sampled answer; None takes what runs showed of models of this size.
+        kept: share of the groups that have something to learn from; None as above.
 
-    Raises UserError for a plan that cannot work: nothing to learn from, or more memory than there is.
+    Raises UserError for a plan that cannot work: nothing to learn from, or fewer sequences than devices.
     """
     check_pass_rate(recipe, pass_rate)
+    check_count(count)
     speed: Speed = (
         Measured(calibration)
         if calibration
         else Catalogued(device, dtype or ("float32" if recipe.dtype == "float32" else "bfloat16"))
     )
-    stages, config = plan_stages(recipe, base, speed, device, MEASURED, asked)
-    ends = [_sum(plan_stages(recipe, base, speed, device, b, asked)[0]) for b in halved_and_doubled(MEASURED)]
+    guess = _guess(base, answer_length, kept)
+    for sharing in _ways(base, count):
+        stages, config = plan_stages(recipe, base, speed, device, guess, asked, sharing)
+        if max(stage.memory.total for stage in stages) <= device.memory_bytes:
+            break
+    ends = [
+        _sum(plan_stages(recipe, base, speed, device, end, asked, sharing)[0])
+        for end in halved_and_doubled(guess)
+    ]
     if price is not None and not 0 < price < float("inf"):
         raise UserError(f"--price {price:g}: dollars a device-hour must be a number above 0")
     paid, source = (price, "given") if price is not None else devices.rate(device, recipe.rates)
@@ -157,14 +197,46 @@ def plan_recipe(
         device=device,
         dtype=speed.dtype,
         config=config,
+        sharing=sharing,
         price=paid,
         price_source=source,
         stages=stages,
         low=ends[0],
         high=ends[1],
         uncertainty=speed.uncertainty,
-        assumptions=tuple(_assumptions(recipe, device, calibration, speed.dtype, paid, source)),
+        assumptions=tuple(
+            _assumptions(recipe, device, calibration, speed.dtype, paid, source, guess, sharing)
+        ),
     )
+
+
+def _guess(base: Config | None, answer_length: float | None, kept: float | None) -> Guess:
+    """What is assumed of the answers: what is given, else what runs showed."""
+    guess = published_guess(base)
+    if answer_length is not None:
+        if not 1 <= answer_length < math.inf:
+            raise UserError(f"--answer-length {answer_length:g}: must be at least 1")
+        guess = replace(guess, length=answer_length, source=f"length given; {guess.source}")
+    if kept is not None:
+        if not 0 < kept <= 1:
+            raise UserError(f"--kept {kept:g}: must be a share above 0, at most 1")
+        guess = replace(guess, kept=kept, source=f"share given; {guess.source}")
+    return guess
+
+
+def _ways(base: Config | None, count: int) -> Iterator[Sharing]:
+    """Ways to share a recipe's work, the plainest first."""
+    if count == 1:
+        yield ALONE
+        return
+    layouts = [Layout(data=count, zero=1), Layout(data=count, zero=3)]
+    experts = shapes(base).experts if base else 0
+    if experts and (ways := math.gcd(count, experts)) > 1:
+        layouts.append(Layout(data=count, zero=3, expert=ways))
+    for layout in layouts:
+        yield Sharing(layout)
+        yield Sharing(layout, "full")
+        yield Sharing(layout, "full", fused_loss=True)
 
 
 def check_pass_rate(recipe: Recipe, pass_rate: float | None) -> None:
@@ -230,7 +302,7 @@ def beside_text(found: Mapping[str, Any]) -> str:
 def recipe_text(plan: RecipePlan) -> str:
     """The plan as text."""
     counted = parameters(plan.config)
-    lines = [f"{plan.recipe.name}   1 x {plan.device.name}, in {plan.dtype}"]
+    lines = [f"{plan.recipe.name}   {plan.count} x {plan.device.name}, in {plan.dtype}"]
     rows = [("model", f"{letters(counted.total)} parameters, {letters(counted.active)} active")]
     rows += [
         (name, f"{duration(s.likely):>9}   ({duration(s.low)} to {duration(s.high)})")
@@ -242,7 +314,11 @@ def recipe_text(plan: RecipePlan) -> str:
         ("total", f"{duration(total.likely):>9}   ({duration(total.low)} to {duration(total.high)})"),
         ("dollars", range_text(plan.usd, money)),
         ("energy", f"{range_text(plan.energy_kwh)} kWh"),
-        ("memory", f"{bytes_(plan.memory_bytes)} of {bytes_(plan.device.memory_bytes)}"),
+        (
+            "memory",
+            f"{bytes_(plan.memory_bytes)} of {bytes_(plan.device.memory_bytes)}"
+            + (" a device" if plan.count > 1 else ""),
+        ),
         ("limited by", plan.limited_by),
     ]
     lines += [f"  {left:11} {right}" for left, right in rows]
@@ -252,8 +328,24 @@ def recipe_text(plan: RecipePlan) -> str:
 
 
 def _assumptions(
-    recipe: Recipe, device: Device, calibration: Calibration | None, dtype: str, price: float, source: str
+    recipe: Recipe,
+    device: Device,
+    calibration: Calibration | None,
+    dtype: str,
+    price: float,
+    source: str,
+    guess: Guess,
+    sharing: Sharing,
 ) -> Iterable[Assumption]:
+    if sharing.devices > 1:
+        layout = sharing.layout
+        how = [f"ZeRO {layout.zero}", f"recompute {sharing.recompute}"]
+        how += [f"experts over {layout.expert}"] * (layout.expert > 1) + ["a fused loss"] * sharing.fused_loss
+        yield Assumption(
+            f"{layout.devices} devices share every step's data evenly ({', '.join(how)}), and wait for "
+            "nothing; another trainer has to run it, since Farthing trains on one device",
+            "docs/training.md",
+        )
     if calibration:
         rate = calibration.gemm_float32 if dtype == "float32" else calibration.gemm_bfloat16
         yield Assumption(
@@ -273,15 +365,16 @@ def _assumptions(
         )
         yield Assumption(
             f"decoding reads weights and cache at {percent(READ, 0)} of {device.bytes_per_second / 1e9:.0f} GB/s; "
-            f"{LAUNCHES} launches of {LAUNCH * 1e6:.0f} microseconds a layer and pass; nothing was measured",
-            f"assumed; bandwidth: {device.source}",
+            f"{LAUNCHES} launches of {LAUNCH * 1e6:.0f} microseconds a layer and pass; the host adds "
+            f"{percent(HOST, 0)}, as in vLLM 0.5.3; nothing was measured",
+            f"assumed; bandwidth: {device.source}; host: vLLM blog of 2024-09-05",
         )
     if any(stage.asks for stage in recipe.stages):
         yield Assumption(
-            f"answers are {percent(MEASURED.answer, 0)} of the longest allowed, {percent(MEASURED.kept, 0)} of the "
-            f"groups have something to learn from, a question is {MEASURED.prompt:.0f} tokens; the range halves and "
-            "doubles the first two",
-            MEASURED_SOURCE,
+            f"{_answers_text(guess)}, {percent(guess.kept, 0)} of the "
+            f"groups have something to learn from, a question is {guess.prompt:.0f} tokens; the range halves and "
+            "doubles what is not given",
+            guess.source,
         )
     if models_asked(recipe):
         yield Assumption(
@@ -290,7 +383,13 @@ def _assumptions(
             "scope",
         )
     yield Assumption(f"{hourly(price)} a device", source)
-    yield Assumption("downloading, preparing data and interruptions are not in it", "scope")
+    yield Assumption("downloading, reading texts and interruptions are not in it", "scope")
+
+
+def _answers_text(guess: Guess) -> str:
+    if guess.length is not None:
+        return f"answers are {guess.length:,.0f} tokens long"
+    return f"answers are {percent(guess.answer, 0)} of the longest allowed"
 
 
 def _sum(stages: Iterable[StagePlan]) -> dict[str, float]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from farthing.base.errors import UserError
 from farthing.cost.devices import Device
-from farthing.cost.flops import causal_pairs, forward_flops, parameters
-from farthing.cost.memory import Memory, check_latent, code_of, memory, precision_of, tokens_per_pass
+from farthing.cost.flops import Recompute, causal_pairs, forward_flops, parameters
+from farthing.cost.memory import Layout, Memory, check_latent, code_of, memory, precision_of, tokens_per_pass
 from farthing.plans.speed import Speed
 from farthing.recipe import Recipe
 from farthing.recipe.work import EVALUATED_AT_ONCE, Answers, Config, Guess, StageWork
@@ -21,11 +22,43 @@ from farthing.recipe.work import EVALUATED_AT_ONCE, Answers, Config, Guess, Stag
 JUDGE = 5e-5  # seconds an answer, with three runs of the quickstart recipe, 2026-11-23
 START = 2.3  # seconds of starting and of making the verifiers, in the same runs
 LOADED = 80e6  # bytes a second of reading, hashing and building a model, in the same runs
+LESSON = (
+    1.7e-4  # a worked solution: drawn, written and made into tokens; 60,000 of tiny-deepseek's, 2026-11-27
+)
 _JUDGED = 8192  # tokens of a pass of a model that judges answers
 LORA_SHARE = 2 / 3  # of training's time under LoRA: no gradient of the weights
 
-MEASURED = Guess(answer=0.40, kept=0.25, prompt=50)
-MEASURED_SOURCE = "means of a run of the quickstart recipe, seed 0, 2026-11-26 (docs/log.md)"
+MEASURED = Guess(
+    answer=0.40,
+    kept=0.25,
+    prompt=50,
+    source="means of a run of the quickstart recipe, seed 0, 2026-11-26 (docs/log.md)",
+)
+LARGER = 1e9  # parameters from which answers are guessed as below
+PUBLISHED = Guess(
+    answer=0.55,
+    kept=1.0,
+    prompt=50,
+    source="DeepScaleR-1.5B: answers of 5,500 falling to 3,500 of 8,192 tokens (its blog of 2025-02, read in a "
+    "summary); no share of groups was published, so all",
+)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How devices share a recipe's work. Several of them need another trainer than ours: one that may compute layers
+    again, or make its loss in one kernel."""
+
+    layout: Layout = field(default_factory=Layout)
+    recompute: Recompute = "none"
+    fused_loss: bool = False
+
+    @property
+    def devices(self) -> int:
+        return self.layout.devices
+
+
+ALONE = Sharing()
 
 
 @dataclass(frozen=True)
@@ -47,13 +80,15 @@ def plan_stages(
     device: Device,
     guess: Guess = MEASURED,
     asked: Sequence[Config] = (),
+    sharing: Sharing = ALONE,
 ) -> tuple[tuple[StagePlan, ...], Config]:
     """The stages of a recipe, with loading before and evaluation around them, and the config of the network
-    they end with; `base` is the base's config, `asked` are those of the models that judge answers.
+    they end with; `base` is the base's config, `asked` are those of the models that judge answers. Devices share the
+    work evenly.
 
-    Raises UserError for data whose size is not known, and as `check_latent` and the dial.
+    Raises UserError for data whose size is not known, and as `check_latent`, `check_shares` and the dial.
     """
-    plans = [_start(base)] if base else []
+    plans = [_start(base)]
     config = base
     works: list[StageWork] = []
     for number, stage in enumerate(recipe.stages, 1):
@@ -62,17 +97,32 @@ def plan_stages(
         work = stage.work(config, guess)
         if stage.asks:
             work = replace(work, beside=tuple(asked))
+        check_shares(number, work, sharing.devices)
         works.append(work)
-        plans.append(_stage(f"{number:02d}-{stage.kind}", work, speed, device))
+        plans.append(_stage(f"{number:02d}-{stage.kind}", work, speed, device, sharing))
         config = work.config
     assert config is not None
     if recipe.evaluate is not None:
-        plans.append(_evaluate(recipe, works, config, speed, guess))
+        plans.append(_evaluate(recipe, works, config, speed, guess, sharing.devices))
     return tuple(plans), config
 
 
+def published_guess(config: Config | None) -> Guess:
+    """What runs showed of models of this size; tasks differ more than that says."""
+    return PUBLISHED if config is not None and parameters(config).total >= LARGER else MEASURED
+
+
+def check_shares(number: int, work: StageWork, count: int) -> None:
+    """Raises UserError for more devices than a step of the stage has sequences."""
+    rows = work.sampling.answers if work.sampling else math.ceil(work.tokens / work.length)
+    if count > rows:
+        raise UserError(
+            f"--count {count}: a step of stage {number} has {rows} sequences, one for each device at most; lower it"
+        )
+
+
 def halved_and_doubled(guess: Guess) -> tuple[Guess, Guess]:
-    """The low and high ends of the assumptions."""
+    """The low and high ends of the assumptions; a length that is known stays."""
     return (
         replace(guess, answer=guess.answer / 2, kept=guess.kept / 2),
         replace(guess, answer=min(1.0, guess.answer * 2), kept=min(1.0, guess.kept * 2)),
@@ -105,23 +155,29 @@ def decoding_steps(answers: int, at_once: int, mean: float, longest: int) -> flo
 # ---- stages ----
 
 
-def _start(config: Config) -> StagePlan:
-    seconds = START + 2 * parameters(config).total / LOADED
+def _start(base: Config | None) -> StagePlan:
+    seconds = START + (2 * parameters(base).total / LOADED if base else 0.0)
     return StagePlan("00-base", {"load": seconds}, 0.0, 0.0, Memory())
 
 
-def _stage(name: str, work: StageWork, speed: Speed, device: Device) -> StagePlan:
-    """The seconds, FLOPs and memory of a stage's work."""
+def _stage(name: str, whole: StageWork, speed: Speed, device: Device, sharing: Sharing) -> StagePlan:
+    """The seconds and memory of a device's share of a stage's work, and the FLOPs of all of it."""
+    count = sharing.devices
+    work = _shared(whole, count)
+    again = float(sharing.recompute == "full")  # the forward pass
     steps = work.steps * work.training_steps
     # The passes of a step share its fixed costs, so a step is timed whole.
-    one = speed.train(work.config, work.tokens, work.pairs, work.scored) * work.forwards / 3
-    one = one * (LORA_SHARE if work.lora else 1) + work.updates * speed.optimizer(work.trained)
+    one = speed.train(work.config, work.tokens, work.pairs, work.scored) * (work.forwards + again) / 3
+    one = one * (LORA_SHARE if work.lora else 1)
+    one += work.updates * speed.optimizer(work.trained / count, work.muon_flops / count)
     forward = forward_flops(work.config, round(work.tokens), round(work.pairs), round(work.scored))
-    seconds = {"train": steps * one, "checkpoint": _saves(work, speed)}
+    seconds = {"train": steps * one, "checkpoint": _saves(work, speed) / count}
+    if work.lessons:
+        seconds["load"] = work.lessons * LESSON
     flops = steps * work.forwards * forward
     if work.sampling is not None:
         rounds = work.steps * work.sampling.rounds
-        generate, sampled = _sampling(work.sampling, work.config, speed)
+        generate, sampled = sampling_work(work.sampling, work.config, speed)
         seconds["generate"] = rounds * generate
         seconds["verify"] = START / 10 + rounds * work.sampling.answers * JUDGE
         flops += rounds * sampled
@@ -129,13 +185,30 @@ def _stage(name: str, work: StageWork, speed: Speed, device: Device) -> StagePla
             taken, read = _judging(work.sampling, config, speed)
             seconds["judge"] = seconds.get("judge", 0.0) + rounds * taken
             flops += rounds * read
-    return StagePlan(
-        name, seconds, flops, steps * work.tokens, training_memory(work, device.kind, speed.dtype)
+    held = training_memory(work, device.kind, speed.dtype, sharing)
+    return StagePlan(name, seconds, count * flops, steps * whole.tokens, held)
+
+
+def _shared(work: StageWork, count: int) -> StageWork:
+    """One of `count` devices' share of a stage's steps."""
+    if count == 1:
+        return work
+    like = work.sampling
+    return replace(
+        work,
+        tokens=work.tokens / count,
+        pairs=work.pairs / count,
+        scored=work.scored / count,
+        cache_tokens=math.ceil(work.cache_tokens / count),
+        sampling=like
+        and replace(
+            like, questions=math.ceil(like.questions / count), answers=math.ceil(like.answers / count)
+        ),
     )
 
 
-def _sampling(like: Answers, config: Config, speed: Speed) -> tuple[float, float]:
-    """Seconds and FLOPs of one round of answers."""
+def sampling_work(like: Answers, config: Config, speed: Speed) -> tuple[float, float]:
+    """Seconds and FLOPs of one round of answers on one device."""
     steps = decoding_steps(like.answers, like.at_once, like.mean, like.longest)
     context = like.prompt + like.mean / 2
     more = max(0.0, like.mean - 1)  # the first token of each comes with the prompt
@@ -159,14 +232,14 @@ def _judging(like: Answers, config: Config, speed: Speed) -> tuple[float, float]
 
 
 def _evaluate(
-    recipe: Recipe, stages: Sequence[StageWork], config: Config, speed: Speed, guess: Guess
+    recipe: Recipe, stages: Sequence[StageWork], config: Config, speed: Speed, guess: Guess, count: int
 ) -> StagePlan:
     """The held-out questions, before and after, and the subset during; a model from nothing without rewards is asked
     only after."""
     settings, asks = recipe.evaluate, recipe.asks()
     assert settings is not None
     trained = [stage.asks.max_new_tokens for stage in recipe.stages if stage.asks]
-    natural = guess.answer * (trained[-1] if trained else asks.max_new_tokens)
+    natural = guess.answer_tokens(trained[-1] if trained else asks.max_new_tokens)
     rounds = {settings.held_out: 2.0 if recipe.base is not None or trained else 1.0}
     if settings.every is not None:
         every = settings.every
@@ -176,16 +249,16 @@ def _evaluate(
     seconds = flops = 0.0
     for questions, times in rounds.items():
         answers = Answers(
-            questions=questions,
-            answers=questions * settings.samples,
+            questions=math.ceil(questions / count),
+            answers=math.ceil(questions * settings.samples / count),
             at_once=EVALUATED_AT_ONCE,
             prompt=guess.prompt_tokens(asks.system),
             mean=max(1.0, min(natural, asks.max_new_tokens)),
             longest=asks.max_new_tokens,
         )
-        once, work = _sampling(answers, config, speed)
+        once, work = sampling_work(answers, config, speed)
         seconds += times * (once + answers.answers * JUDGE)
-        flops += times * work
+        flops += count * times * work
     return StagePlan("99-final", {"evaluate": seconds}, flops, 0.0, Memory())
 
 
@@ -211,9 +284,10 @@ def fitting_gb(work: StageWork, device_kind: str, dtype: str, room: float) -> fl
     return low
 
 
-def training_memory(work: StageWork, device_kind: str, dtype: str) -> Memory:
-    """Memory of a stage on a device; float32 weights, activations and cache stand beside float32 masters."""
+def training_memory(work: StageWork, device_kind: str, dtype: str, sharing: Sharing = ALONE) -> Memory:
+    """Memory of a device's share of a stage; float32 weights, activations and cache stand beside float32 masters."""
     code, precision = code_of(device_kind), precision_of(dtype)
+    alone = sharing.devices == 1
     at_once = tokens_per_pass(
         work.config,
         work.memory_gb,
@@ -228,10 +302,13 @@ def training_memory(work: StageWork, device_kind: str, dtype: str) -> Memory:
     found = memory(
         work.config,
         kind=work.memory_kind,
-        micro_tokens=min(round(max(work.tokens, answer)), max(work.length, at_once)),
+        micro_tokens=min(round(max(work.tokens, answer)), max(work.length, at_once if alone else 0)),
         seq_len=work.length,
         precision=precision,
-        code=code,
+        code=code if alone else "usual",
+        layout=sharing.layout,
+        recompute=sharing.recompute,
+        fused_loss=sharing.fused_loss,
         lora_rank=work.lora,
         cache_tokens=work.cache_tokens or None,
         reference=work.reference,

@@ -18,7 +18,7 @@ from farthing.cost import devices
 from farthing.cost.devices import Device, peak
 from farthing.cost.families import text_model
 from farthing.cost.flops import CONVENTION, Flops, Parameters, flops_per_token, parameters
-from farthing.cost.memory import check_latent
+from farthing.cost.memory import Optimizer, Precision, check_latent
 from farthing.cost.shapes import shapes
 from farthing.plans.efficiency import (
     NODE,
@@ -29,13 +29,13 @@ from farthing.plans.efficiency import (
     summary,
     validation,
 )
-from farthing.plans.layout import USABLE, Candidate, best
+from farthing.plans.layout import USABLE, Candidate, Training, best
 from farthing.recipe.dial import best_batch
 
 LOAD = 0.70
 """Mean power over the board's limit while training: StarCoder's 280 of 400 W (arXiv:2305.06161 section 5.7)."""
 SEQ_LEN = 4096
-PRECISIONS = ("bf16", "fp16", "fp8")
+PRECISIONS = ("bf16", "fp16", "fp8", "pure-bf16")
 _MOST_DEVICES = 2**18
 
 
@@ -57,6 +57,7 @@ class Plan:
     device: Device
     count: int
     precision: str
+    optimizer: str
     tokens: float
     seq_len: int
     parameters: Parameters
@@ -71,6 +72,7 @@ class Plan:
     least_bytes: float
     """Of the layout that needs least memory on a device."""
     batch_tokens: float
+    batch_given: bool
     remedy: str
     """If nothing fits, the cheapest change that would make it work."""
     mixture: bool
@@ -128,6 +130,7 @@ class Plan:
             "device": self.device.name,
             "count": self.count,
             "precision": self.precision,
+            "optimizer": self.optimizer,
             "tokens": self.tokens,
             "seq_len": self.seq_len,
             "flops": self.flops,
@@ -172,6 +175,8 @@ def plan_training(
     count: int | None = None,
     seq_len: int | None = None,
     precision: str = "bf16",
+    optimizer: Optimizer = "adamw",
+    batch: int | None = None,
     price: float | None = None,
     rates: Mapping[str, float] | None = None,
     name: str = "",
@@ -182,7 +187,8 @@ def plan_training(
     Args:
         count: devices; None takes the fewest that end it within 60 days and hold it (powers of 2).
         seq_len: tokens of a sequence; None takes 4,096, or what the config's positions allow if less.
-        precision: bf16, or fp8 for the products of linear layers.
+        precision: bf16, fp16, fp8 for the products of linear layers, or pure-bf16 for all states in bfloat16.
+        batch: sequences of an optimizer step; None takes DeepSeek LLM's law.
         price: dollars a device-hour; None takes `rates`, or the catalogue's first price.
         reached: what the device was measured to reach, in place of the fitted model.
 
@@ -194,35 +200,41 @@ def plan_training(
     check_precision(precision, device)
     if seq_len is not None and seq_len < 1:
         raise UserError(f"--seq-len {seq_len}: must be at least 1")
-    seq_len = seq_len or min(SEQ_LEN, _positions(config))
+    seq_len = seq_len or min(SEQ_LEN, known_context(config) or SEQ_LEN)
     check_latent(config)
+    check_context(config, seq_len)
+    check_batch(batch, count)
     per_token = flops_per_token(config, seq_len)
     work = per_token * tokens
-    batch = best_batch(work.model)
+    batch_tokens = best_batch(work.model) if batch is None else float(batch * seq_len)
+    training = Training(precision=memory_precision(precision), optimizer=optimizer)
     paid, source = checked_price(device, price, rates)
     start = count or default_devices(work.model, device)
-    layouts, least = _layouts(config, device, start, seq_len, batch, precision)
+    layouts, least = _layouts(config, device, start, seq_len, batch_tokens, training)
     while count is None and not layouts and start < _MOST_DEVICES:
         start *= 2
-        layouts, least = _layouts(config, device, start, seq_len, batch, precision)
+        layouts, least = _layouts(config, device, start, seq_len, batch_tokens, training)
     return Plan(
         name=name or str(whole.get("model_type")),
         text_only=config is not whole,
         device=device,
         count=start,
         precision=precision,
+        optimizer=optimizer,
         tokens=tokens,
         seq_len=seq_len,
         parameters=parameters(config),
         work=work,
-        efficiency=reached or efficiency(conditions(config, per_token, device, start, precision=precision)),
+        efficiency=reached
+        or efficiency(conditions(config, per_token, device, start, seq_len=seq_len, precision=precision)),
         measured=reached is not None,
         price=paid,
         price_source=source,
         layouts=tuple(layouts),
         least_bytes=least,
-        batch_tokens=batch,
-        remedy="" if layouts else _remedy(config, device, start, seq_len, batch, precision),
+        batch_tokens=batch_tokens,
+        batch_given=batch is not None,
+        remedy="" if layouts else _remedy(config, device, start, seq_len, batch_tokens, training),
         mixture=any(layer.sparse for layer in shapes(config).layers),
     )
 
@@ -241,40 +253,64 @@ def check_count(count: int | None) -> None:
         raise UserError(f"--count {count}: must be between 1 and {_MOST_DEVICES}")
 
 
+def check_context(config: Mapping[str, Any], seq_len: int) -> None:
+    """Raises UserError for sequences longer than the model's context, where its config gives one."""
+    context = known_context(config)
+    if context is not None and seq_len > context:
+        raise UserError(f"--seq-len {seq_len}: the model's context is {context} tokens; give at most those")
+
+
+def check_batch(batch: int | None, count: int | None) -> None:
+    """Raises UserError for a batch that leaves a device without a sequence."""
+    if batch is not None and batch < 1:
+        raise UserError(f"--batch {batch}: must be at least 1")
+    if batch is not None and count is not None and batch < count:
+        raise UserError(
+            f"--batch {batch}: fewer sequences than the {count} devices; give at least {count}, or lower --count"
+        )
+
+
+def memory_precision(precision: str) -> Precision:
+    """The precision as `cost.memory` counts it; fp16 takes what bf16 does."""
+    kept: dict[str, Precision] = {"fp8": "fp8", "pure-bf16": "pure-bf16"}
+    return kept.get(precision, "bf16")
+
+
 def _layouts(
-    config: Mapping[str, Any], device: Device, count: int, seq_len: int, batch: float, precision: str
+    config: Mapping[str, Any], device: Device, count: int, seq_len: int, batch: float, training: Training
 ) -> tuple[list[Candidate], float]:
     """The best layout and up to three that differ from it in how they split, and the least memory."""
-    fitting, least = best(config, device, count, seq_len, batch, precision=precision)
+    fitting, least = best(config, device, count, seq_len, batch, training)
     chosen: list[Candidate] = []
     for candidate in fitting:
         split = (candidate.layout.tensor, candidate.layout.pipeline, candidate.layout.zero)
         if split not in [(c.layout.tensor, c.layout.pipeline, c.layout.zero) for c in chosen]:
             chosen.append(candidate)
-    return chosen[:4], least
+    return chosen[:4], least.memory_bytes
 
 
 def _remedy(
-    config: Mapping[str, Any], device: Device, count: int, seq_len: int, batch: float, precision: str
+    config: Mapping[str, Any], device: Device, count: int, seq_len: int, batch: float, training: Training
 ) -> str:
     """The cheapest of: more of the same devices, as many of a larger one."""
     ways: list[tuple[float, str]] = []
     more = count
     while more < 64 * count:
         more *= 2
-        if best(config, device, more, seq_len, batch, precision=precision)[0]:
+        if best(config, device, more, seq_len, batch, training)[0]:
             price = device.prices[0].usd if device.prices else math.inf
-            ways.append((more * price, f"use {more} x {_alias(device)}"))
+            ways.append((more * price, f"use {more} x {alias(device)}"))
             break
     for other in devices.catalogue():
         larger = other.kind == "gpu" and other.memory_bytes > device.memory_bytes and other.prices
-        able = precision != "fp8" or "float8" in other.peak_flops
-        if larger and able and best(config, other, count, seq_len, batch, precision=precision)[0]:
-            ways.append((count * other.prices[0].usd, f"use {count} x {_alias(other)}"))
+        able = training.precision != "fp8" or "float8" in other.peak_flops
+        if larger and able and best(config, other, count, seq_len, batch, training)[0]:
+            ways.append((count * other.prices[0].usd, f"use {count} x {alias(other)}"))
     return min(ways)[1] if ways else "train a smaller model"
 
 
-def _alias(device: Device) -> str:
+def alias(device: Device) -> str:
+    """The device's shortest name."""
     return device.aliases[0] if device.aliases else device.name
 
 
@@ -291,10 +327,11 @@ def checked_price(
     return devices.rate(device, rates)
 
 
-def _positions(config: Mapping[str, Any]) -> int:
+def known_context(config: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest sequence that the model is made for; None if its config does not say."""
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     known = [config[key] for key in keys if isinstance(config.get(key), int) and config[key] > 0]
-    return known[0] if known else SEQ_LEN
+    return known[0] if known else None
 
 
 def _assumptions(plan: Plan) -> Iterator[Assumption]:
@@ -328,7 +365,8 @@ def _assumptions(plan: Plan) -> Iterator[Assumption]:
         f"the devices draw {percent(LOAD, 0)} of their {plan.device.watts:g} W; hosts, network and cooling are apart",
         "arXiv:2305.06161 section 5.7",
     )
-    yield Assumption(f"batches of {plan.batch_tokens:.3g} tokens", "arXiv:2401.02954 equation 1")
+    law = "given" if plan.batch_given else "arXiv:2401.02954 equation 1"
+    yield Assumption(f"batches of {plan.batch_tokens:.3g} tokens", law)
     yield Assumption(
         f"nodes of {NODE} devices, 50 GB/s a device between them; at most {percent(USABLE, 0)} of memory is used",
         "arXiv:2412.19437 section 3.2.2",
@@ -367,7 +405,7 @@ def plan_text(plan: Plan) -> str:
     else:
         rows.append(("does not fit", f"{bytes_(plan.least_bytes)} a device; {plan.remedy}"))
     width = max(len(left) for left, _ in rows)
-    title = f"{plan.name}   {plan.count} x {plan.device.name}, {plan.precision}"
+    title = f"{plan.name}   {plan.count} x {plan.device.name}, {plan.precision}, {plan.optimizer}"
     lines = [title, *(f"  {left:{width}}  {right}" for left, right in rows), "  assumed:"]
     lines += [f"    {assumption.what} ({assumption.source})" for assumption in plan.assumptions()]
     return "\n".join(lines)

@@ -190,7 +190,7 @@ class Grpo(StageSpec):
 
     def work(self, config: Config | None, guess: Guess) -> StageWork:
         assert config is not None
-        mean = max(1.0, guess.answer * self.max_new_tokens)
+        mean = guess.answer_tokens(self.max_new_tokens)
         prompt = guess.prompt_tokens(self.system)
         rounds = min(1 + self.refill, 1 / guess.kept) if self.refill else 1.0
         kept = guess.kept if self.drop_silent and not self.kl else 1.0
@@ -212,6 +212,7 @@ class Grpo(StageSpec):
             training_steps=training,
             updates=self.updates,
             lora=self.lora_rank,
+            muon=self.optimizer == "muon",
             reference=bool(self.kl),
             sampling=Answers(
                 questions=self.prompts,

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from farthing.recipe.dial import dial
+from farthing.recipe.source import lessons
 from farthing.recipe.stage import LanguageModelling
 from farthing.recipe.types import (
     Amount,
@@ -105,4 +106,6 @@ class Pretrain(LanguageModelling):
 
     def work(self, config: Config | None, guess: Guess) -> StageWork:
         dialled = dial(self, self.vocab_size)
-        return self.language_work(dialled.config, dialled.steps, dialled.batch_tokens)
+        return self.language_work(
+            dialled.config, dialled.steps, dialled.batch_tokens, lessons=lessons(self.data)
+        )

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from farthing.base.errors import UserError
 from farthing.recipe.places import ChatTemplate
-from farthing.recipe.source import Source
+from farthing.recipe.source import Source, lessons
 from farthing.recipe.stage import LanguageModelling
 from farthing.recipe.types import Amount, Count, NotNegative, Positive, ShareOrPath, Warmup
 from farthing.recipe.work import BYTES_PER_TOKEN, Config, Guess, StageWork
@@ -63,7 +63,7 @@ class Sft(LanguageModelling):
     def work(self, config: Config | None, guess: Guess) -> StageWork:
         assert config is not None
         steps = self.steps or max(1, math.ceil(self._tokens(guess) * self.epochs / self.batch_tokens))
-        return self.language_work(config, steps, self.batch_tokens, self.lora_rank)
+        return self.language_work(config, steps, self.batch_tokens, self.lora_rank, lessons(self.data))
 
     def _tokens(self, guess: Guess) -> float:
         return sum(source.weight * _tokens(source, guess) for source in self.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -57,3 +58,8 @@ class Source(Strict):
         if (self.tasks is None) != (self.items is None):
             raise ValueError("tasks and items go together: say which tasks, and how many worked solutions")
         return self
+
+
+def lessons(sources: Iterable[Source]) -> int:
+    """How many worked solutions are written for these sources."""
+    return sum(source.items or 0 for source in sources)

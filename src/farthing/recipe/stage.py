@@ -182,7 +182,9 @@ class LanguageModelling(StageSpec):
     def sources(self) -> Sequence[Source]:
         return self.data
 
-    def language_work(self, config: Config, steps: int, batch_tokens: int, lora: int = 0) -> StageWork:
+    def language_work(
+        self, config: Config, steps: int, batch_tokens: int, lora: int = 0, lessons: int = 0
+    ) -> StageWork:
         """The work of so many steps; prediction modules go at the network's own pace."""
         pairs = max(1, batch_tokens // self.length) * causal_pairs(self.length)
         forward = forward_flops(config, batch_tokens, pairs, batch_tokens)
@@ -197,4 +199,6 @@ class LanguageModelling(StageSpec):
             memory_gb=self.memory_gb,
             forwards=3 * (1 + mtp_flops(config, batch_tokens, pairs, batch_tokens) / forward),
             lora=lora,
+            muon=self.optimizer == "muon",
+            lessons=lessons,
         )

@@ -28,6 +28,14 @@ class Guess:
     """Share of the groups whose answers do not all earn the same; the others train by a KL term alone."""
     prompt: float
     """Tokens of a question in its template."""
+    length: float | None = None
+    """Mean length of an answer in tokens, where that is known; `answer` does not count then."""
+    source: str = ""
+    """What the figures are from."""
+
+    def answer_tokens(self, longest: int) -> float:
+        """Mean length of an answer of at most `longest` tokens."""
+        return max(1.0, min(longest, self.answer * longest if self.length is None else self.length))
 
     def prompt_tokens(self, system: str | None) -> float:
         """Tokens of a question after a system message."""
@@ -80,6 +88,10 @@ class StageWork:
     """Optimizer steps in each of these."""
     lora: int = 0
     """Rank of the adapters; 0 trains every parameter."""
+    muon: bool = False
+    """Matrices are trained by Muon."""
+    lessons: int = 0
+    """Worked solutions that are written before it starts."""
     reference: bool = False
     """A frozen copy of the model is kept."""
     beside: tuple[Config, ...] = ()
@@ -99,6 +111,19 @@ class StageWork:
             for matrix in layer.matrices
             if matrix.role in ("attention", "feedforward")
         )
+
+    @property
+    def muon_flops(self) -> float:
+        """Of orthogonalising the layers' matrices once: five rounds of X X^T, its square and their sum times X
+        (arXiv:2502.16982 section 2.1)."""
+        if not self.muon or self.lora:
+            return 0.0
+        sizes = (
+            (min(matrix.inputs, matrix.outputs), max(matrix.inputs, matrix.outputs), matrix.count)
+            for layer in shapes(self.config).layers
+            for matrix in layer.matrices
+        )
+        return sum(5.0 * count * (4 * m * m * n + 2 * m**3) for m, n, count in sizes)
 
     @property
     def memory_kind(self) -> memory.Kind:

@@ -161,13 +161,28 @@ class Answers:
         self._usd_per_second, self._told, self.lenient = usd_per_second, told, lenient
         self.moderation, self.policy = moderation or Moderation(), policy
         self.unanswered = 0  # requests without a first token
+        self._preparing = 0
         self.open = 0
 
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count a request while it gets ready for the engine."""
+        self._preparing += 1
+        try:
+            yield
+        finally:
+            self._preparing -= 1
+
     def admit(self, caller: Caller, requests: int = 1) -> None:
-        """Count a request against its caller's limits and the queue's bound. Raises ApiError 429 or 503."""
-        if self.unanswered + requests > self._most_waiting:
+        """Count a request, which is being prepared, against its caller's limits and the queue's bound.
+
+        Raises:
+            ApiError: 429 or 503.
+        """
+        waiting = self.unanswered + self._preparing - 1
+        if waiting + requests > self._most_waiting:
             raise ApiError(
-                f"{self.unanswered} requests wait already; ask again later",
+                f"{waiting} requests wait already; ask again later",
                 status=503,
                 kind="overloaded_error",
                 code="queue_full",

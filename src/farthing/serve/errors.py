@@ -64,8 +64,11 @@ def too_long(message: str, param: str) -> ApiError:
 
 
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    """A body that is not what the operation takes: pydantic's first finding, by the field's name."""
-    first = problems[0]
+    """A body that is not what the operation takes: pydantic's first finding, by the field's name.
+
+    Of a field's forms pydantic tries each; the one that the body is meant in is the one it came furthest with.
+    """
+    first = max(problems, key=lambda problem: len(problem["loc"]))
     if first["type"] == "json_invalid":
         said = first.get("ctx", {}).get("error", "it cannot be parsed")
         return ApiError(f"the body is not JSON: {said} at character {first['loc'][-1]}")

@@ -147,7 +147,8 @@ class Gateway:
     async def _prepared(self, ours: type[_Asked], relayed: type[_Asked], body: Any, caller: Caller) -> _Asked:
         served = self.model(body.model)
         made = (relayed if isinstance(served, Remote) else ours)(self.answers, served, body, caller)
-        await made.prepare()
+        with self.answers.preparing():
+            await made.prepare()
         return made
 
     async def chat(self, body: dict[str, Any], key: str | None) -> AsyncGenerator[dict[str, Any], None]:

@@ -135,7 +135,7 @@ class Keys:
 
 def single(key: str) -> Keys:
     """One key without limits. Raises UserError for one that is too short to be a secret."""
-    if len(key) < 8 or not key.isprintable() or not key.isascii():
+    if len(key) < 8 or not _fit_for_headers(key):
         raise UserError("--api-key: needs at least 8 printable ASCII characters")
     return Keys([Caller("api-key", _digest(key))])
 
@@ -150,11 +150,17 @@ def read_keys(path: Path) -> Keys:
         entry = checked(_Entry, given, f"{path}: key {number}")
         if (entry.key is None) == (entry.sha256 is None):
             raise UserError(f"{path}: key {number}: give either key or sha256")
+        if entry.key is not None and not _fit_for_headers(entry.key):
+            raise UserError(f"{path}: key {number}: key: must be printable ASCII characters")
         digest = _digest(entry.key) if entry.key is not None else bytes.fromhex(entry.sha256 or "")
         if any(caller.name == entry.name or caller.digest == digest for caller in callers):
             raise UserError(f"{path}: key {number}: its name or key stands there twice")
         callers.append(Caller(entry.name, digest, entry))
     return Keys(callers)
+
+
+def _fit_for_headers(key: str) -> bool:
+    return key.isprintable() and key.isascii() and key == key.strip()
 
 
 def _digest(key: str) -> bytes:

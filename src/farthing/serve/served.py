@@ -111,7 +111,7 @@ class Spoken:
         at = text.rfind(last.rstrip()) if last.strip() else -1
         if at < 0:
             return self.tokenizer.render(messages[:-1], add_generation_prompt=True, **extra) + last
-        return text[: at + len(last.rstrip())]
+        return text[:at] + last
 
     def check_tokens(self, tokens: Iterable[int], param: str) -> None:
         """Raise ApiError for a token that the model does not have."""

@@ -23,18 +23,43 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 class _Prompt(H11Protocol):
-    """uvicorn's protocol, which waits forever for a request's first line and headers; this one does not."""
+    """uvicorn's protocol, which waits forever for the rest of a request's first line and headers; this one does not.
+
+    Between two requests of a connection it is uvicorn's keep-alive that closes it.
+    """
+
+    _impatience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._impatience = self.loop.call_later(HEADER_SECONDS, self._lose_patience)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._impatience.cancel()
+        self._calm()
         super().connection_lost(exc)
 
+    @property
+    def _reading_headers(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if not self._reading_headers:
+            self._calm()
+        elif self._impatience is None:
+            self._impatience = self.loop.call_later(HEADER_SECONDS, self._lose_patience)
+
+    def _calm(self) -> None:
+        if self._impatience is not None:
+            self._impatience.cancel()
+            self._impatience = None
+
     def _lose_patience(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        self._impatience = None
+        if self._reading_headers and not self.transport.is_closing():
             self.transport.close()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from farthing.base.device import choose
+from farthing.base.errors import UserError
 from farthing.cost.devices import detect
 from farthing.cost.spend import SERVING
 from farthing.engine.model import Model, load
@@ -21,10 +22,12 @@ from farthing.serve.backends.engines import Engine, check_options, find, model_f
 from farthing.serve.backends.process import Process, free_port
 from farthing.serve.backends.remote import Clock, Remote
 from farthing.serve.bill import Bill
+from farthing.serve.errors import ApiError
 from farthing.serve.gateway import Bounds, Gateway
 from farthing.serve.keys import Keys, read_keys, single
-from farthing.serve.safety import moderation, read_policy
-from farthing.serve.served import Served
+from farthing.serve.protocol import ChatRequest
+from farthing.serve.safety import Policy, moderation, read_policy
+from farthing.serve.served import Served, Spoken
 from farthing.serve.server import server_of
 from farthing.weights.adapter import base_of
 from farthing.weights.folder import read_config
@@ -88,12 +91,14 @@ def start(settings: Settings, listening: socket.socket, made: bool, say: Callabl
 
     async def load_models() -> None:
         try:
-            if engine is None:
-                gateway.start(await asyncio.to_thread(_load, settings))
-            else:
+            remotes: list[Remote] = []
+            if engine is not None:
                 remotes = await asyncio.to_thread(_remotes, settings, engine, Clock(bill.joules))
-                await _start_all(remotes)
-                gateway.start(remotes)
+            models: Sequence[Spoken] = remotes or await asyncio.to_thread(_load, settings)
+            for served in models:
+                _check_policy(served, gateway.policy)
+            await _start_all(remotes)
+            gateway.start(models)
             say(_where(listening, settings, made))
         except Exception as error:
             failures.append(error)
@@ -168,6 +173,18 @@ async def _start_all(remotes: Sequence[Remote]) -> None:
     except BaseException:
         await asyncio.gather(*(remote.process.stop() for remote in remotes), return_exceptions=True)
         raise
+
+
+def _check_policy(served: Spoken, policy: Policy | None) -> None:
+    """Raise UserError if a model's chat template has no place for the policy: it would refuse every conversation."""
+    if policy is None or not served.template:
+        return
+    try:
+        served.chat_prompt(
+            ChatRequest.model_validate({"messages": [{"role": "user", "content": "hello"}]}), policy
+        )
+    except ApiError as error:
+        raise UserError(f"--policy: the chat template of {served.name} does not take it ({error})") from None
 
 
 def _load(settings: Settings) -> list[Served]:

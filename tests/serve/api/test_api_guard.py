@@ -11,12 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from farthing.serve.api.guard import COOKIE, Guard
+from farthing.serve.api.guard import Guard
 from farthing.serve.errors import ApiError
 from farthing.serve.gateway import Bounds
 from farthing.serve.keys import Caller, Keys, single
 
 KEY = "sk-0123456789"
+COOKIE = "farthing_key_8000"  # of this port: a host's other ports get it too
 
 
 class Stub:
@@ -64,6 +65,13 @@ def test_a_browser_gets_in_by_its_address() -> None:
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
     assert get("/?key=sk-another-one", single(KEY)).status_code == 401
+
+
+def test_another_servers_cookie_counts_for_nothing() -> None:
+    for cookie in (f"farthing_key_8001={KEY}", f"farthing_key={KEY}"):
+        assert get("/v1/models", single(KEY), {"Cookie": cookie}).status_code == 401
+    both = f"farthing_key_8001=sk-its-own; {COOKIE}={KEY}"
+    assert get("/v1/models", single(KEY), {"Cookie": both}).status_code == 200
 
 
 def test_an_older_cookie_does_not_keep_a_browser_out() -> None:

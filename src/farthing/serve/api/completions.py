@@ -169,8 +169,12 @@ class Completions:
 
         async def read(number: int) -> None:
             try:
-                async for change in self._continued(number):
-                    found.put_nowait(await self._screened(change))
+                mine = self._outgoing[number * self.each : (number + 1) * self.each]
+                async with aclosing(self._continued(number)) as changes:
+                    async for change in changes:
+                        found.put_nowait(await self._screened(change))
+                        if all(one.blocked for one in mine):
+                            break
                 found.put_nowait(None)
             except Exception as error:
                 found.put_nowait(error)
@@ -192,9 +196,10 @@ class Completions:
 
     async def _continued(self, number: int) -> AsyncGenerator[dict[str, Any], None]:
         """Run one prompt."""
-        async for batch in self.answers.updates(self.runs[number]):
-            for update in batch:
-                yield self._change(number, update)
+        async with aclosing(self.answers.updates(self.runs[number])) as batches:
+            async for batch in batches:
+                for update in batch:
+                    yield self._change(number, update)
 
     async def _screened(self, change: dict[str, Any]) -> dict[str, Any]:
         """The part of a change that may be sent now; what is blocked ends the choice."""

@@ -88,7 +88,8 @@ class Guard:
             await _refuse(error, scope, send)
             return
         answer = RedirectResponse("/" + scope["path"].lstrip("/"), 303)  # "//host" would lead to another host
-        answer.set_cookie(COOKIE, quote(key), httponly=True, samesite="strict", max_age=30 * 86_400)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        answer.set_cookie(_cookie(headers), quote(key), httponly=True, samesite="strict", max_age=30 * 86_400)
         await answer(scope, receive, send)
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
@@ -147,10 +148,19 @@ def key_of(headers: Mapping[str, str]) -> str | None:
     if "x-api-key" in headers:
         return headers["x-api-key"]
     try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        cookie = SimpleCookie(headers.get("cookie", "")).get(_cookie(headers))
     except Exception:
         return None
     return unquote(cookie.value) if cookie is not None else None
+
+
+def _cookie(headers: Mapping[str, str]) -> str:
+    """The name of a server's cookie: browsers send one host's cookies to all its ports."""
+    try:
+        port = urlsplit(f"//{headers.get('host', '')}").port
+    except ValueError:
+        port = None
+    return f"{COOKIE}_{port}" if port else COOKIE
 
 
 def _is_local(host: str) -> bool:

@@ -18,13 +18,13 @@ class Machine:
     def __init__(self, isa):
         self.isa = isa
 
-    def run(self, operations, rows=1, kinds=KINDS, **arrays):
+    def run(self, operations, rows=1, kinds=KINDS, exact=None, **arrays):
         """Run operations over `rows`; arrays go to the words of their names."""
         session = Session(kinds, 1 << 20, count=2, isa=self.isa)
         session[Word.SPANS] = 1
         for name, value in arrays.items():
             session[Word[name.upper()]] = value
-        session.run(operations, rows)
+        session.run(operations, rows, exact)
 
     def one(self, code, rows=1, kinds=KINDS, arrays=None, **fields):
         """Run a single operation."""

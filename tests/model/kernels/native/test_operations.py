@@ -19,6 +19,7 @@ from farthing.model.kernels.native.codes import FIELDS, Code
 from farthing.model.kernels.native.operations import Operations, padded, spread
 from farthing.model.kernels.native.packing import Packer
 from farthing.model.kernels.native.sizes import ADD, GELU, SILU, SPAN, STORE
+from farthing.model.kernels.native.target import Target
 from farthing.model.moe import Router
 from farthing.model.rotary import rotate, tables
 
@@ -42,7 +43,7 @@ def close(got, expected, limit=2e-6, scale=None):
 # ---- products and their weights ----
 
 
-def multiply(machine, weight, x, kind, mode=STORE, bias=None, y=None, outs=None):
+def multiply(machine, weight, x, kind, mode=STORE, bias=None, y=None, outs=None, exact=None):
     """x W^T by the kernels, from a float32 or bfloat16 weight; returns the rows that a product leaves."""
     kinds = FLOAT32 if kind == "float32" else KINDS
     packer = Packer(kinds)
@@ -68,7 +69,7 @@ def multiply(machine, weight, x, kind, mode=STORE, bias=None, y=None, outs=None)
         w_step=packed.part_bytes, stride=packed.stride, count=packed.tiles, grain=2,
         bias=0 if bias is None else bias.data_ptr(), mode=mode, y=y.data_ptr(), y_pitch=4 * width, y_step=0, parts=1,
     )  # fmt: skip
-    machine.run(operations, len(x), kinds)
+    machine.run(operations, len(x), kinds, exact)
     del kept
     return y
 
@@ -85,6 +86,17 @@ def test_products_of_any_number_of_rows(machine, kind, rows):
     weight, x = rows_of(96, 160)[0], rows_of(rows, 160, seed=1)[0]
     got = multiply(machine, weight, x, kind)
     close(got, x.double() @ values_of(weight, kind).double().T, 1e-4 if kind.startswith("int") else 2e-6)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(("rows", "exact"), [(2, 1), (9, 8), (17, 3), (40, 1), (33, 17)])
+def test_rows_that_may_be_rounded_stand_behind_those_that_may_not(machine, kind, rows, exact):
+    weight, x = rows_of(96, 160)[0], rows_of(rows, 160, seed=1)[0]
+    got, alone = (multiply(machine, weight, x, kind, exact=first) for first in (exact, None))
+    close(got[:exact], alone[:exact].double(), 1e-6)
+    rounds = kind == "bfloat16" and Target(machine.isa).dots
+    behind = (x.bfloat16() if rounds else x)[exact:].double() @ values_of(weight, kind).double().T
+    close(got[exact:], behind, 1e-4 if kind.startswith("int") else 2e-6)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])

@@ -90,6 +90,7 @@ class Word(IntEnum):
     LOGPROBS = 28
     ENTROPIES = 29
     EMBEDDING = 30  # the table as it lies now
+    EXACT = 31  # rows whose products are in float32; of those that follow, x may be rounded to bfloat16
 
 
-WORDS = 31
+WORDS = 32

@@ -10,7 +10,7 @@ from typing import Any
 
 from farthing.model.kernels.native.jit import function
 from farthing.model.kernels.native.memory import fields, read_f32, read_i64, write_i64
-from farthing.model.kernels.native.products import product
+from farthing.model.kernels.native.products import DOTS, product, to_bfloat16
 from farthing.model.kernels.native.rowwise import added, copied, gelu_product, plus_scaled, silu_product
 from farthing.model.kernels.native.sizes import ADD, LANES, SILU, STORE, TILE, TILE_BYTES
 from farthing.model.kernels.native.target import Target
@@ -90,6 +90,8 @@ def multiplier(kinds: tuple[str, ...], target: Target) -> tuple[Any, Any, Any]:
     """Make `multiply`, `experts_up` and `experts_down` for weights of these kinds, of which an operation has one."""
     first, second, third = (tiles(kind, target) for kind in (*kinds, *kinds[-1:] * (3 - len(kinds))))
     number = len(kinds)
+    dotted = kinds.index("bfloat16") if target.dots and "bfloat16" in kinds else -1
+    dots: Any = tiles(DOTS, target) if dotted >= 0 else None
 
     @function
     def tile_of(kind, xs, w, stride, k, tile, rows):
@@ -101,17 +103,33 @@ def multiplier(kinds: tuple[str, ...], target: Target) -> tuple[Any, Any, Any]:
             third(xs, w, stride, k, tile, rows)
 
     @function
-    def multiply(op, item, rows, scratch):
-        """Some tiles of y = x W^T, of one of `parts` products whose operands lie a step apart."""
+    def rounded(table, x, pitch, k, rows):
+        """Write rows rounded to bfloat16 behind a table of their addresses."""
+        place = (table + 8 * (rows + MOST_ROWS) + 63) // 64 * 64
+        for m in range(rows):
+            to_bfloat16(place + 2 * k * m, x + pitch * m, k)
+        rows_of(table, place, 2 * k, rows)
+
+    @function
+    def multiply(op, item, rows, exact, scratch):
+        """Some tiles of y = x W^T, of one of `parts` products whose operands lie a step apart. Rows after the `exact`
+        ones are rounded to bfloat16 where that is faster."""
         (_, kind, x, x_pitch, x_step, k, w, w_step, stride, count, grain, bias, mode, y, y_pitch, y_step,
          _) = fields(op, 17)  # fmt: skip
         items = (count + grain - 1) // grain
         part, start = item // items, item % items * grain
         table, tile = scratch, scratch + 8 * (rows + MOST_ROWS)
         rows_of(table, x + part * x_step, x_pitch, rows)
+        floats, short = rows, tile + TILE_BYTES * (rows + MOST_ROWS)
+        if dotted >= 0 and kind == dotted and exact < rows:
+            floats = exact
+            rounded(short, x + part * x_step + floats * x_pitch, x_pitch, k, rows - floats)
         bytes_done = 64 if mode >= SILU else TILE_BYTES
         for number in range(start, min(start + grain, count)):
-            tile_of(kind, table, w + part * w_step + 2 * number * stride, stride, k, tile, rows)
+            weights = w + part * w_step + 2 * number * stride
+            tile_of(kind, table, weights, stride, k, tile, floats)
+            if dotted >= 0 and floats < rows:
+                dots(short, weights, stride, k, tile + TILE_BYTES * floats, rows - floats)
             here = bias + TILE_BYTES * number if bias else 0
             for m in range(rows):
                 out = y + m * y_pitch + part * y_step + bytes_done * number

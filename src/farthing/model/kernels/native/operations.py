@@ -76,6 +76,12 @@ class Operations:
         self.rows: list[list[int]] = []
         self._memory: Tensor | None = None
 
+    def __add__(self, other: Operations) -> Operations:
+        """These, then those of another list."""
+        both = Operations()
+        both.rows = [*self.rows, *other.rows]
+        return both
+
     def add(self, code: Code, **fields: float) -> None:
         """Append an operation. A float is passed by its bits, everything else as a whole number."""
         names = FIELDS[code].split()

@@ -9,8 +9,10 @@ padded to whole blocks with zeros:
     int4       groups of 32 inputs: [4][16][2] int16, then 16 scales and 16 minima in float16 (Q4_1's: 5 bits); bits
                4q to 4q+3 of an int16 are input 8a + 2q + i of output n, at place [a][n][i]
 
-Rows of x are float32 for the first two. For the others they are int16 with one scale a row, so that pairs of inputs are
-multiplied and added in one instruction (`vpmaddwd`, with VNNI `vpdpwssd`; LLVM finds it), exact within a group.
+Rows of x are float32 for the first two. Beside bfloat16 weights they may be rounded to bfloat16 (`DOTS`): pairs of
+inputs are multiplied and added in one instruction (`vdpbf16ps`), half as many as in float32. For the others rows are
+int16 with one scale a row, whose pairs have such an instruction too (`vpmaddwd`, with VNNI `vpdpwssd`; LLVM finds it),
+exact within a group.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from numba.core import cgutils
 from farthing.model.kernels.native.sizes import BLOCK_BYTES, GROUP, LANES, TILE_BYTES
 from farthing.model.kernels.native.target import Target
 from farthing.model.kernels.native.vector import (
+    BF16,
     F16,
     F32,
     I8,
     I16,
     I32,
     I64,
+    call,
     constant,
     fma,
     integer,
@@ -44,6 +48,7 @@ from farthing.model.kernels.native.vector import (
 )
 
 FLOAT = ("float32", "bfloat16")
+DOTS = "dots"  # bfloat16 weights and rows
 
 
 def product(kind: str, rows: int, blocks: int, target: Target) -> Any:
@@ -61,7 +66,9 @@ def product(kind: str, rows: int, blocks: int, target: Target) -> Any:
         streams = [w]
         for _ in range(1, blocks):
             streams.append(builder.add(streams[-1], stride))
-        if kind in FLOAT:
+        if kind == DOTS:
+            sums = _dots(builder, addresses, streams, k)
+        elif kind in FLOAT:
             sums = _float(builder, kind, addresses, streams, k)
         else:
             sums = _integer(builder, kind, addresses, streams, k, target)
@@ -72,6 +79,20 @@ def product(kind: str, rows: int, blocks: int, target: Target) -> Any:
 
     return primitive(f"product_{kind}_{rows}x{blocks}", types.void, [types.int64] * 5, generated)
 
+
+def _to_bfloat16(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    target, x, count = arguments
+    floats = ir.VectorType(BF16, LANES)
+    with cgutils.for_range_slice(builder, integer(0), count, integer(LANES), I64) as (at, _):
+        value = load(builder, offset(builder, x, builder.mul(at, integer(4))), F32)
+        short = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", floats, value)
+        place = offset(builder, target, builder.mul(at, integer(2)))
+        store(builder, builder.bitcast(short, ir.VectorType(I16, LANES)), place)
+    return context.get_dummy_value()
+
+
+# `f(out, x, count)`: the nearest bfloat16 of each float32, for `DOTS`
+to_bfloat16 = primitive("to_bfloat16", types.void, [types.int64] * 3, _to_bfloat16)
 
 AHEAD = 2048  # bytes of a stream that are on their way while others are used
 Sums = list[list[ir.Value]]  # [rows][blocks]
@@ -94,6 +115,13 @@ class _Accumulators:
     def multiply_add(self, m: int, n: int, chain: int, x: ir.Value, w: ir.Value) -> None:
         slot = self.slots[m][n][chain % len(self.slots[m][n])]
         self.builder.store(fma(self.builder, x, w, self.builder.load(slot)), slot)
+
+    def dot(self, m: int, n: int, chain: int, x: ir.Value, w: ir.Value) -> None:
+        """Add the products of both halves of each lane, bfloat16 pairs."""
+        slot = self.slots[m][n][chain % len(self.slots[m][n])]
+        before = self.builder.load(slot)
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        self.builder.store(call(self.builder, name, before.type, before, x, w), slot)
 
     def sums(self) -> Sums:
         return [[self._sum(block) for block in row] for row in self.slots]
@@ -122,6 +150,27 @@ def _float(builder: ir.IRBuilder, kind: str, xs: list[ir.Value], ws: list[ir.Val
                 value = splat(builder, builder.load(pointer(builder, address, F32), align=4))
                 for n, four in enumerate(weights):
                     out.multiply_add(m, n, i, value, four[i])
+    return out.sums()
+
+
+def _dots(builder: ir.IRBuilder, xs: list[ir.Value], ws: list[ir.Value], k: ir.Value) -> Sums:
+    """Two pairs of inputs an iteration."""
+    out = _Accumulators(builder, F32, len(xs), len(ws), max(1, 4 // (len(xs) * len(ws))))
+    pairs = ir.VectorType(BF16, 2 * LANES)
+    with cgutils.for_range_slice(builder, integer(0), k, integer(4), I64) as (at, _):
+        x_at, w_at = builder.mul(at, integer(2)), builder.mul(at, integer(BLOCK_BYTES["bfloat16"]))
+        for w in ws:
+            for line in (0, 64):
+                prefetch(builder, offset(builder, w, w_at, AHEAD + line))
+        for pair in range(2):
+            weights = [
+                builder.bitcast(load(builder, offset(builder, w, w_at, 64 * pair), I32), pairs) for w in ws
+            ]
+            for m, x in enumerate(xs):
+                both = builder.load(pointer(builder, offset(builder, x, x_at, 4 * pair), I32), align=4)
+                value = builder.bitcast(splat(builder, both), pairs)
+                for n, weight in enumerate(weights):
+                    out.dot(m, n, pair, value, weight)
     return out.sums()
 
 

@@ -40,8 +40,9 @@ class Session:
         """Set a word, to the address of an array if it is one."""
         self._words[word] = value if isinstance(value, int) else value.ctypes.data
 
-    def run(self, operations: Operations, rows: int = 1) -> None:
-        """Run the operations, for so many rows."""
+    def run(self, operations: Operations, rows: int = 1, exact: int | None = None) -> None:
+        """Run the operations, for so many rows; all but the first `exact` may be rounded (see `Word.EXACT`)."""
         self[Word.ROWS], self[Word.DONE] = rows, 0
+        self[Word.EXACT] = rows if exact is None else exact
         self[Word.STATE] = operations.address >> ALIGNED_BITS << ITEM_BITS
         crew.run(self._step, self._start, self.threads, (self, operations))

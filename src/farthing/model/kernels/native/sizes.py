@@ -9,6 +9,7 @@ SPAN = 512  # tokens of an item of attention
 HEADS = 4  # query heads of an item's products
 PACKED = ("float32", "bfloat16", "int8", "int4")  # kinds of packed weights, by number
 STORE, ADD, SILU, GELU = range(4)  # how a product's tile is finished
+DOTTED = ("avx512_bf16", "amx")  # instruction sets with a product of bfloat16 pairs
 CHUNK = 1 << 14  # elements of an item of the optimizer
 BLOCK = 512  # entries of a row of logits whose sum sampling keeps
 FLOAT32, BFLOAT16, ROUNDED = range(

