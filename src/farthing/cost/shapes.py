@@ -293,8 +293,10 @@ def _mla_matrices(d: int, h: int, mla: Mla) -> tuple[Matrix, ...]:
 
 
 def _indexed(config: Config, d: int, mla: Mla, latent: Layer) -> Layer:
-    """Latent attention with the indexer that chooses `index_topk` tokens (report on DeepSeek-V3.2-Exp,
-    equation 1): n small heads of size e score every pair by sum over heads of weight * relu(q k), with one key for all."""
+    """Latent attention with the indexer that chooses `index_topk` tokens (report on DeepSeek-V3.2-Exp, equation 1).
+
+    n small heads of size e score every pair: the sum over heads of weight * relu(q k), with one key for all.
+    """
     n, e = _size(config, "index_n_heads"), _size(config, "index_head_dim")
     queries = Matrix("attention", mla.q_lora or d, n * e)
     return replace(
