@@ -3,9 +3,9 @@
 import re
 
 import pytest
-import yaml
 
 from farthing.base.errors import UserError
+from farthing.base.schema import parse_text
 from farthing.claims.answer import answer, millions
 from farthing.claims.check import check
 from farthing.claims.claim import builtin, load, parse
@@ -45,7 +45,7 @@ def test_deepseek_v3_is_answered_as_people_ask():
     assert found["claimed"].startswith("$5.576M, 2,788,000 hours of NVIDIA H800")
     assert found["do its figures agree with each other?"].startswith("yes")
     assert "39.1%" in found["could the hardware do it?"]
-    assert found["is it the whole cost?"].startswith("no: at least $10.65M with what sources put a figure on")
+    assert found["is it the whole cost?"].startswith("no: at least $10.7M with what sources put a figure on")
 
 
 def test_a_price_of_ours_is_marked_and_not_judged():
@@ -99,10 +99,10 @@ def test_the_page_is_whole_and_escapes_what_a_claim_says():
 
 
 def test_the_template_is_a_claim():
-    finding = check(parse(yaml.safe_load(TEMPLATE), "template"))
+    finding = check(parse(parse_text(TEMPLATE, "template"), "template"))
     assert finding.verdict == "plausible"
     uncommented = re.sub(r"^(\s*)# (\w+:)", r"\1\2", TEMPLATE, flags=re.MULTILINE)
-    keys = yaml.safe_load(uncommented)["reported"]
+    keys = parse_text(uncommented, "template")["reported"]
     assert {"price_per_device_hour", "our_price_per_device_hour", "tokens_are", "seq_len"} <= set(keys)
 
 

@@ -117,7 +117,21 @@ def test_claims_are_listed_and_checked():
     found = json.loads(ask("claim", "deepseek-v3", "--json"))
     assert found["verdict"] == "plausible"
     assert found["parts"][0]["mfu"]["causal"] == pytest.approx(0.391, abs=0.001)
-    assert "MFU 39.1% causal, 43.9% full" in ask("claim", "deepseek-v3")
+    assert found["answer"]["lines"][3][1].startswith("no: at least $10.7M")
+    short, full = ask("claim", "deepseek-v3"), ask("claim", "deepseek-v3", "--full")
+    assert len(short.splitlines()) <= 12
+    assert full.startswith(short.rstrip())
+    assert "MFU 39.1% causal, 43.9% full" in full
+
+
+def test_a_claim_as_a_page_and_one_of_ones_own(tmp_path):
+    (tmp_path / "mine.yaml").write_text(ask("claim", "--new"))
+    ask("claim", str(tmp_path / "mine.yaml"), "--html", str(tmp_path / "mine.html"))
+    assert "Example-7B" in (tmp_path / "mine.html").read_text()
+    with pytest.raises(UserError, match="which claim"):
+        ask("claim", "--html", str(tmp_path / "mine.html"))
+    with pytest.raises(UserError, match=r"mine\.yaml exists"):
+        ask("claim", "deepseek-v3", "--html", str(tmp_path / "mine.yaml"))
 
 
 def test_an_unknown_claim_gives_the_nearest():

@@ -40,11 +40,11 @@ def answer(finding: Finding) -> Answer:
     )
 
 
-def millions(usd: float) -> str:
-    """$5.576M, $294,000, $1.6B: four digits of what is large."""
+def millions(usd: float, digits: int = 4) -> str:
+    """$5.576M, $294,000, $1.6B: so many digits of what is large."""
     for unit, size in (("B", 1e9), ("M", 1e6)):
         if usd >= size:
-            return f"${usd / size:.4g}{unit}"
+            return f"${usd / size:.{digits}g}{unit}"
     return f"${usd:,.0f}" if usd >= 10 else f"${usd:,.2f}"
 
 
@@ -89,14 +89,17 @@ def _whole(finding: Finding) -> str:
     unknown = [gap.what for gap in finding.gaps if gap.dollars is None]
     rest = f"; no figure for {len(unknown)} more" if unknown else ""
     if finding.price_is_ours and not finding.claim.reported.dollars:
-        price = hourly(finding.price_per_device_hour)
-        return f"cannot be known: the claim names no price; {millions(finding.dollars or 0)} at {price}, which is ours"
+        ours = (
+            f"{millions(finding.dollars or 0, 3)} at {hourly(finding.price_per_device_hour)}, which is ours"
+        )
+        return f"cannot be known: the claim names no price; {ours}"
     if finding.whole_cost and finding.lines[2].verdict == "implausible":
         low, high = finding.whole_cost
-        upper = f", at most {millions(high)}" if high > low else ""
-        return f"no: at least {millions(low)} with what sources put a figure on{upper}{rest}"
-    if finding.gaps:
-        return f"cannot be known: {len(finding.gaps)} things are left out, none with a published figure"
+        upper = f", at most {millions(high, 3)}" if high > low else ""
+        return f"no: at least {millions(low, 3)} with what sources put a figure on{upper}{rest}"
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        return f"cannot be known: nobody has put a figure on what it leaves out ({unknown[0]}{more})"
     return "cannot be known: what it leaves out is not said"
 
 

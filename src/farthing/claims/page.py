@@ -10,7 +10,8 @@ from farthing.claims.check import Finding
 from farthing.claims.text import COUNTED, sections
 
 _STYLE = """
-body { max-width: 44rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 Georgia, serif; color: #222; background: #fff }
+body { max-width: 44rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 Georgia, serif }
+body { color: #222; background: #fff }
 h1 { font-size: 1.6rem; margin-bottom: .3rem } h2 { font-size: 1.05rem; margin: 1.6rem 0 .3rem }
 dt { font-weight: bold; margin-top: .6rem } dd { margin: 0 0 0 1rem } ul { padding-left: 1.2rem }
 .judgement { border-left: .25rem solid #96471a; padding-left: .8rem; font-size: 1.1rem }
