@@ -38,6 +38,7 @@ def test_a_newspaper_could_print_it(name):
     for question, reply in answer(finding).lines[1:]:
         assert reply.startswith(("yes: ", "no: ", "cannot be known: ")), question
     assert text(finding, 80).startswith("\n".join(lines))
+    assert "whole cost? implausible" not in text(finding)
 
 
 def test_deepseek_v3_is_answered_as_people_ask():

@@ -7,7 +7,7 @@ from html import escape
 
 from farthing.claims.answer import answer
 from farthing.claims.check import Finding
-from farthing.claims.text import COUNTED, sections
+from farthing.claims.text import COUNTED, questions, sections
 
 _STYLE = """
 body { max-width: 44rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 Georgia, serif }
@@ -24,8 +24,10 @@ footer { color: #666; font-size: .85rem; margin-top: 2rem }
 def page(finding: Finding) -> str:
     """The short answer, the claim, the verdicts with their arithmetic, and the evidence."""
     found = answer(finding)
-    verdicts = [f"{line.about}: {line.verdict}. {line.text}" for line in finding.lines]
-    evidence = [("the three questions", verdicts), *sections(finding)]
+    evidence: list[tuple[str, Iterable[str]]] = [
+        ("the three questions", questions(finding)),
+        *sections(finding),
+    ]
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',

@@ -33,12 +33,19 @@ def short(finding: Finding, width: int = WIDTH) -> str:
 def text(finding: Finding, width: int = WIDTH) -> str:
     """The short answer, the three questions with their arithmetic, and the evidence."""
     lines = [short(finding, width), "", *_wrapped(finding.claim.about, "", width), ""]
-    for line in finding.lines:
-        lines += _wrapped(f"{_QUESTIONS[line.about]} {line.verdict}: {line.text}", "  ", width)
+    for line in questions(finding):
+        lines += _wrapped(line, "  ", width)
     lines += ["", f"verdict on the run as claimed: {finding.verdict}"]
     for title, items in sections(finding):
         lines += ["", title, *(line for item in items for line in _wrapped(item, "- ", width))]
     return "\n".join([*lines, "", *_wrapped(COUNTED, "", width)])
+
+
+def questions(finding: Finding) -> Iterator[str]:
+    """The three questions with verdict and arithmetic. That a price leaves things out makes no run implausible."""
+    for line in finding.lines:
+        no = line.about == "whole cost" and line.verdict == "implausible"
+        yield f"{_QUESTIONS[line.about]} {'no' if no else line.verdict}: {line.text}"
 
 
 COUNTED = f"Counted as {CONVENTION}; full counts masked attention too; MFU is of the dense 16-bit peak."

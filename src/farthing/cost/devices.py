@@ -321,12 +321,17 @@ def _short(device: Device) -> str:
     return device.name if device.kind == "cpu" or not device.aliases else device.aliases[0]
 
 
+_NAMED = 16  # devices in a message
+
+
 def _nearest(name: str) -> str:
     known = {key: device for device in catalogue() if device.kind != "cpu" for key in _keys(device)}
     near = difflib.get_close_matches(_key(name), known, n=6, cutoff=0.6)
     if near:
         return f": did you mean {', '.join(dict.fromkeys(_short(known[key]) for key in near))}?"
-    return f": the names known are {', '.join(map(_short, catalogue()))}"
+    names = list(map(_short, catalogue()))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f": the names known are {', '.join(names[:_NAMED])}{more}; or describe your own as JSON"
 
 
 def peak(device: Device) -> float:
